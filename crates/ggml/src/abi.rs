@@ -1,0 +1,19 @@
+//! ggml's private structs, generated from the vendored headers (see `build.rs`), over the public
+//! API of llama-cpp-sys-2. Where both have a type, llama-cpp-sys-2 knows it as opaque only, so
+//! its functions take our pointers through `.cast()`.
+
+#![allow(
+    non_camel_case_types,
+    unreachable_pub,
+    missing_docs,
+    clippy::undocumented_unsafe_blocks,
+    clippy::pub_underscore_fields,
+    unnameable_types
+)]
+
+pub use llama_cpp_sys_2::*;
+
+include!(concat!(env!("OUT_DIR"), "/abi.rs"));
+
+// The proxy fills every slot of these vtables by name; a new version may add required ones.
+const _: () = assert!(GGML_BACKEND_API_VERSION == 3, "ggml's backend API changed: review proxy.rs");

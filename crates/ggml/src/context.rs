@@ -1,0 +1,346 @@
+//! One conversation with a model: KV cache, compute buffers, threads.
+
+use std::ffi::c_void;
+use std::ptr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use crate::abi::*;
+use crate::error::{Error, Result};
+use crate::log;
+use crate::model::Model;
+use crate::proxy::{Control, contain, proc_of};
+use crate::vocab::Token;
+
+/// Sizes and threads of a context.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ContextOptions {
+    /// Tokens that the KV cache holds.
+    pub n_ctx: u32,
+    /// Tokens of a batch that is computed at once; longer ones are cut.
+    pub n_batch: u32,
+    /// Compute threads.
+    pub n_threads: u32,
+}
+
+impl Default for ContextOptions {
+    fn default() -> Self {
+        Self { n_ctx: 4096, n_batch: 512, n_threads: 1 }
+    }
+}
+
+/// Which rows of logits a decode keeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keep {
+    /// Of the last token.
+    Last,
+    /// Of every token.
+    All,
+}
+
+/// Stops a context's computing from any thread.
+#[derive(Debug, Clone, Default)]
+pub struct Cancel {
+    flag: Arc<AtomicBool>,
+}
+
+impl Cancel {
+    /// Ends the decode that runs, and every later one until [`Cancel::reset`].
+    pub fn cancel(&self) {
+        self.flag.store(true, Ordering::Release);
+    }
+
+    /// Lets the context decode again.
+    pub fn reset(&self) {
+        self.flag.store(false, Ordering::Release);
+    }
+
+    /// Whether decodes end.
+    pub fn is_cancelled(&self) -> bool {
+        self.flag.load(Ordering::Acquire)
+    }
+}
+
+/// A context of a [`Model`]. One thread at a time uses it; several contexts of one model may
+/// decode at the same time and share its pool.
+pub struct Context {
+    llama: *mut llama_context,
+    threadpool: ggml_threadpool_t,
+    /// Of the proxy's backend, for streamed models.
+    control: Option<Arc<Control>>,
+    cancel: Cancel,
+    n_vocab: usize,
+    rows: usize,
+    position: u32,
+    options: ContextOptions,
+    model: Model,
+}
+
+// SAFETY: llama.cpp's contexts have no ties to a thread; `&mut self` keeps it to one at a time.
+unsafe impl Send for Context {}
+
+impl std::fmt::Debug for Context {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Context")
+            .field("options", &self.options)
+            .field("position", &self.position)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Context {
+    /// Allocates a KV cache and compute buffers.
+    ///
+    /// # Errors
+    /// [`Error::Context`] with llama.cpp's reason, [`Error::SelfCheck`].
+    pub fn new(model: Model, options: &ContextOptions) -> Result<Context> {
+        let failed = |reason| Error::Context { n_ctx: options.n_ctx, reason };
+        if options.n_ctx == 0 || options.n_batch == 0 || options.n_threads == 0 {
+            return Err(failed("context, batch and threads must be at least 1".to_owned()));
+        }
+        let threads = i32::try_from(options.n_threads).unwrap_or(i32::MAX);
+        let cancel = Cancel::default();
+        // SAFETY: a plain struct of defaults.
+        let mut params = unsafe { llama_context_default_params() };
+        params.n_ctx = options.n_ctx;
+        params.n_batch = options.n_batch.min(options.n_ctx);
+        params.n_ubatch = params.n_batch;
+        params.n_threads = threads;
+        params.n_threads_batch = threads;
+        params.n_seq_max = 1;
+        params.op_offload = false;
+        params.no_perf = true;
+        params.abort_callback = Some(abort);
+        params.abort_callback_data = Arc::as_ptr(&cancel.flag).cast_mut().cast();
+        log::clear();
+        // SAFETY: the model is live; the flag lives as long as the context.
+        let llama = unsafe { llama_init_from_model(model.raw(), params) };
+        let newborn = model.device().map(|d| d.take_newborn());
+        if llama.is_null() {
+            return Err(failed(log::complaints()));
+        }
+        let mut context = Context {
+            llama,
+            threadpool: ptr::null_mut(),
+            control: None,
+            cancel,
+            n_vocab: model.vocab().len() as usize,
+            rows: 0,
+            position: 0,
+            options: *options,
+            model,
+        };
+        if let Some(mut newborn) = newborn {
+            match (newborn.pop(), newborn.is_empty()) {
+                (Some(control), true) => context.control = Some(control),
+                _ => return Err(Error::SelfCheck("a context has one backend on our device".into())),
+            }
+        }
+        context.attach_threads(threads)?;
+        Ok(context)
+    }
+
+    /// Gives the CPU backend one pool of threads for good. Without it, ggml starts a new set for
+    /// every graph, and so for every segment of ours.
+    fn attach_threads(&mut self, threads: i32) -> Result<()> {
+        // SAFETY: plain parameters; ggml returns null or a pool that we free.
+        unsafe {
+            let mut params = ggml_threadpool_params_default(threads);
+            self.threadpool = ggml_threadpool_new(&raw mut params);
+        }
+        if self.threadpool.is_null() {
+            return Err(Error::OutOfMemory { bytes: 0, what: "compute threads" });
+        }
+        // SAFETY: both are live; the pool outlives the context (see `drop`).
+        unsafe { llama_attach_threadpool(self.llama, self.threadpool, self.threadpool) };
+        let Some(control) = &self.control else { return Ok(()) };
+        let inner = control.inner();
+        if let Some(f) = proc_of(inner, c"ggml_backend_cpu_set_threadpool") {
+            type Set = extern "C" fn(ggml_backend_t, ggml_threadpool_t);
+            // SAFETY: ggml-cpu gives this name this type.
+            let set: Set = unsafe { std::mem::transmute(f) };
+            set(inner, self.threadpool);
+        }
+        Ok(())
+    }
+
+    /// Appends `tokens` and computes them, in batches of [`ContextOptions::n_batch`].
+    /// `row` is called with (index in `tokens`, logits) for every row that is kept.
+    ///
+    /// # Errors
+    /// [`Error::Batch`] when the context is full or a token is none of the model's;
+    /// [`Error::Io`] when records could not be read, [`Error::Cancelled`], [`Error::Decode`].
+    /// After an error the context holds the batches before the failed one.
+    pub fn decode(
+        &mut self,
+        tokens: &[Token],
+        keep: Keep,
+        mut row: impl FnMut(usize, &[f32]),
+    ) -> Result<()> {
+        self.check(tokens)?;
+        let size = self.options.n_batch.min(self.options.n_ctx) as usize;
+        let mut done = 0;
+        for batch in tokens.chunks(size) {
+            let last = done + batch.len() == tokens.len();
+            self.decode_batch(batch, keep, last)?;
+            let first = match keep {
+                Keep::All => done,
+                Keep::Last => tokens.len() - 1,
+            };
+            for index in 0..self.rows {
+                row(first + index, self.logits(index));
+            }
+            done += batch.len();
+        }
+        Ok(())
+    }
+
+    fn check(&self, tokens: &[Token]) -> Result<()> {
+        let room = self.options.n_ctx - self.position;
+        if tokens.is_empty() {
+            return Err(Error::Batch("no tokens to decode".into()));
+        }
+        if tokens.len() > room as usize {
+            return Err(Error::Batch(format!(
+                "{} tokens do not fit the {room} free ones of a context of {}",
+                tokens.len(),
+                self.options.n_ctx
+            )));
+        }
+        match tokens.iter().find(|&&t| usize::try_from(t).map_or(true, |t| t >= self.n_vocab)) {
+            Some(t) => Err(Error::Batch(format!("token {t} is none of the model's {}", self.n_vocab))),
+            None => Ok(()),
+        }
+    }
+
+    fn decode_batch(&mut self, tokens: &[Token], keep: Keep, last: bool) -> Result<()> {
+        let n = i32::try_from(tokens.len()).expect("a batch is smaller than a context");
+        let start = i32::try_from(self.position).expect("a context is smaller than i32");
+        let mut ids = tokens.to_vec();
+        let mut positions: Vec<llama_pos> = (start..start + n).collect();
+        let mut counts = vec![1i32; tokens.len()];
+        let mut sequence: llama_seq_id = 0;
+        let mut sequences = vec![&raw mut sequence; tokens.len()];
+        let mut kept = vec![i8::from(keep == Keep::All); tokens.len()];
+        if last {
+            kept[tokens.len() - 1] = 1;
+        }
+        self.rows = kept.iter().filter(|&&k| k != 0).count();
+        let batch = llama_batch {
+            n_tokens: n,
+            token: ids.as_mut_ptr(),
+            embd: ptr::null_mut(),
+            pos: positions.as_mut_ptr(),
+            n_seq_id: counts.as_mut_ptr(),
+            seq_id: sequences.as_mut_ptr(),
+            logits: kept.as_mut_ptr(),
+        };
+        if let Some(control) = &self.control {
+            control.cancel(self.cancel.is_cancelled());
+        }
+        log::clear();
+        // SAFETY: a live context; the batch's arrays have `n` entries and outlive the call.
+        let status = unsafe { llama_decode(self.llama, batch) };
+        let error = self.control.as_ref().and_then(|c| c.take_error());
+        if status == 0 && error.is_none() {
+            self.position += n.unsigned_abs();
+            return Ok(());
+        }
+        self.rows = 0;
+        self.forget_from(self.position);
+        Err(match (error, status) {
+            (Some(error), _) => error,
+            (None, 2) => Error::Cancelled,
+            (None, 1) => Error::Batch("the KV cache has no room for this batch".into()),
+            (None, status) => Error::Decode { status, reason: log::complaints() },
+        })
+    }
+
+    /// Row `index` of the kept logits of the last batch, one value per token id.
+    ///
+    /// # Panics
+    /// If there is no such row.
+    pub fn logits(&self, index: usize) -> &[f32] {
+        assert!(index < self.rows, "row {index} of {}", self.rows);
+        // SAFETY: llama.cpp holds `rows` rows of `n_vocab` floats until the next decode, which
+        // needs `&mut self`.
+        unsafe {
+            let all = llama_get_logits(self.llama);
+            std::slice::from_raw_parts(all.add(index * self.n_vocab), self.n_vocab)
+        }
+    }
+
+    /// Whether the last decode left logits to sample from.
+    pub fn has_logits(&self) -> bool {
+        self.rows > 0
+    }
+
+    /// Tokens in the KV cache.
+    pub fn position(&self) -> u32 {
+        self.position
+    }
+
+    /// Forgets all tokens.
+    pub fn clear(&mut self) {
+        // SAFETY: a live context.
+        unsafe { llama_memory_clear(llama_get_memory(self.llama), true) };
+        self.position = 0;
+        self.rows = 0;
+    }
+
+    /// Forgets the tokens from `position` on. Returns false, and forgets nothing, where the
+    /// model's memory cannot be cut (recurrent models).
+    pub fn forget_from(&mut self, position: u32) -> bool {
+        let from = i32::try_from(position).unwrap_or(i32::MAX);
+        // SAFETY: a live context; -1 is "to the end".
+        let cut = unsafe { llama_memory_seq_rm(llama_get_memory(self.llama), 0, from, -1) };
+        if cut {
+            self.position = self.position.min(position);
+            self.rows = 0;
+        }
+        cut
+    }
+
+    /// A handle that stops this context from another thread.
+    pub fn cancel_handle(&self) -> Cancel {
+        self.cancel.clone()
+    }
+
+    /// Time that computing has waited for expert records, since the context was made.
+    pub fn stall(&self) -> Duration {
+        let ns = self.control.as_ref().map_or(0, |c| c.stall_ns.load(Ordering::Relaxed));
+        Duration::from_nanos(ns)
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// Sizes and threads.
+    pub fn options(&self) -> &ContextOptions {
+        &self.options
+    }
+
+    pub(crate) fn raw(&mut self) -> *mut llama_context {
+        self.llama
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        // SAFETY: ours, freed once; the backends use the thread pool until they are gone.
+        unsafe {
+            llama_free(self.llama);
+            if !self.threadpool.is_null() {
+                ggml_threadpool_free(self.threadpool);
+            }
+        }
+    }
+}
+
+unsafe extern "C" fn abort(flag: *mut c_void) -> bool {
+    // SAFETY: the context's own flag, which it keeps alive.
+    contain(true, || unsafe { (*flag.cast::<AtomicBool>()).load(Ordering::Acquire) })
+}

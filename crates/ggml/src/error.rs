@@ -1,0 +1,97 @@
+//! What can go wrong between a model file and its tokens.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// An error of this crate.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The file is no GGUF that we accept; llama.cpp has not seen it.
+    #[error(transparent)]
+    Gguf(Arc<tierstream_gguf::Error>),
+    /// A read failed, fell short, or the file changed under us.
+    #[error(transparent)]
+    Io(#[from] tierstream_io::Error),
+    /// llama.cpp refused the model; `reason` is its own last error line.
+    #[error("{}: llama.cpp cannot load this model: {reason}", path.display())]
+    Load {
+        /// The model file.
+        path: PathBuf,
+        /// What llama.cpp logged.
+        reason: String,
+    },
+    /// llama.cpp could not make a context (KV cache and compute buffers).
+    #[error("cannot create a context of {n_ctx} tokens: {reason}")]
+    Context {
+        /// Tokens asked for.
+        n_ctx: u32,
+        /// What llama.cpp logged.
+        reason: String,
+    },
+    /// The pool asked for cannot hold what one token needs.
+    #[error(
+        "an expert pool of {bytes} bytes is too small: this model needs at least {least_bytes} \
+         (the experts that one token uses, in every layer)"
+    )]
+    PoolTooSmall {
+        /// Bytes asked for.
+        bytes: u64,
+        /// Bytes of the smallest pool that works.
+        least_bytes: u64,
+    },
+    /// The pool could not be made.
+    #[error(transparent)]
+    Pool(#[from] tierstream_pool::Error),
+    /// A start-up check found that llama.cpp does not behave as the proxy device needs.
+    #[error("start-up check failed: {0}")]
+    SelfCheck(String),
+    /// The compute graph has a shape that the executor cannot serve.
+    #[error("layer {layer}: {reason}")]
+    Graph {
+        /// Transformer block (`blk.N`).
+        layer: u32,
+        /// What was met.
+        reason: String,
+    },
+    /// `llama_decode` failed for a reason of its own.
+    #[error("decoding failed (llama.cpp status {status}): {reason}")]
+    Decode {
+        /// llama.cpp's return value.
+        status: i32,
+        /// What llama.cpp logged, or a plain sentence.
+        reason: String,
+    },
+    /// The caller's cancel flag was seen.
+    #[error("cancelled")]
+    Cancelled,
+    /// The batch does not fit the context or breaks a limit.
+    #[error("{0}")]
+    Batch(String),
+    /// Text could not be turned into tokens or back.
+    #[error("{0}")]
+    Vocab(String),
+    /// A ggml backend library or device is not there or does not fit.
+    #[error("{0}")]
+    Backend(String),
+    /// Memory for the pool could not be had.
+    #[error("cannot allocate {bytes} bytes for {what}")]
+    OutOfMemory {
+        /// Bytes asked for.
+        bytes: usize,
+        /// For what.
+        what: &'static str,
+    },
+    /// A bug of ours, caught before it could cross a C frame.
+    #[error("internal error: {0}")]
+    Internal(String),
+}
+
+impl From<tierstream_gguf::Error> for Error {
+    fn from(e: tierstream_gguf::Error) -> Self {
+        Error::Gguf(Arc::new(e))
+    }
+}
+
+/// Result of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;

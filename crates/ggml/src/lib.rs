@@ -1,0 +1,28 @@
+//! Runs models with llama.cpp, with expert weights streamed through a pool.
+//!
+//! The way of a token: [`Context::decode`] calls llama.cpp, which builds its graph and gives it to
+//! the only device it knows, our proxy (`proxy`). The proxy's executor (`host`) cuts the graph
+//! before the expert matmuls of each layer (`plan`), looks the routed experts up in the pool
+//! (`residency`), has the missing ones read, points the matmuls at slots and lets the real backend
+//! compute. llama.cpp itself is unmodified.
+
+mod abi;
+mod context;
+mod error;
+mod host;
+mod log;
+mod model;
+mod plan;
+mod proxy;
+mod residency;
+mod sampler;
+mod vocab;
+mod weights;
+
+pub use context::{Cancel, Context, ContextOptions, Keep};
+pub use error::{Error, Result};
+pub use log::set_verbose;
+pub use model::{Model, PoolOptions, PoolSize, Progress, Weights};
+pub use residency::ExpertCounters;
+pub use sampler::{Sampler, Sampling};
+pub use vocab::{Token, Vocab};

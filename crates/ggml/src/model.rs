@@ -1,0 +1,516 @@
+//! Loading a model: dense weights by llama.cpp, expert records by nobody until they are routed to.
+
+use std::collections::{BTreeSet, HashMap};
+use std::ffi::{CString, c_void};
+use std::path::{Path, PathBuf};
+use std::ptr;
+use std::sync::Arc;
+
+use tierstream_io::{FileId, Reader};
+use tierstream_pool::Policy;
+
+use crate::abi::*;
+use crate::context::{Context, ContextOptions};
+use crate::error::{Error, Result};
+use crate::log;
+use crate::proxy::{Device, check_callbacks};
+use crate::residency::{ExpertCounters, Layer, Part, Residency, Spec};
+use crate::vocab::Vocab;
+use crate::weights::PartRef;
+
+/// Reads that llama.cpp makes beyond the dense weights: headers that it reads again through
+/// stdio, and the aligned head and tail of each tensor. Bytes.
+const LOAD_SLACK_BYTES: u64 = 8 << 20;
+const LOAD_SLACK_PER_TENSOR_BYTES: u64 = 16 << 10;
+
+/// Who reads the weights, and with which kernels they are computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Weights {
+    /// Expert records through a pool, everything else loaded by llama.cpp with direct I/O.
+    Streamed,
+    /// Everything loaded by llama.cpp.
+    Stock {
+        /// Map the file instead of reading it.
+        mmap: bool,
+        /// Let the CPU backend repack weights into layouts of its own. Faster, and with other
+        /// last bits; records in a pool cannot be repacked.
+        repack: bool,
+    },
+}
+
+/// Reports how much of the load is done, 0 to 1; returning false stops it.
+pub type Progress<'a> = &'a mut dyn FnMut(f32) -> bool;
+
+/// A loaded model. Cheap to clone; contexts hold it too.
+#[derive(Clone)]
+pub struct Model {
+    inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    llama: *mut llama_model,
+    /// The proxy, for [`Weights::Streamed`] models with experts.
+    device: Option<Box<Device>>,
+    streamed: Option<Streamed>,
+    path: PathBuf,
+}
+
+/// What a pool is made from.
+struct Streamed {
+    layers: Vec<Layer>,
+    reader: Arc<Reader>,
+    files: Vec<FileId>,
+    /// Blocks whose experts are not streamed, and why.
+    resident: Vec<(u32, String)>,
+}
+
+// SAFETY: a loaded llama_model is constant; llama.cpp serves several contexts of it from several
+// threads.
+unsafe impl Send for Inner {}
+// SAFETY: as above.
+unsafe impl Sync for Inner {}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // SAFETY: contexts hold an `Arc` of this, so they are gone; the device, which the model's
+        // buffers refer to, is dropped after.
+        unsafe { llama_model_free(self.llama) };
+    }
+}
+
+/// How large the pool is and what it keeps.
+#[derive(Debug, Clone)]
+pub struct PoolOptions {
+    /// Slots of all size classes together.
+    pub size: PoolSize,
+    /// Which record gives way.
+    pub policy: Policy,
+    /// For the `random` policy.
+    pub seed: u64,
+    /// Read every record at once if all of them fit; otherwise records come when routed to.
+    pub preload: bool,
+}
+
+/// Size of the expert pool.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum PoolSize {
+    /// At most this many bytes.
+    Bytes(u64),
+    /// This share of all records, 0 to 1, rounded up to whole records.
+    Share(f64),
+}
+
+impl Model {
+    /// Loads `file`, whose header is already read and checked, on the CPU.
+    ///
+    /// With [`Weights::Streamed`], no byte of the experts is read and `reader` will serve them;
+    /// call [`Model::attach_pool`] before decoding. A dense model is loaded whole.
+    ///
+    /// # Errors
+    /// [`Error::Load`] when llama.cpp refuses the file, [`Error::SelfCheck`] when it does not
+    /// behave as the proxy device needs, [`Error::Io`], [`Error::Cancelled`].
+    pub fn load(
+        file: &tierstream_gguf::Model,
+        weights: Weights,
+        reader: Arc<Reader>,
+        progress: Progress<'_>,
+    ) -> Result<Model> {
+        log::init();
+        let experts = tierstream_gguf::Experts::group(file)?;
+        if weights != Weights::Streamed || experts.is_empty() {
+            let (mmap, repack) = match weights {
+                Weights::Streamed => (false, true),
+                Weights::Stock { mmap, repack } => (mmap, repack),
+            };
+            return Self::load_stock(file, mmap, repack, progress);
+        }
+        let files = file
+            .files()
+            .iter()
+            .map(|f| reader.open(&f.path))
+            .collect::<Result<Vec<_>, _>>()?;
+        // Layers that turn out to use their experts in a way that the proxy cannot serve are
+        // loaded as llama.cpp does it. That is known once a graph was built.
+        let mut resident: Vec<(u32, String)> = Vec::new();
+        loop {
+            let skip: BTreeSet<u32> = resident.iter().map(|(block, _)| *block).collect();
+            let layers = pooled_layers(file, &experts, &files, &skip);
+            if layers.is_empty() {
+                return Self::load_stock(file, false, false, progress);
+            }
+            let streamed = Streamed {
+                layers,
+                reader: reader.clone(),
+                files: files.clone(),
+                resident: resident.clone(),
+            };
+            let model = Self::load_streamed(file, streamed, &skip, progress)?;
+            let foreign = model.probe()?;
+            if foreign.is_empty() {
+                return Ok(model);
+            }
+            let layers = &model.inner.streamed.as_ref().expect("just loaded so").layers;
+            resident.extend(foreign.into_iter().map(|(layer, op)| {
+                (layers[layer].block, format!("operation {op} reads its expert weights"))
+            }));
+        }
+    }
+
+    fn load_stock(
+        file: &tierstream_gguf::Model,
+        mmap: bool,
+        repack: bool,
+        progress: Progress<'_>,
+    ) -> Result<Model> {
+        let mut devices = [ptr::null_mut()];
+        // SAFETY: a plain struct of defaults.
+        let mut params = unsafe { llama_model_default_params() };
+        params.devices = devices.as_mut_ptr();
+        params.n_gpu_layers = 0;
+        params.load_mode = if mmap { LLAMA_LOAD_MODE_MMAP } else { LLAMA_LOAD_MODE_DIRECT_IO };
+        params.use_extra_bufts = repack;
+        let path = first_path(file);
+        let llama = call_loader(&path, params, progress)?;
+        Ok(Model { inner: Arc::new(Inner { llama, device: None, streamed: None, path }) })
+    }
+
+    fn load_streamed(
+        file: &tierstream_gguf::Model,
+        streamed: Streamed,
+        skip: &BTreeSet<u32>,
+        progress: Progress<'_>,
+    ) -> Result<Model> {
+        let names = names(&streamed.layers);
+        // SAFETY: the CPU device is part of the build and lives for ever.
+        let cpu: ggml_backend_dev_t =
+            unsafe { ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU) }.cast();
+        if cpu.is_null() {
+            return Err(Error::Backend("ggml has no CPU backend".into()));
+        }
+        let device = Device::new(cpu, names);
+        // SAFETY: as above.
+        let plain = unsafe { ggml_backend_dev_buffer_type(cpu.cast()) };
+        let patterns: Vec<CString> = skip
+            .iter()
+            .map(|block| format!(r"^blk\.{block}\.ffn_.*_exps\.weight$"))
+            .chain([r"^blk\.[0-9]+\.ffn_(gate|up|down|gate_up)_exps\.weight$".to_owned()])
+            .map(|p| CString::new(p).expect("no NUL in a pattern"))
+            .collect();
+        let mut overrides: Vec<_> = patterns
+            .iter()
+            .map(|p| llama_model_tensor_buft_override { pattern: p.as_ptr(), buft: plain })
+            .collect();
+        overrides.last_mut().expect("never empty").buft = device.buffer_type().cast();
+        overrides.push(llama_model_tensor_buft_override {
+            pattern: ptr::null(),
+            buft: ptr::null_mut(),
+        });
+        let mut devices = [device.handle().cast(), ptr::null_mut()];
+        // SAFETY: a plain struct of defaults.
+        let mut params = unsafe { llama_model_default_params() };
+        params.devices = devices.as_mut_ptr();
+        params.n_gpu_layers = -1;
+        params.tensor_buft_overrides = overrides.as_ptr();
+        params.load_mode = LLAMA_LOAD_MODE_DIRECT_IO;
+        params.use_extra_bufts = false;
+        let path = first_path(file);
+        let before = thread_read_bytes();
+        let llama = call_loader(&path, params, progress)?;
+        let read = before.zip(thread_read_bytes()).map(|(before, after)| after - before);
+        device.weight_table().restore_names();
+        let model = Model {
+            inner: Arc::new(Inner { llama, device: Some(device), streamed: Some(streamed), path }),
+        };
+        model.check_load(file, read)?;
+        Ok(model)
+    }
+
+    /// Every expert tensor is with us, untouched, and its bytes were not read.
+    fn check_load(&self, file: &tierstream_gguf::Model, read: Option<u64>) -> Result<()> {
+        let device = self.inner.device.as_ref().expect("called for streamed models");
+        check_callbacks(device)?;
+        if let Some(name) = device.weight_table().missing().first() {
+            return Err(Error::SelfCheck(format!("llama.cpp does not use the tensor {name}")));
+        }
+        let streamed = self.inner.streamed.as_ref().expect("called for streamed models");
+        let pooled: u64 =
+            streamed.layers.iter().map(|l| l.record_bytes() * u64::from(l.experts)).sum();
+        let rest = file.file_bytes() - pooled;
+        // The header is read three times: by us before, by llama.cpp and by its vocabulary.
+        let slack = LOAD_SLACK_BYTES + file.tensors().len() as u64 * LOAD_SLACK_PER_TENSOR_BYTES;
+        match read {
+            Some(read) if read > 2 * rest + slack => Err(Error::SelfCheck(format!(
+                "llama.cpp read {read} bytes while loading, of which {rest} are not streamed"
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Builds graphs once, with a small context, and returns the layers that cannot be streamed.
+    fn probe(&self) -> Result<Vec<(usize, String)>> {
+        let options = ContextOptions { n_ctx: 64, n_batch: 8, n_threads: 1, ..Default::default() };
+        let context = Context::new(self.clone(), &options)?;
+        drop(context);
+        let device = self.inner.device.as_ref().expect("called for streamed models");
+        check_callbacks(device)?;
+        Ok(device.foreign_users())
+    }
+
+    /// Gives a streamed model its pool, once. `progress` reports the preload.
+    ///
+    /// # Errors
+    /// [`Error::Pool`] when the size is below [`Model::least_pool_bytes`];
+    /// [`Error::OutOfMemory`], [`Error::Io`] and [`Error::Cancelled`] from allocating and
+    /// preloading.
+    pub fn attach_pool(&self, options: &PoolOptions, progress: Progress<'_>) -> Result<()> {
+        let (Some(device), Some(streamed)) = (&self.inner.device, &self.inner.streamed) else {
+            return Ok(());
+        };
+        if device.residency().is_some() {
+            return Err(Error::Internal("the model has a pool already".into()));
+        }
+        let slots = slots_for(&streamed.layers, options.size)?;
+        let all = all_slots(&streamed.layers);
+        let whole = slots.iter().zip(&all).all(|(have, all)| have >= all);
+        let spec =
+            Spec { layers: streamed.layers.clone(), slots, policy: options.policy, seed: options.seed };
+        // SAFETY: the inner device lives for ever.
+        let buffer_type = unsafe { ggml_backend_dev_buffer_type(device.inner().cast()) }.cast();
+        let residency =
+            Residency::new(spec, buffer_type, streamed.reader.clone(), streamed.files.clone())?;
+        if whole && options.preload {
+            let total: u64 = self.expert_bytes();
+            residency.load_all(&mut |done| progress(done as f32 / total as f32))?;
+        }
+        device.attach(residency);
+        Ok(())
+    }
+
+    /// Bytes of all streamed experts; 0 for models that do not stream.
+    pub fn expert_bytes(&self) -> u64 {
+        let layers = self.inner.streamed.as_ref().map_or(&[][..], |s| &s.layers);
+        layers.iter().map(|l| l.record_bytes() * u64::from(l.experts)).sum()
+    }
+
+    /// The smallest pool that works, bytes: the top-k records of every layer.
+    pub fn least_pool_bytes(&self) -> u64 {
+        let layers = self.inner.streamed.as_ref().map_or(&[][..], |s| &s.layers);
+        pool_bytes(layers, &Spec::least_slots(layers))
+    }
+
+    /// Whether expert records go through a pool.
+    pub fn is_streamed(&self) -> bool {
+        self.inner.streamed.is_some()
+    }
+
+    /// Blocks of a streamed model whose experts stay resident outside the pool, and why.
+    pub fn resident_blocks(&self) -> &[(u32, String)] {
+        self.inner.streamed.as_ref().map_or(&[], |s| &s.resident)
+    }
+
+    /// What the pool has done so far, if there is one.
+    pub fn expert_counters(&self) -> ExpertCounters {
+        self.residency().map_or_else(ExpertCounters::default, |r| r.counters())
+    }
+
+    /// Bytes of all slots, and bytes of the records in them.
+    pub fn pool_bytes(&self) -> (u64, u64) {
+        self.residency().map_or((0, 0), |r| (r.budget_bytes(), r.resident_bytes()))
+    }
+
+    /// Per MoE layer: block and counters.
+    pub fn layer_counters(&self) -> Vec<(u32, tierstream_pool::LayerCounters)> {
+        let Some(r) = self.residency() else { return Vec::new() };
+        r.layers().iter().map(|l| l.block).zip(r.layer_counters()).collect()
+    }
+
+    /// Empties the pool, so that the next tokens start cold.
+    pub fn clear_pool(&self) {
+        if let Some(r) = self.residency() {
+            r.clear();
+        }
+    }
+
+    /// The reader that serves faults, if the model streams.
+    pub fn reader(&self) -> Option<&Arc<Reader>> {
+        self.inner.streamed.as_ref().map(|s| &s.reader)
+    }
+
+    /// The model's files as that reader knows them.
+    pub fn files(&self) -> &[FileId] {
+        self.inner.streamed.as_ref().map_or(&[], |s| &s.files)
+    }
+
+    /// The (first) file of the model.
+    pub fn path(&self) -> &Path {
+        &self.inner.path
+    }
+
+    /// The tokenizer.
+    pub fn vocab(&self) -> Vocab<'_> {
+        Vocab::new(self.inner.llama)
+    }
+
+    /// Tokens of context that the model was trained with.
+    pub fn n_ctx_train(&self) -> u32 {
+        // SAFETY: a live model.
+        u32::try_from(unsafe { llama_model_n_ctx_train(self.inner.llama) }).unwrap_or(0)
+    }
+
+    pub(crate) fn raw(&self) -> *mut llama_model {
+        self.inner.llama
+    }
+
+    pub(crate) fn device(&self) -> Option<&Device> {
+        self.inner.device.as_deref()
+    }
+
+    fn residency(&self) -> Option<&Arc<Residency>> {
+        self.inner.device.as_ref().and_then(|d| d.residency())
+    }
+}
+
+fn first_path(file: &tierstream_gguf::Model) -> PathBuf {
+    file.files()[0].path.clone()
+}
+
+/// Calls llama.cpp's loader.
+fn call_loader(
+    path: &Path,
+    mut params: llama_model_params,
+    progress: Progress<'_>,
+) -> Result<*mut llama_model> {
+    use std::os::unix::ffi::OsStrExt;
+    let failed = |reason: String| Error::Load { path: path.to_owned(), reason };
+    let c_path = CString::new(path.as_os_str().as_bytes())
+        .map_err(|_| failed("the path holds a NUL".to_owned()))?;
+    let mut call = LoadCall { progress, stopped: false };
+    params.progress_callback = Some(on_progress);
+    params.progress_callback_user_data = ptr::from_mut(&mut call).cast();
+    log::clear();
+    // SAFETY: everything in `params` outlives the call.
+    let llama = unsafe { llama_model_load_from_file(c_path.as_ptr(), params) };
+    if !llama.is_null() {
+        return Ok(llama);
+    }
+    Err(if call.stopped { Error::Cancelled } else { failed(log::complaints()) })
+}
+
+struct LoadCall<'a> {
+    progress: Progress<'a>,
+    stopped: bool,
+}
+
+unsafe extern "C" fn on_progress(done: f32, call: *mut c_void) -> bool {
+    crate::proxy::contain(false, || {
+        // SAFETY: `call_loader` passes its own live `LoadCall`, on this thread.
+        let call = unsafe { &mut *call.cast::<LoadCall<'_>>() };
+        let go_on = (call.progress)(done);
+        call.stopped |= !go_on;
+        go_on
+    })
+}
+
+/// The layers whose experts go through the pool, in block order, with classes numbered anew.
+fn pooled_layers(
+    file: &tierstream_gguf::Model,
+    experts: &tierstream_gguf::Experts,
+    files: &[FileId],
+    skip: &BTreeSet<u32>,
+) -> Vec<Layer> {
+    let mut classes: Vec<usize> = Vec::new();
+    let routed = |l: &&tierstream_gguf::experts::MoeLayer| {
+        // Chunk experts and layers for multi-token prediction stay with llama.cpp.
+        l.family == tierstream_gguf::experts::Family::Routed && !l.next_token && !skip.contains(&l.layer)
+    };
+    experts
+        .layers()
+        .iter()
+        .filter(routed)
+        .map(|layer| {
+            let class = classes.iter().position(|&c| c == layer.class).unwrap_or_else(|| {
+                classes.push(layer.class);
+                classes.len() - 1
+            });
+            let part = |part: &tierstream_gguf::experts::Part| {
+                let tensor = &file.tensors()[part.tensor];
+                let ne = |dim| i64::try_from(tensor.dims.ne(dim)).expect("checked by the reader");
+                Part {
+                    name: tensor.name.clone(),
+                    file: files[part.extent.file],
+                    offset: part.extent.offset,
+                    bytes: usize::try_from(part.bytes_per_expert).expect("checked by the reader"),
+                    type_: tensor.ty.id(),
+                    ne: [ne(0), ne(1)],
+                }
+            };
+            Layer {
+                block: layer.layer,
+                class,
+                experts: layer.experts,
+                used: layer.used,
+                parts: layer.parts.iter().map(part).collect(),
+            }
+        })
+        .collect()
+}
+
+fn names(layers: &[Layer]) -> HashMap<String, PartRef> {
+    let parts = |(layer, l): (usize, &Layer)| {
+        let name = |(part, p): (usize, &Part)| (p.name.clone(), PartRef { layer, part });
+        l.parts.iter().enumerate().map(name).collect::<Vec<_>>()
+    };
+    layers.iter().enumerate().flat_map(parts).collect()
+}
+
+/// Slots that hold every record, per class.
+fn all_slots(layers: &[Layer]) -> Vec<u32> {
+    let mut slots = vec![0; layers.iter().map(|l| l.class + 1).max().unwrap_or(0)];
+    for layer in layers {
+        slots[layer.class] += layer.experts;
+    }
+    slots
+}
+
+/// Bytes of `slots` slots per class.
+fn pool_bytes(layers: &[Layer], slots: &[u32]) -> u64 {
+    let bytes = |(class, &n): (usize, &u32)| {
+        let layer = layers.iter().find(|l| l.class == class);
+        layer.map_or(0, |l| l.record_bytes() * u64::from(n))
+    };
+    slots.iter().enumerate().map(bytes).sum()
+}
+
+/// Shares a budget out between the size classes: each gets its floor and a share of the rest in
+/// proportion to its bytes.
+fn slots_for(layers: &[Layer], size: PoolSize) -> Result<Vec<u32>> {
+    let all = all_slots(layers);
+    let least = Spec::least_slots(layers);
+    let (whole, floor) = (pool_bytes(layers, &all), pool_bytes(layers, &least));
+    let share = match size {
+        PoolSize::Share(share) => {
+            let slots = |&n: &u32| ((f64::from(n) * share).ceil() as u32).min(n);
+            let slots: Vec<u32> = all.iter().map(slots).collect();
+            if slots.iter().zip(&least).any(|(have, least)| have < least) {
+                let bytes = pool_bytes(layers, &slots);
+                return Err(Error::PoolTooSmall { bytes, least_bytes: floor });
+            }
+            return Ok(slots);
+        }
+        PoolSize::Bytes(bytes) if bytes < floor => {
+            return Err(Error::PoolTooSmall { bytes, least_bytes: floor });
+        }
+        PoolSize::Bytes(bytes) if whole > floor => {
+            ((bytes - floor) as f64 / (whole - floor) as f64).min(1.0)
+        }
+        PoolSize::Bytes(_) => 1.0,
+    };
+    let slots = |(&all, &least): (&u32, &u32)| least + (f64::from(all - least) * share) as u32;
+    Ok(all.iter().zip(&least).map(slots).collect())
+}
+
+/// Bytes that this thread has read with `read` and its kin, where the kernel tells.
+fn thread_read_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/thread-self/io").ok()?;
+    text.lines().find_map(|l| l.strip_prefix("rchar: "))?.trim().parse().ok()
+}

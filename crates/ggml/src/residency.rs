@@ -1,0 +1,720 @@
+//! The pool of one model: which records are resident, where their bytes are, how they get there.
+//!
+//! Joins the three that know nothing of each other: the pool's bookkeeping
+//! ([`tierstream_pool`]), the reads ([`tierstream_io`]) and the tensors that kernels read.
+
+use std::ptr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use tierstream_io::{Chunk, Extent, FileId, Priority, Reader, Sink, Ticket};
+use tierstream_pool::{LayerCounters, LayerSpec, Lookup, Policy, Pool, Record, Slot};
+
+use crate::abi::*;
+use crate::error::{Error, Result};
+
+/// One tensor of a layer's records.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Part {
+    /// Name of the tensor in the file.
+    pub(crate) name: String,
+    /// Where expert 0 starts.
+    pub(crate) file: FileId,
+    /// Byte offset of expert 0 in that file.
+    pub(crate) offset: u64,
+    /// Bytes of one expert.
+    pub(crate) bytes: usize,
+    /// ggml's type of the elements.
+    pub(crate) type_: ggml_type,
+    /// Elements of a row, rows of one expert.
+    pub(crate) ne: [i64; 2],
+}
+
+/// The records of one MoE layer.
+#[derive(Debug, Clone)]
+pub(crate) struct Layer {
+    /// Transformer block, `blk.N`.
+    pub(crate) block: u32,
+    /// Size class: layers of one class share slots.
+    pub(crate) class: usize,
+    /// Experts of the layer.
+    pub(crate) experts: u32,
+    /// Experts that one token is routed to.
+    pub(crate) used: u32,
+    pub(crate) parts: Vec<Part>,
+}
+
+impl Layer {
+    /// Bytes of one record.
+    pub(crate) fn record_bytes(&self) -> u64 {
+        self.parts.iter().map(|p| p.bytes as u64).sum()
+    }
+}
+
+/// One expert that a batch needs, with the last row of the batch that needs it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Need {
+    pub(crate) expert: u32,
+    pub(crate) last_row: u32,
+}
+
+/// An expert and the slot that holds it, or will.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Placed {
+    pub(crate) expert: u32,
+    pub(crate) slot: u32,
+}
+
+/// Sums over all layers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ExpertCounters {
+    /// Records asked for: one per layer, batch and distinct expert.
+    pub requests: u64,
+    /// Of those, resident (or on their way for another context).
+    pub hits: u64,
+    /// Of those, read from the drive.
+    pub faults: u64,
+    /// Records that gave their slot to another.
+    pub evictions: u64,
+    /// Bytes of faulted records.
+    pub bytes_read: u64,
+    /// Records asked for at least once.
+    pub first_touches: u64,
+}
+
+/// The pool of one model. Shared by its contexts.
+pub(crate) struct Residency {
+    layers: Vec<Layer>,
+    classes: Vec<Class>,
+    /// Holds every slot; freed last.
+    memory: Memory,
+    pool: Mutex<Pool>,
+    /// Signalled when slots settle: loads end, pins are dropped.
+    settled: Condvar,
+    reader: Arc<Reader>,
+    files: Vec<FileId>,
+    /// Per layer the slot of expert 0, when every record sits in expert order for good.
+    identity: Mutex<Option<Arc<[u32]>>>,
+    /// Selections served without a look-up because everything is resident.
+    resident_requests: AtomicU64,
+}
+
+/// The slots of one size class.
+struct Class {
+    slots: u32,
+    /// A tensor per part, `ne[2]` = slots.
+    parts: Vec<ggml_tensor>,
+}
+
+// SAFETY: the tensors are templates that are copied, never written; the memory behind them is
+// guarded by the pool's slot states (see `Arrival`).
+unsafe impl Send for Residency {}
+// SAFETY: as above.
+unsafe impl Sync for Residency {}
+
+/// Everything that a pool is made of.
+pub(crate) struct Spec {
+    pub(crate) layers: Vec<Layer>,
+    /// Slots per class.
+    pub(crate) slots: Vec<u32>,
+    pub(crate) policy: Policy,
+    pub(crate) seed: u64,
+}
+
+impl Spec {
+    /// Slots that the smallest working pool has, per class.
+    pub(crate) fn least_slots(layers: &[Layer]) -> Vec<u32> {
+        let classes = layers.iter().map(|l| l.class + 1).max().unwrap_or(0);
+        Pool::least_slots(&specs(layers, None), classes)
+    }
+}
+
+/// With `slots`, the floors for pools of that size; without, the least.
+///
+/// While a class holds less than [`EVEN_CYCLES`] token cycles its slots are shared out evenly;
+/// above, a layer is sure of its top-k only and the rest goes where it is used. Measured on public
+/// routing traces (OLMoE, Qwen3, gpt-oss, Gemma) with LRU: even shares gain 2.5-4.6 points of hit
+/// rate at two cycles and 0.3-1.0 at four, and begin to lose at six.
+fn specs(layers: &[Layer], slots: Option<&[u32]>) -> Vec<LayerSpec> {
+    let floor = |l: &Layer| {
+        let least = l.used.min(l.experts);
+        let Some(slots) = slots else { return least };
+        let same = || layers.iter().filter(|o| o.class == l.class);
+        let cycle: u32 = same().map(|o| o.used.min(o.experts)).sum();
+        let sharers = u32::try_from(same().count()).expect("a GGUF has fewer layers");
+        let have = slots[l.class];
+        let even = if have < EVEN_CYCLES * cycle { have / sharers } else { 0 };
+        even.min(l.experts).max(least)
+    };
+    layers
+        .iter()
+        .map(|l| LayerSpec {
+            class: index32(l.class),
+            experts: l.experts,
+            floor: floor(l),
+            record_bytes: l.record_bytes(),
+        })
+        .collect()
+}
+
+/// Token cycles of room below which a pool is shared out evenly among the layers.
+const EVEN_CYCLES: u32 = 5;
+
+impl Residency {
+    /// Allocates the pool in `buffer_type`, which must be host memory. The memory is touched, and
+    /// so takes room, only as slots fill.
+    pub(crate) fn new(
+        spec: Spec,
+        buffer_type: ggml_backend_buffer_type_t,
+        reader: Arc<Reader>,
+        files: Vec<FileId>,
+    ) -> Result<Arc<Self>> {
+        let pool = Pool::new(tierstream_pool::Config {
+            layers: specs(&spec.layers, Some(&spec.slots)),
+            slots: spec.slots.clone(),
+            policy: spec.policy,
+            seed: spec.seed,
+        })?;
+        let mut shapes: Vec<Vec<(ggml_type, [i64; 2], usize)>> = vec![Vec::new(); spec.slots.len()];
+        for layer in &spec.layers {
+            let parts = layer.parts.iter().map(|p| (p.type_, p.ne, p.bytes)).collect();
+            shapes[layer.class] = parts;
+        }
+        let part_bytes = |bytes: usize, slots: u32| {
+            (bytes * slots as usize).next_multiple_of(Memory::ALIGNMENT)
+        };
+        let total = shapes
+            .iter()
+            .zip(&spec.slots)
+            .flat_map(|(parts, &slots)| parts.iter().map(move |p| part_bytes(p.2, slots)))
+            .sum();
+        let memory = Memory::weights(buffer_type, total)?;
+        let mut at = memory.base();
+        let classes = shapes
+            .iter()
+            .zip(&spec.slots)
+            .map(|(parts, &slots)| {
+                let tensor = |&(type_, ne, bytes): &(ggml_type, [i64; 2], usize)| {
+                    let tensor = memory.tensor(type_, [ne[0], ne[1], i64::from(slots)], at);
+                    at = at.wrapping_add(part_bytes(bytes, slots));
+                    tensor
+                };
+                Class { slots, parts: parts.iter().map(tensor).collect() }
+            })
+            .collect();
+        Ok(Arc::new(Self {
+            layers: spec.layers,
+            classes,
+            memory,
+            pool: Mutex::new(pool),
+            settled: Condvar::new(),
+            reader,
+            files,
+            identity: Mutex::new(None),
+            resident_requests: AtomicU64::new(0),
+        }))
+    }
+
+    pub(crate) fn layer(&self, layer: usize) -> &Layer {
+        &self.layers[layer]
+    }
+
+    pub(crate) fn layers(&self) -> &[Layer] {
+        &self.layers
+    }
+
+    /// Bytes of all slots.
+    pub(crate) fn budget_bytes(&self) -> u64 {
+        self.memory.bytes as u64
+    }
+
+    /// Bytes of the records that are resident now.
+    pub(crate) fn resident_bytes(&self) -> u64 {
+        self.lock().resident_bytes()
+    }
+
+    pub(crate) fn counters(&self) -> ExpertCounters {
+        let resident = self.resident_requests.load(Ordering::Relaxed);
+        let mut sum =
+            ExpertCounters { requests: resident, hits: resident, ..ExpertCounters::default() };
+        for c in self.lock().counters() {
+            sum.requests += c.requests;
+            sum.hits += c.hits + c.hits_in_flight;
+            sum.faults += c.faults;
+            sum.evictions += c.evictions;
+            sum.bytes_read += c.bytes_faulted;
+            sum.first_touches += c.first_touches;
+        }
+        sum
+    }
+
+    pub(crate) fn layer_counters(&self) -> Vec<LayerCounters> {
+        self.lock().counters().to_vec()
+    }
+
+    /// Forgets every record that is not in use.
+    pub(crate) fn clear(&self) {
+        *self.identity.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.lock().clear();
+    }
+
+    /// Per layer the slot of expert 0, if all records are resident in expert order.
+    pub(crate) fn identity(&self) -> Option<Arc<[u32]>> {
+        self.identity.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Counts the selections of `tokens` tokens in one layer that needed no look-up.
+    pub(crate) fn count_resident(&self, layer: usize, tokens: u64) {
+        let selections = tokens * u64::from(self.layers[layer].used);
+        self.resident_requests.fetch_add(selections, Ordering::Relaxed);
+    }
+
+    /// The pool tensor of `part` of `layer`, cut down to slots `low..=high`, as kernels get it.
+    pub(crate) fn window(&self, layer: usize, part: usize, low: u32, high: u32) -> ggml_tensor {
+        let mut tensor = self.classes[self.layers[layer].class].parts[part];
+        tensor.data = tensor.data.wrapping_byte_add(low as usize * tensor.nb[2]);
+        tensor.ne[2] = i64::from(high - low) + 1;
+        tensor.nb[3] = tensor.nb[2] * (high - low + 1) as usize;
+        tensor
+    }
+
+    /// Fails if a model file was written to since it was opened.
+    pub(crate) fn check_files(&self) -> Result<()> {
+        for &file in &self.files {
+            self.reader.file(file)?.check_unchanged()?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn reader(&self) -> &Arc<Reader> {
+        &self.reader
+    }
+
+    pub(crate) fn files(&self) -> &[FileId] {
+        &self.files
+    }
+
+    /// Reads every record into its slot, in file order, if all fit; then kernels find each
+    /// layer's experts in expert order and no look-up is needed. `progress` gets bytes done.
+    pub(crate) fn load_all(self: &Arc<Self>, progress: &mut dyn FnMut(u64) -> bool) -> Result<()> {
+        let mut bases = Vec::with_capacity(self.layers.len());
+        let mut done = 0;
+        for (index, layer) in self.layers.iter().enumerate() {
+            let need: Vec<Need> =
+                (0..layer.experts).map(|expert| Need { expert, last_row: 0 }).collect();
+            let mut step = self.acquire(index, &need);
+            let placed: Vec<Placed> = step.arriving().iter().flatten().copied().collect();
+            for part in 0..layer.parts.len() {
+                step.load(part, &placed, Priority::Bulk);
+            }
+            step.wait_all()?;
+            step.finish();
+            done += placed.len() as u64 * layer.record_bytes();
+            if !progress(done) {
+                return Err(Error::Cancelled);
+            }
+            let pool = self.lock();
+            let slot = |expert| match pool.peek(record(index, expert)) {
+                Lookup::Resident(slot) => Some(slot.index),
+                _ => None,
+            };
+            bases.push(slot(0).filter(|base| {
+                (0..layer.experts).all(|e| slot(e) == Some(base + e))
+            }));
+        }
+        let identity: Option<Vec<u32>> = bases.into_iter().collect();
+        *self.identity.lock().unwrap_or_else(PoisonError::into_inner) = identity.map(Arc::from);
+        Ok(())
+    }
+
+    /// Finds and pins the resident records among `need` (distinct experts, at least one) and
+    /// reserves slots for the others. What does not fit at once comes in groups through the same
+    /// slots, see [`Step::arriving`]. Waits while another context holds what this one needs;
+    /// holds nothing while it waits.
+    pub(crate) fn acquire(self: &Arc<Self>, layer: usize, need: &[Need]) -> Step {
+        let mut pool = self.lock();
+        let split = loop {
+            match self.split(&pool, layer, need) {
+                Some(split) => break split,
+                None => {
+                    pool = self.settled.wait(pool).unwrap_or_else(PoisonError::into_inner);
+                }
+            }
+        };
+        pool.begin_step();
+        let mut step = Step {
+            residency: self.clone(),
+            layer,
+            hits: Vec::with_capacity(split.keep.len()),
+            groups: Vec::new(),
+            reserved: Vec::with_capacity(split.reserve),
+            pinned: Vec::with_capacity(split.keep.len()),
+            tickets: Vec::new(),
+        };
+        for need in split.keep {
+            let Lookup::Resident(slot) = pool.request(record(layer, need.expert)) else {
+                unreachable!("the lock is held since the record was found resident");
+            };
+            step.pinned.push(slot);
+            step.hits.push(Placed { expert: need.expert, slot: slot.index });
+        }
+        for need in &split.give_up {
+            let evicted = pool.evict(record(layer, need.expert));
+            debug_assert!(evicted, "an unpinned resident record can be evicted");
+        }
+        // The records wanted last come last and stay: decoding goes on from there.
+        let mut missing = split.missing;
+        missing.extend(split.give_up);
+        missing.sort_by_key(|n| (n.last_row, n.expert));
+        for need in &missing {
+            let found = pool.request(record(layer, need.expert));
+            debug_assert_eq!(found, Lookup::Absent);
+        }
+        let stay = missing.len() - split.reserve.min(missing.len());
+        let mut slots = Vec::with_capacity(split.reserve);
+        for need in &missing[stay..] {
+            let reserved = pool.reserve(record(layer, need.expert));
+            let reserved = reserved.expect("`split` counted the slots that can be reserved");
+            step.reserved.push(reserved.slot);
+            slots.push(reserved.slot.index);
+        }
+        for need in &missing[..stay] {
+            pool.stream(record(layer, need.expert));
+        }
+        let experts: Vec<u32> = missing.iter().map(|n| n.expert).collect();
+        step.groups = groups(&experts, &slots);
+        step
+    }
+
+    /// How `need` is served with what the pool can give now; `None`: wait for another context.
+    fn split(&self, pool: &Pool, layer: usize, need: &[Need]) -> Option<Split> {
+        let mut keep = Vec::with_capacity(need.len());
+        let mut missing = Vec::with_capacity(need.len());
+        for &n in need {
+            match pool.peek(record(layer, n.expert)) {
+                Lookup::Resident(_) => keep.push(n),
+                Lookup::Absent => missing.push(n),
+                Lookup::Loading(_) => return None,
+            }
+        }
+        if missing.is_empty() {
+            return Some(Split { keep, give_up: Vec::new(), missing, reserve: 0 });
+        }
+        // Own resident records count as reservable until they are pinned.
+        let reservable = pool.reservable(index32(layer)) as usize;
+        let spare = reservable.saturating_sub(keep.len());
+        if spare >= missing.len() {
+            let reserve = missing.len();
+            return Some(Split { keep, give_up: Vec::new(), missing, reserve });
+        }
+        // Waves. They turn over about this layer's share of the pool and leave the rest to the
+        // other layers; when even that is not there, resident records of this layer give way.
+        let share = self.share(layer).min(reservable);
+        let reserve = spare.min(share).max(share.div_ceil(2)).min(missing.len());
+        if reserve == 0 {
+            return None;
+        }
+        let mut surplus = reserve.saturating_sub(spare);
+        keep.sort_by_key(|n| (n.last_row, n.expert));
+        let mut give_up = Vec::with_capacity(surplus);
+        keep.retain(|&n| {
+            let give = surplus > 0 && pool.is_evictable(record(layer, n.expert));
+            if give {
+                surplus -= 1;
+                give_up.push(n);
+            }
+            !give
+        });
+        (surplus == 0).then_some(Split { keep, give_up, missing, reserve })
+    }
+
+    /// An even share of the class's slots, in slots.
+    fn share(&self, layer: usize) -> usize {
+        let class = self.layers[layer].class;
+        let sharers = self.layers.iter().filter(|l| l.class == class).count();
+        (self.classes[class].slots as usize / sharers).max(1)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Pool> {
+        self.pool.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+struct Split {
+    /// Resident, to be pinned.
+    keep: Vec<Need>,
+    /// Resident, but their slots are needed for waves.
+    give_up: Vec<Need>,
+    missing: Vec<Need>,
+    /// Slots to reserve.
+    reserve: usize,
+}
+
+fn index32(index: usize) -> u32 {
+    u32::try_from(index).expect("a GGUF has fewer than 2^32 layers")
+}
+
+fn record(layer: usize, expert: u32) -> Record {
+    Record { layer: index32(layer), expert }
+}
+
+/// Cuts `experts` into groups that take turns in `slots`. When one group is not enough, the slots
+/// are halved, so that one half loads while the other computes; the last groups stay.
+fn groups(experts: &[u32], slots: &[u32]) -> Vec<Vec<Placed>> {
+    if experts.is_empty() {
+        return Vec::new();
+    }
+    let (first, second) = if experts.len() <= slots.len() || slots.len() < 2 {
+        (slots, slots)
+    } else {
+        slots.split_at(slots.len() / 2)
+    };
+    let mut groups = Vec::new();
+    let mut rest = experts;
+    let mut half = second;
+    let mut other = first;
+    while !rest.is_empty() {
+        let (before, group) = rest.split_at(rest.len() - half.len().min(rest.len()));
+        let placed = group.iter().zip(half).map(|(&expert, &slot)| Placed { expert, slot });
+        groups.push(placed.collect());
+        rest = before;
+        std::mem::swap(&mut half, &mut other);
+    }
+    groups.reverse();
+    groups
+}
+
+/// What one layer of one batch holds of the pool. Dropping it without [`Step::finish`] gives the
+/// reserved slots back as empty; reads that are under way are waited for in any case.
+pub(crate) struct Step {
+    residency: Arc<Residency>,
+    layer: usize,
+    hits: Vec<Placed>,
+    groups: Vec<Vec<Placed>>,
+    reserved: Vec<Slot>,
+    pinned: Vec<Slot>,
+    tickets: Vec<Ticket>,
+}
+
+impl Step {
+    /// Records that are resident.
+    pub(crate) fn hits(&self) -> &[Placed] {
+        &self.hits
+    }
+
+    /// Records to load, in groups that take turns in the same slots: group `g` may load a part
+    /// only after group `g - 2` (or `g - 1`, if there is one slot) has been computed with it.
+    pub(crate) fn arriving(&self) -> &[Vec<Placed>] {
+        &self.groups
+    }
+
+    /// Starts to read `part` of `placed`; returns the index for [`Step::wait`].
+    pub(crate) fn load(&mut self, part: usize, placed: &[Placed], priority: Priority) -> usize {
+        let residency = &self.residency;
+        let layer = &residency.layers[self.layer];
+        let source = &layer.parts[part];
+        let pool = &residency.classes[layer.class].parts[part];
+        let mut extents = Vec::with_capacity(placed.len());
+        let mut targets = Vec::with_capacity(placed.len());
+        for p in placed {
+            extents.push(Extent {
+                file: source.file,
+                offset: source.offset + u64::from(p.expert) * source.bytes as u64,
+                len: source.bytes as u64,
+            });
+            targets.push(pool.data.cast::<u8>().wrapping_add(p.slot as usize * source.bytes));
+        }
+        let sink = Arrival { targets, bytes: source.bytes, _residency: residency.clone() };
+        self.tickets.push(residency.reader.submit(priority, extents, Arc::new(sink)));
+        self.tickets.len() - 1
+    }
+
+    /// Waits until the reads of one [`Step::load`] have arrived.
+    pub(crate) fn wait(&self, load: usize) -> Result<()> {
+        Ok(self.tickets[load].wait()?)
+    }
+
+    /// Whether the reads of one [`Step::load`] have arrived, or failed.
+    pub(crate) fn is_finished(&self, load: usize) -> bool {
+        self.tickets[load].is_finished()
+    }
+
+    /// Waits for everything that was loaded.
+    pub(crate) fn wait_all(&self) -> Result<()> {
+        for ticket in &self.tickets {
+            ticket.wait()?;
+        }
+        Ok(())
+    }
+
+    /// The bytes are there, the files are as they were, the layer is computed: what was loaded
+    /// last is resident from now on.
+    pub(crate) fn finish(mut self) {
+        let mut pool = self.residency.lock();
+        for slot in self.reserved.drain(..) {
+            pool.commit(slot);
+            self.pinned.push(slot);
+        }
+    }
+}
+
+impl Drop for Step {
+    fn drop(&mut self) {
+        for ticket in &self.tickets {
+            ticket.cancel();
+        }
+        for ticket in &self.tickets {
+            // Whatever it returns, nobody writes into the slots after it.
+            let _ = ticket.wait();
+        }
+        let mut pool = self.residency.lock();
+        for slot in self.reserved.drain(..) {
+            pool.abandon(slot);
+        }
+        for slot in self.pinned.drain(..) {
+            pool.unpin(slot);
+        }
+        drop(pool);
+        self.residency.settled.notify_all();
+    }
+}
+
+/// Copies what arrives into slots.
+struct Arrival {
+    /// Start of each piece's slot.
+    targets: Vec<*mut u8>,
+    /// Bytes of each piece.
+    bytes: usize,
+    /// Keeps the pool's memory while reads are under way.
+    _residency: Arc<Residency>,
+}
+
+// SAFETY: the targets are slots that this step has reserved and that nobody reads before the
+// ticket is finished; the residency that owns their memory is held.
+unsafe impl Send for Arrival {}
+// SAFETY: distinct chunks cover distinct bytes.
+unsafe impl Sync for Arrival {}
+
+impl Sink for Arrival {
+    fn chunk(&self, chunk: Chunk) {
+        let offset = usize::try_from(chunk.offset).expect("a piece is smaller than memory");
+        assert!(offset + chunk.len() <= self.bytes, "a chunk lies inside its piece");
+        // SAFETY: in bounds of the slot (checked above); see the `Send` argument.
+        unsafe {
+            let target = self.targets[chunk.piece].add(offset);
+            ptr::copy_nonoverlapping(chunk.as_ptr(), target, chunk.len());
+        }
+    }
+
+    fn done(&self, _piece: usize, _result: Result<(), tierstream_io::Error>) {}
+}
+
+/// One buffer of a backend, filled from a base address upwards.
+pub(crate) struct Memory {
+    buffer: ggml_backend_buffer_t,
+    bytes: usize,
+}
+
+impl Memory {
+    /// Of every tensor's address, bytes.
+    pub(crate) const ALIGNMENT: usize = 64;
+
+    /// For weights. Kernels are chosen by the buffer's usage.
+    fn weights(buffer_type: ggml_backend_buffer_type_t, bytes: usize) -> Result<Self> {
+        let this = Self::new(buffer_type, bytes, "expert slots")?;
+        // SAFETY: a live buffer.
+        unsafe {
+            ggml_backend_buffer_set_usage(this.buffer.cast(), GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
+        }
+        Ok(this)
+    }
+
+    /// For activations.
+    pub(crate) fn scratch(buffer_type: ggml_backend_buffer_type_t, bytes: usize) -> Result<Self> {
+        Self::new(buffer_type, bytes, "gathered rows")
+    }
+
+    fn new(
+        buffer_type: ggml_backend_buffer_type_t,
+        bytes: usize,
+        what: &'static str,
+    ) -> Result<Self> {
+        let bytes = bytes.max(Self::ALIGNMENT);
+        // SAFETY: a buffer type of ggml's registry.
+        unsafe {
+            if !ggml_backend_buft_is_host(buffer_type.cast()) {
+                return Err(Error::Backend("the host executor needs host memory".into()));
+            }
+            let buffer = ggml_backend_buft_alloc_buffer(buffer_type.cast(), bytes);
+            if buffer.is_null() {
+                return Err(Error::OutOfMemory { bytes, what });
+            }
+            Ok(Self { buffer: buffer.cast(), bytes })
+        }
+    }
+
+    pub(crate) fn base(&self) -> *mut u8 {
+        // SAFETY: a live buffer.
+        unsafe { ggml_backend_buffer_get_base(self.buffer.cast()).cast() }
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub(crate) fn buffer(&self) -> ggml_backend_buffer_t {
+        self.buffer
+    }
+
+    /// A contiguous tensor of this buffer at `data`.
+    pub(crate) fn tensor(&self, type_: ggml_type, ne: [i64; 3], data: *mut u8) -> ggml_tensor {
+        // SAFETY: plain data, for which zero is a valid value everywhere.
+        let mut t: ggml_tensor = unsafe { std::mem::zeroed() };
+        t.type_ = type_;
+        t.buffer = self.buffer.cast();
+        t.ne = [ne[0], ne[1], ne[2], 1];
+        // SAFETY: pure functions of the type; the shape was checked with the file's header.
+        let (element, row) = unsafe { (ggml_type_size(type_), ggml_row_size(type_, ne[0])) };
+        let size = |n: i64| usize::try_from(n).expect("checked with the file's header");
+        t.nb = [element, row, row * size(ne[1]), row * size(ne[1]) * size(ne[2])];
+        t.data = data.cast();
+        t
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: made by `new`, freed once; contexts that compute with it are gone.
+        unsafe { ggml_backend_buffer_free(self.buffer.cast()) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Placed, groups};
+
+    fn experts(groups: &[Vec<Placed>]) -> Vec<Vec<u32>> {
+        groups.iter().map(|g| g.iter().map(|p| p.expert).collect()).collect()
+    }
+
+    #[test]
+    fn one_group_when_all_fit() {
+        let g = groups(&[3, 1, 2], &[7, 8, 9]);
+        assert_eq!(experts(&g), [[3, 1, 2]]);
+        assert_eq!(g[0][2], Placed { expert: 2, slot: 9 });
+    }
+
+    #[test]
+    fn groups_take_turns_and_the_last_two_keep_their_slots() {
+        let g = groups(&[0, 1, 2, 3, 4, 5, 6], &[10, 11, 12, 13, 14]);
+        assert_eq!(experts(&g), [vec![0, 1], vec![2, 3], vec![4, 5, 6]]);
+        assert_eq!(g[2].iter().map(|p| p.slot).collect::<Vec<_>>(), [12, 13, 14]);
+        assert_eq!(g[1].iter().map(|p| p.slot).collect::<Vec<_>>(), [10, 11]);
+        assert_eq!(g[0].iter().map(|p| p.slot).collect::<Vec<_>>(), [12, 13]);
+    }
+
+    #[test]
+    fn one_slot_serves_one_expert_at_a_time() {
+        assert_eq!(experts(&groups(&[4, 5, 6], &[0])), [[4], [5], [6]]);
+    }
+}

@@ -1,0 +1,335 @@
+//! A model: one file, or the files of a split one, as a single list of tensors.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::Result;
+use crate::error::{Error, ErrorKind};
+use crate::header::{Header, KEY_ARCHITECTURE, KEY_SPLIT_COUNT, KEY_SPLIT_NO, KEY_SPLIT_TENSORS};
+use crate::limits;
+use crate::split;
+use crate::tensor::{Tensor, index_by_name};
+use crate::value::{Array, Metadata, Value};
+
+/// One file of a model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileInfo {
+    /// As it was opened.
+    pub path: PathBuf,
+    /// Bytes, when its header was read. A file whose length differs later has changed underneath.
+    pub len: u64,
+    /// Where its tensor data begins, in bytes.
+    pub data_offset: u64,
+    /// What its tensors are aligned to, in bytes.
+    pub alignment: u64,
+}
+
+/// A model's files, metadata and tensors. Holds no file open.
+///
+/// What holds for every `Model`: all that holds for each [`Header`]; tensor names are unique over
+/// all files; `general.architecture` is present; the sum of all tensors fits in a `u64`.
+#[derive(Clone, Debug)]
+pub struct Model {
+    files: Vec<FileInfo>,
+    metadata: Metadata,
+    tensors: Vec<Tensor>,
+    by_name: Vec<u32>,
+    architecture: String,
+}
+
+impl Model {
+    /// Reads the model that begins in the file at `path`: the file itself, and if its metadata says
+    /// that it is the first of a split model, all others beside it.
+    ///
+    /// # Errors
+    ///
+    /// Any [`ErrorKind`] but those of experts, with the path of the file concerned.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let first = read_file(path)?;
+        let count = split_count(path, &first)?;
+        let mut parts = vec![(path.to_owned(), first)];
+        for part in 2..=count {
+            // Checked by `split_count`; a missing name here would be our mistake, not a panic.
+            let sibling = split::sibling(path, 1, part, count)
+                .ok_or_else(|| Error::from(ErrorKind::SplitFileName { count }).in_file(path))?;
+            let header = read_file(&sibling).map_err(|error| match error.kind() {
+                ErrorKind::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+                    Error::from(ErrorKind::MissingPart { part, count }).in_file(&sibling)
+                }
+                _ => error,
+            })?;
+            parts.push((sibling, header));
+        }
+        Self::from_parts(parts)
+    }
+
+    /// Joins the headers of all files of a model, in order, as read from the given paths. The
+    /// metadata is the first's.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::SplitMismatch`] if the parts do not belong together or are not all there,
+    /// [`ErrorKind::NotFirstPart`], [`ErrorKind::Duplicate`] for a tensor in two files,
+    /// [`ErrorKind::MissingKey`] if there is no `general.architecture` or, in a split model, no
+    /// `split.tensors.count`, [`ErrorKind::Limit`].
+    pub fn from_parts(parts: Vec<(PathBuf, Header)>) -> Result<Self> {
+        check_parts(&parts)?;
+        let mut files = Vec::with_capacity(parts.len());
+        let mut tensors = Vec::new();
+        let mut metadata = Metadata::new();
+        for (index, (path, header)) in parts.into_iter().enumerate() {
+            let (len, data_offset) = (header.file_len(), header.data_offset());
+            files.push(FileInfo { path, len, data_offset, alignment: header.alignment() });
+            let (own_metadata, own_tensors) = header.into_metadata_and_tensors();
+            if index == 0 {
+                metadata = own_metadata;
+            }
+            tensors.extend(own_tensors.into_iter().map(|tensor| Tensor { file: index, ..tensor }));
+        }
+        let first = files.first().map(|file| file.path.clone()).unwrap_or_default();
+        let architecture = match metadata.require(KEY_ARCHITECTURE) {
+            Ok(Value::Str(name)) => name.clone(),
+            // The header's check of known types leaves nothing but a string.
+            Ok(_) | Err(_) => {
+                return Err(Error::from(ErrorKind::MissingKey)
+                    .in_key(KEY_ARCHITECTURE)
+                    .in_file(&first));
+            }
+        };
+        let by_name = index_by_name(&tensors).map_err(|second| {
+            let Tensor { name, file, .. } = &tensors[second];
+            Error::from(ErrorKind::Duplicate).in_tensor(name).in_file(&files[*file].path)
+        })?;
+        Ok(Self { files, metadata, tensors, by_name, architecture })
+    }
+
+    /// The model's files, in order. [`Tensor::file`] and [`Extent::file`](crate::Extent::file) are
+    /// indices into it.
+    pub fn files(&self) -> &[FileInfo] {
+        &self.files
+    }
+
+    /// The first file's metadata.
+    pub fn metadata(&self) -> &Metadata {
+        &self.metadata
+    }
+
+    /// All tensors: the first file's in the order of its table, then the second's, and so on.
+    pub fn tensors(&self) -> &[Tensor] {
+        &self.tensors
+    }
+
+    /// The alignment of the first file's tensors, in bytes.
+    pub fn alignment(&self) -> u64 {
+        self.files[0].alignment
+    }
+
+    /// The tensor of this name.
+    pub fn tensor(&self, name: &str) -> Option<&Tensor> {
+        self.tensor_index(name).map(|index| &self.tensors[index])
+    }
+
+    /// The place of the tensor of this name in [`tensors`](Self::tensors).
+    pub fn tensor_index(&self, name: &str) -> Option<usize> {
+        let found = self
+            .by_name
+            .binary_search_by(|index| self.tensors[*index as usize].name.as_str().cmp(name));
+        found.ok().map(|found| self.by_name[found] as usize)
+    }
+
+    /// `general.architecture`, such as `qwen3moe`.
+    pub fn architecture(&self) -> &str {
+        &self.architecture
+    }
+
+    /// The value of `<architecture>.<suffix>`, a number below 2^32; `None` if the key is not there.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::WrongType`], [`ErrorKind::OutOfRange`].
+    pub fn arch_u32(&self, suffix: &str) -> Result<Option<u32>> {
+        self.metadata.u32(&self.arch_key(suffix)).map_err(|error| self.in_first_file(error))
+    }
+
+    /// `<architecture>.block_count`: the layers of the model, as the file counts them.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::WrongType`], [`ErrorKind::OutOfRange`].
+    pub fn block_count(&self) -> Result<Option<u32>> {
+        self.arch_u32("block_count")
+    }
+
+    /// `<architecture>.expert_count`: experts per layer.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::WrongType`], [`ErrorKind::OutOfRange`].
+    pub fn expert_count(&self) -> Result<Option<u32>> {
+        self.arch_u32("expert_count")
+    }
+
+    /// `<architecture>.expert_used_count` in layer `layer`: experts that a token uses there (k).
+    /// The key holds one number for all layers or, in newer files, an array with one for each.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::WrongType`], [`ErrorKind::OutOfRange`].
+    pub fn expert_used_count(&self, layer: u32) -> Result<Option<u32>> {
+        let key = self.arch_key("expert_used_count");
+        let Some(Value::Array(per_layer)) = self.metadata.get(&key) else {
+            return self.arch_u32("expert_used_count");
+        };
+        let value = per_layer.integer(layer as usize).ok_or_else(|| ErrorKind::WrongType {
+            expected: "an integer for each layer",
+            found: per_layer.element_type(),
+        });
+        value
+            .and_then(|value| {
+                u32::try_from(value).map(Some).map_err(|_| ErrorKind::OutOfRange {
+                    value,
+                    allowed: format!("0..={}", u32::MAX),
+                })
+            })
+            .map_err(|kind| self.in_first_file(Error::from(kind).in_key(&key)))
+    }
+
+    /// Bytes of all files together.
+    pub fn file_bytes(&self) -> u64 {
+        self.files.iter().map(|file| file.len).sum()
+    }
+
+    /// Bytes of all tensors together, without padding.
+    pub fn tensor_bytes(&self) -> u64 {
+        self.tensors.iter().map(|tensor| tensor.len).sum()
+    }
+
+    /// Checks what ggml's reader demands beyond the GGUF specification (`gguf_init_from_reader` in
+    /// `ggml/src/gguf.cpp`): no arrays in arrays, and the tensors of a file following each other in
+    /// the order of its table, with no gap but the padding to the alignment.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::GgmlRefuses`].
+    pub fn check_ggml(&self) -> Result<()> {
+        for (key, value) in self.metadata.iter() {
+            if matches!(value, Value::Array(Array::Nested(_))) {
+                let error = Error::from(ErrorKind::GgmlRefuses("arrays in arrays")).in_key(key);
+                return Err(self.in_first_file(error));
+            }
+        }
+        let mut next: Vec<u64> = self.files.iter().map(|file| file.data_offset).collect();
+        for tensor in &self.tensors {
+            let file = &self.files[tensor.file];
+            if tensor.offset != next[tensor.file] {
+                let kind =
+                    ErrorKind::GgmlRefuses("its data does not follow that of the tensor before it");
+                return Err(Error::from(kind)
+                    .at(tensor.offset)
+                    .in_tensor(&tensor.name)
+                    .in_file(&file.path));
+            }
+            // Files are shorter than 2^63 bytes, alignments at most 2^26.
+            next[tensor.file] = tensor.end().next_multiple_of(file.alignment);
+        }
+        Ok(())
+    }
+
+    /// The metadata key `<architecture>.<suffix>`.
+    pub fn arch_key(&self, suffix: &str) -> String {
+        format!("{}.{suffix}", self.architecture)
+    }
+
+    pub(crate) fn in_first_file(&self, error: Error) -> Error {
+        error.in_file(&self.files[0].path)
+    }
+}
+
+fn read_file(path: &Path) -> Result<Header> {
+    let read = || {
+        let io = |source| Error::io("open the file", source);
+        // Before opening: opening a pipe would wait for a writer.
+        let kind = fs::metadata(path).map_err(io)?;
+        if kind.is_dir() {
+            return Err(ErrorKind::Directory.into());
+        }
+        if !kind.is_file() {
+            return Err(ErrorKind::NotRegular.into());
+        }
+        Header::read(File::open(path).map_err(io)?)
+    };
+    read().map_err(|error| error.in_file(path))
+}
+
+/// The file's number among the parts, from 1, and their count; (1, 1) for a model in one file.
+fn split_keys(path: &Path, header: &Header) -> Result<(u64, u64)> {
+    let number = |key| header.metadata().u64(key).map_err(|error| error.in_file(path));
+    Ok((number(KEY_SPLIT_NO)?.unwrap_or(0) + 1, number(KEY_SPLIT_COUNT)?.unwrap_or(1).max(1)))
+}
+
+/// How many files the model has whose supposed first one is `header` at `path`; at least 1.
+fn split_count(path: &Path, header: &Header) -> Result<u64> {
+    let (number, count) = split_keys(path, header)?;
+    let refuse = |kind: ErrorKind| Err(Error::from(kind).in_file(path));
+    if count > limits::MAX_SPLIT_FILES {
+        let (what, limit) = ("the number of files of a split model", limits::MAX_SPLIT_FILES);
+        return refuse(ErrorKind::Limit { what, value: count, limit });
+    }
+    if number != 1 {
+        let first = split::sibling(path, number, 1, count);
+        return refuse(ErrorKind::NotFirstPart { part: number, count, first });
+    }
+    if count > 1 && split::sibling(path, 1, 2, count).is_none() {
+        return refuse(ErrorKind::SplitFileName { count });
+    }
+    Ok(count)
+}
+
+/// Every part must know its number and agree with the first on how many there are (as llama.cpp
+/// checks in `llama_model_loader`).
+fn check_parts(parts: &[(PathBuf, Header)]) -> Result<()> {
+    let Some((first_path, first)) = parts.first() else {
+        let (what, expected, found) = ("the number of files", 1, 0);
+        return Err(ErrorKind::SplitMismatch { what, expected, found }.into());
+    };
+    let mismatch = |path: &Path, what, expected: u64, found: u64| {
+        let kind = ErrorKind::SplitMismatch { what, expected, found };
+        if expected == found { Ok(()) } else { Err(Error::from(kind).in_file(path)) }
+    };
+    let total = parts.len() as u64;
+    let mut tensors: u64 = 0;
+    let mut bytes: u64 = 0;
+    for (index, (path, header)) in parts.iter().enumerate() {
+        let part = index as u64 + 1;
+        let (number, count) = split_keys(path, header)?;
+        if index == 0 && number != 1 {
+            let first = split::sibling(path, number, 1, count);
+            return Err(
+                Error::from(ErrorKind::NotFirstPart { part: number, count, first }).in_file(path)
+            );
+        }
+        mismatch(path, "the number of files", total, count)?;
+        mismatch(path, "the number of this part", part, number)?;
+        tensors += header.tensors().len() as u64;
+        bytes = bytes.checked_add(header.file_len()).ok_or_else(|| {
+            let (what, limit) = ("the model's size in bytes", u64::MAX);
+            Error::from(ErrorKind::Limit { what, value: u64::MAX, limit }).in_file(path)
+        })?;
+    }
+    if tensors > limits::MAX_TENSORS {
+        let (what, limit) = ("the number of tensors", limits::MAX_TENSORS);
+        return Err(
+            Error::from(ErrorKind::Limit { what, value: tensors, limit }).in_file(first_path)
+        );
+    }
+    if total > 1 {
+        let declared = first.metadata().u64(KEY_SPLIT_TENSORS).and_then(|declared| {
+            declared.ok_or_else(|| Error::from(ErrorKind::MissingKey).in_key(KEY_SPLIT_TENSORS))
+        });
+        let declared = declared.map_err(|error| error.in_file(first_path))?;
+        mismatch(first_path, "the number of tensors", declared, tensors)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,276 @@
+//! Engines: the mechanisms that move bytes from a file into a buffer, behind one trait.
+//!
+//! To add one: implement [`Engine`] in a file of its own here, name it in [`EngineKind`] and
+//! [`build`], and add it to the list at the top of `tests/suite.rs`.
+
+mod buffered;
+mod inbox;
+mod noop;
+mod pool;
+mod pread;
+#[cfg(target_os = "linux")]
+mod uring;
+
+use std::fmt;
+use std::io;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Instant;
+
+pub use buffered::Buffered;
+pub use inbox::Inbox;
+pub use noop::Noop;
+pub use pread::Pread;
+#[cfg(target_os = "linux")]
+pub use uring::Uring;
+
+use crate::error::{Error, Result};
+use crate::file::File;
+use crate::ring::{Buffer, Ring};
+
+/// Moves bytes from files into ring buffers. Owns each read, and with it the buffer, from
+/// [`Engine::submit`] until [`Engine::wait`] hands it back.
+pub trait Engine: Send + Sync {
+    /// Short name of the mechanism, as [`EngineKind`] writes it. Wrappers say that of what they
+    /// wrap.
+    fn name(&self) -> &'static str;
+
+    /// Reads that it accepts in flight; the caller keeps to it.
+    fn depth(&self) -> usize;
+
+    /// Whether its files are to be opened for direct I/O.
+    fn direct(&self) -> bool {
+        true
+    }
+
+    /// Remarks on how it really runs: a feature that the kernel refused, in one line.
+    fn remark(&self) -> Option<String> {
+        None
+    }
+
+    /// Takes reads. Callable from any thread, also while another is in [`Engine::wait`]; does not
+    /// block on the drive. Also hands on reads that other threads have submitted, so that the
+    /// thread that waits may call it with none.
+    fn submit(&self, reads: &mut dyn Iterator<Item = RawRead>);
+
+    /// Appends completed reads, in any order. Blocks until there is one, or until
+    /// [`Engine::wake`]; may return with none. To be called from one thread only.
+    fn wait(&self, done: &mut Vec<RawDone>);
+
+    /// Lets the current call of [`Engine::wait`] return, or the next when there is none.
+    fn wake(&self);
+}
+
+impl<E: Engine + ?Sized> Engine for Box<E> {
+    fn name(&self) -> &'static str {
+        (**self).name()
+    }
+    fn depth(&self) -> usize {
+        (**self).depth()
+    }
+    fn direct(&self) -> bool {
+        (**self).direct()
+    }
+    fn remark(&self) -> Option<String> {
+        (**self).remark()
+    }
+    fn submit(&self, reads: &mut dyn Iterator<Item = RawRead>) {
+        (**self).submit(reads);
+    }
+    fn wait(&self, done: &mut Vec<RawDone>) {
+        (**self).wait(done);
+    }
+    fn wake(&self) {
+        (**self).wake();
+    }
+}
+
+/// One read, with the buffer that it fills.
+#[derive(Debug)]
+pub struct RawRead {
+    id: u64,
+    file: Arc<File>,
+    offset: u64,
+    buffer: Buffer,
+    start: usize,
+    len: usize,
+    issued: Instant,
+}
+
+impl RawRead {
+    /// A read of `len` bytes at `offset` of `file`, into `buffer` from its byte `start` on. `id`
+    /// tells it from the others in flight.
+    ///
+    /// # Panics
+    /// When `start + len` is more than the buffer holds.
+    pub fn new(
+        id: u64,
+        file: Arc<File>,
+        offset: u64,
+        buffer: Buffer,
+        start: usize,
+        len: usize,
+    ) -> Self {
+        let end = start.checked_add(len);
+        assert!(end.is_some_and(|end| end <= buffer.ring().buffer_bytes()), "read past its buffer");
+        Self { id, file, offset, buffer, start, len, issued: Instant::now() }
+    }
+
+    /// Tells it from the others in flight.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// The file to read.
+    pub fn file(&self) -> &Arc<File> {
+        &self.file
+    }
+
+    /// First byte, from the start of the file.
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// Bytes to read.
+    #[allow(clippy::len_without_is_empty)]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// When the read was made, for latency.
+    pub fn issued(&self) -> Instant {
+        self.issued
+    }
+
+    /// The buffer.
+    pub fn buffer(&self) -> &Buffer {
+        &self.buffer
+    }
+
+    /// The part of the buffer that is to be filled.
+    pub fn target(&mut self) -> &mut [u8] {
+        let range = self.start..self.start + self.len;
+        &mut self.buffer.as_mut_slice()[range]
+    }
+
+    pub(crate) fn into_buffer(self) -> Buffer {
+        self.buffer
+    }
+
+    #[cfg(target_os = "linux")]
+    pub(crate) fn quarantine(&mut self) {
+        self.buffer.quarantine();
+    }
+}
+
+/// A read that came back.
+#[derive(Debug)]
+pub struct RawDone {
+    /// The read as it was submitted.
+    pub read: RawRead,
+    /// Bytes that arrived, from the start of the target on; fewer than asked at the end of the
+    /// file or when the read was cut short.
+    pub result: io::Result<usize>,
+}
+
+/// Which engine a [`Reader`](crate::Reader) is to run on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum EngineKind {
+    /// `uring` where the kernel gives it, else `pread`.
+    #[default]
+    Auto,
+    /// io_uring, direct I/O.
+    Uring,
+    /// A thread pool, direct I/O.
+    Pread,
+    /// A thread pool, through the page cache.
+    Buffered,
+    /// Completes every read at once and reads nothing: to measure everything else.
+    Noop,
+}
+
+impl EngineKind {
+    /// Every kind.
+    pub const ALL: [Self; 5] =
+        [Self::Auto, Self::Uring, Self::Pread, Self::Buffered, Self::Noop];
+
+    /// Its name, as [`FromStr`] reads it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Uring => "uring",
+            Self::Pread => "pread",
+            Self::Buffered => "buffered",
+            Self::Noop => "noop",
+        }
+    }
+}
+
+impl fmt::Display for EngineKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for EngineKind {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name() == text).ok_or_else(|| {
+            let names = Self::ALL.map(Self::name).join(", ");
+            Error::config(format!("no I/O engine is called {text:?}; there are {names}"))
+        })
+    }
+}
+
+/// Starts an engine over `ring`, and says why it is not the one that was asked for, if so.
+///
+/// # Errors
+/// [`Error::Engine`] when it cannot be started. `Auto` falls back instead.
+pub fn build(
+    kind: EngineKind,
+    ring: &Arc<Ring>,
+    depth: usize,
+    register_buffers: bool,
+) -> Result<(Box<dyn Engine>, Option<String>)> {
+    let uring = || start_uring(ring, depth, register_buffers);
+    Ok(match kind {
+        EngineKind::Uring => (uring()?, None),
+        EngineKind::Auto => match uring() {
+            Ok(engine) => (engine, None),
+            Err(error) => {
+                let why = std::error::Error::source(&error).map(ToString::to_string);
+                let why = format!("no io_uring: {}", why.unwrap_or_else(|| error.to_string()));
+                (Box::new(Pread::new(depth)?), Some(why))
+            }
+        },
+        EngineKind::Pread => (Box::new(Pread::new(depth)?), None),
+        EngineKind::Buffered => (Box::new(Buffered::new(depth)?), None),
+        EngineKind::Noop => (Box::new(Noop::new(depth)), None),
+    })
+}
+
+#[cfg(target_os = "linux")]
+fn start_uring(ring: &Arc<Ring>, depth: usize, register: bool) -> Result<Box<dyn Engine>> {
+    Ok(Box::new(Uring::new(ring, depth, register)?))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn start_uring(_: &Arc<Ring>, _: usize, _: bool) -> Result<Box<dyn Engine>> {
+    let source = Arc::new(io::Error::new(io::ErrorKind::Unsupported, "io_uring is of Linux"));
+    Err(Error::Engine { engine: "uring", source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds_are_read_as_they_are_written() {
+        for kind in EngineKind::ALL {
+            assert_eq!(kind.to_string().parse::<EngineKind>().unwrap(), kind);
+        }
+        let error = "iouring".parse::<EngineKind>().unwrap_err();
+        assert!(error.to_string().contains("uring, pread"), "{error}");
+    }
+}

@@ -1,0 +1,287 @@
+//! Files opened read-only for direct I/O, with the reason where that is refused.
+
+use std::fmt;
+use std::io;
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::sync::Arc;
+
+use rustix::fs::{AtFlags, Mode, OFlags, Stat, StatxFlags};
+use rustix::io::Errno;
+
+use crate::error::{Error, Result};
+use crate::ring::{PAGE, Ring};
+
+/// Names a file of one [`Reader`](crate::Reader).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FileId(pub u32);
+
+impl fmt::Display for FileId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "#{}", self.0)
+    }
+}
+
+/// Whether a file is read past the page cache, and what its reads must be aligned to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DirectState {
+    /// Reads go past the page cache.
+    pub direct: bool,
+    /// Alignment of memory addresses, in bytes.
+    pub mem_align: u32,
+    /// Alignment of file offsets and lengths, in bytes. A power of two.
+    pub offset_align: u32,
+    /// Why `direct` is false.
+    pub reason: Option<String>,
+}
+
+impl DirectState {
+    fn buffered(reason: impl Into<String>) -> Self {
+        Self { direct: false, mem_align: 1, offset_align: 1, reason: Some(reason.into()) }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Identity {
+    device: u64,
+    inode: u64,
+    size: u64,
+    modified: (i64, i64),
+}
+
+impl Identity {
+    #[allow(clippy::unnecessary_cast, clippy::useless_conversion)] // widths differ by platform
+    fn of(stat: &Stat) -> Self {
+        Self {
+            device: stat.st_dev as u64,
+            inode: stat.st_ino as u64,
+            size: stat.st_size as u64,
+            modified: (stat.st_mtime as i64, stat.st_mtime_nsec as i64),
+        }
+    }
+}
+
+/// A regular file, open for reading.
+#[derive(Debug)]
+pub struct File {
+    path: Arc<Path>,
+    handle: std::fs::File,
+    identity: Identity,
+    state: DirectState,
+}
+
+impl File {
+    /// Opens `path` for direct I/O, or through the page cache where direct I/O is refused:
+    /// [`File::direct_state`] says which, and why.
+    ///
+    /// # Errors
+    /// [`Error::Open`] when the file cannot be opened at all or is not a regular file.
+    pub fn open(path: &Path) -> Result<Self> {
+        let fail = open_error(path);
+        match open_fd(path, OFlags::DIRECT) {
+            Ok(handle) => match probe_direct(&handle) {
+                Ok(state) => Self::finish(path, handle, state),
+                Err(reason) => Self::reopen(path, reason),
+            },
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => {
+                Self::reopen(path, "the file system refuses O_DIRECT".to_owned())
+            }
+            Err(errno) => Err(fail(errno.into())),
+        }
+    }
+
+    /// Opens `path` for reads through the page cache; `reason` says who wanted that.
+    ///
+    /// # Errors
+    /// [`Error::Open`] when the file cannot be opened or is not a regular file.
+    pub fn open_buffered(path: &Path, reason: &str) -> Result<Self> {
+        Self::reopen(path, reason.to_owned())
+    }
+
+    fn reopen(path: &Path, reason: String) -> Result<Self> {
+        let handle = open_fd(path, OFlags::empty()).map_err(|e| open_error(path)(e.into()))?;
+        Self::finish(path, handle, DirectState::buffered(reason))
+    }
+
+    fn finish(path: &Path, handle: std::fs::File, state: DirectState) -> Result<Self> {
+        let fail = open_error(path);
+        let stat = rustix::fs::fstat(&handle).map_err(|e| fail(e.into()))?;
+        if !rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file() {
+            return Err(fail(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")));
+        }
+        Ok(Self { path: path.into(), handle, identity: Identity::of(&stat), state })
+    }
+
+    /// The path that the file was opened by.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn shared_path(&self) -> Arc<Path> {
+        Arc::clone(&self.path)
+    }
+
+    /// Size in bytes when it was opened.
+    pub fn size(&self) -> u64 {
+        self.identity.size
+    }
+
+    /// How this file is read.
+    pub fn direct_state(&self) -> &DirectState {
+        &self.state
+    }
+
+    /// The open file. Reads through it must keep to [`File::direct_state`].
+    pub fn handle(&self) -> &std::fs::File {
+        &self.handle
+    }
+
+    /// Compares the open file with what it was at open, at the price of one `fstat`.
+    ///
+    /// # Errors
+    /// [`Error::Changed`] when size or modification time differ; [`Error::Read`] when the system
+    /// cannot say.
+    pub fn check_unchanged(&self) -> Result<()> {
+        let stat = rustix::fs::fstat(&self.handle).map_err(|errno| Error::Read {
+            path: self.shared_path(),
+            offset: 0,
+            len: 0,
+            source: Arc::new(errno.into()),
+        })?;
+        let now = Identity::of(&stat);
+        let was = &self.identity;
+        let what = if now.size != was.size {
+            format!("{} bytes at open, {} now", was.size, now.size)
+        } else if now.modified != was.modified {
+            "its modification time moved".to_owned()
+        } else {
+            return Ok(());
+        };
+        Err(Error::Changed { path: self.shared_path(), what: what.into() })
+    }
+
+    /// Whether the open file has lost its last name: deleted, or replaced by another file of that
+    /// name. Its bytes stay readable as long as it is open.
+    pub fn is_replaced(&self) -> bool {
+        // fstat of an open descriptor fails only where a server lost the file (ESTALE).
+        rustix::fs::fstat(&self.handle).map_or(true, |stat| stat.st_nlink == 0)
+    }
+
+    /// Device and inode number: the same pair is the same file, whatever its names.
+    pub fn device_inode(&self) -> (u64, u64) {
+        (self.identity.device, self.identity.inode)
+    }
+}
+
+fn open_error(path: &Path) -> impl Fn(io::Error) -> Error {
+    move |source| Error::Open { path: path.into(), source: Arc::new(source) }
+}
+
+fn open_fd(path: &Path, extra: OFlags) -> rustix::io::Result<std::fs::File> {
+    // NONBLOCK: opening a FIFO by mistake must not hang; regular files ignore it.
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | extra;
+    rustix::fs::open(path, flags, Mode::empty()).map(std::fs::File::from)
+}
+
+/// Alignment of direct reads, or why there can be none. What the kernel reports is tried too:
+/// some file systems accept the flag and refuse the read.
+fn probe_direct(handle: &std::fs::File) -> Result<DirectState, String> {
+    if lives_in_memory(handle) {
+        return Err("it lies in memory (tmpfs), there is no drive to read from".to_owned());
+    }
+    let candidates = match reported_alignment(handle) {
+        Some((0, _) | (_, 0)) => {
+            return Err("the kernel reports no direct I/O for this file".to_owned());
+        }
+        Some(reported) => vec![reported],
+        None => vec![(512, 512), (4096, 4096)],
+    };
+    let probe = Ring::new(PAGE, 1).map_err(|e| format!("no memory to probe direct I/O: {e}"))?;
+    let mut refusal = String::new();
+    for (mem_align, offset_align) in candidates {
+        if mem_align as usize > PAGE || !offset_align.is_power_of_two() {
+            refusal = format!("it wants an alignment of {mem_align}/{offset_align} bytes");
+            continue;
+        }
+        let len = (offset_align as usize).min(PAGE);
+        if len < offset_align as usize {
+            // Too large for the probe's buffer; the report is believed.
+            return Ok(DirectState { direct: true, mem_align, offset_align, reason: None });
+        }
+        let Some(mut buffer) = probe.take(0) else { continue };
+        match rustix::io::pread(handle.as_fd(), &mut buffer.as_mut_slice()[..len], 0) {
+            Ok(_) => {
+                return Ok(DirectState { direct: true, mem_align, offset_align, reason: None });
+            }
+            Err(errno) => refusal = format!("a direct read was refused: {errno}"),
+        }
+    }
+    Err(refusal)
+}
+
+/// tmpfs takes O_DIRECT since Linux 6.6, and ignores it.
+fn lives_in_memory(handle: &std::fs::File) -> bool {
+    const TMPFS_MAGIC: i64 = 0x0102_1994;
+    const RAMFS_MAGIC: i64 = 0x8584_58f6;
+    #[allow(clippy::unnecessary_cast)] // width differs by platform
+    rustix::fs::fstatfs(handle)
+        .is_ok_and(|stat| matches!(stat.f_type as i64, TMPFS_MAGIC | RAMFS_MAGIC))
+}
+
+/// `(memory, offset)` alignment from `STATX_DIOALIGN` (Linux 6.1), zero where there is no direct
+/// I/O; `None` when the kernel or the file system does not say.
+fn reported_alignment(handle: &std::fs::File) -> Option<(u32, u32)> {
+    let stat = rustix::fs::statx(handle, c"", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN).ok()?;
+    let said = StatxFlags::from_bits_retain(stat.stx_mask).contains(StatxFlags::DIOALIGN);
+    said.then_some((stat.stx_dio_mem_align, stat.stx_dio_offset_align))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn directory_and_missing_file_are_open_errors() {
+        let dir = tempfile::tempdir().unwrap();
+        for path in [dir.path().to_owned(), dir.path().join("missing")] {
+            let error = File::open(&path).unwrap_err();
+            assert!(matches!(error, Error::Open { .. }), "{error:?}");
+            assert_eq!(error.path(), Some(path.as_path()));
+        }
+    }
+
+    #[test]
+    fn change_and_replacement_are_noticed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        std::fs::write(&path, b"before").unwrap();
+        let file = File::open(&path).unwrap();
+        file.check_unchanged().unwrap();
+        assert!(!file.is_replaced());
+
+        let new = dir.path().join("g");
+        std::fs::write(&new, b"other").unwrap();
+        std::fs::rename(&new, &path).unwrap();
+        assert!(file.is_replaced());
+        file.check_unchanged().unwrap();
+
+        let file = File::open(&path).unwrap();
+        std::fs::OpenOptions::new().append(true).open(&path).unwrap().write_all(b"more").unwrap();
+        let error = file.check_unchanged().unwrap_err();
+        assert!(matches!(error, Error::Changed { .. }), "{error:?}");
+        assert_eq!(error.path(), Some(path.as_path()));
+    }
+
+    #[test]
+    fn same_size_rewrite_is_noticed_by_its_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        std::fs::write(&path, b"before").unwrap();
+        let file = File::open(&path).unwrap();
+        let handle = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+        handle.set_modified(std::time::UNIX_EPOCH).unwrap();
+        assert!(matches!(file.check_unchanged(), Err(Error::Changed { .. })));
+    }
+}

@@ -1,0 +1,42 @@
+//! Reads byte ranges of files at the drive's own speed: past the page cache, through a fixed ring
+//! of buffers, with priorities and cancellation. Knows nothing of models.
+//!
+//! ```
+//! use tierstream_io::{Config, Extent, Reader};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let dir = tempfile::tempdir()?;
+//! # let path = dir.path().join("weights");
+//! # std::fs::write(&path, b"0123456789")?;
+//! let reader = Reader::new(Config::default())?;
+//! let file = reader.open(&path)?;
+//! let mut bytes = [0; 4];
+//! reader.read(Extent { file, offset: 3, len: 4 }, &mut bytes)?;
+//! assert_eq!(&bytes, b"3456");
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The way of a read: [`Reader::submit`] gives extents to the planner ([`plan`]), which makes
+//! aligned reads of at most one buffer. They wait in the reader's queues, `Demand` before
+//! `Prefetch` before `Bulk`, until a buffer of the [`Ring`] and room in the [`Engine`] are free.
+//! The reader's one thread takes what arrives, submits the next reads, and only then gives the
+//! bytes to the [`Sink`], as [`Chunk`]s that hold their buffer until dropped.
+//!
+//! Nothing falls back in silence: [`Reader::status`] names the engine that really runs, whether
+//! reads pass the page cache, and why not.
+
+pub mod engine;
+mod error;
+mod file;
+pub mod plan;
+mod reader;
+mod ring;
+mod sync;
+pub mod wrap;
+
+pub use engine::{Engine, EngineKind};
+pub use error::{Error, Result};
+pub use file::{DirectState, File, FileId};
+pub use reader::{Chunk, Config, Extent, Priority, Reader, Sink, Stats, Status, Ticket, Wrap};
+pub use ring::{Buffer, PAGE, Ring};

@@ -1,0 +1,254 @@
+//! One submitted request: its plan, its pieces, the sink that takes them, and its ticket.
+
+use std::any::Any;
+use std::fmt;
+use std::ops::Deref;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, Weak};
+use std::thread::ThreadId;
+
+use super::queue::Chore;
+use super::reaper::Shared;
+use crate::error::{Error, Result};
+use crate::plan::{Plan, Read};
+use crate::ring::Buffer;
+use crate::sync::{lock, wait};
+
+/// Takes the bytes of one request. All calls come from the reader's own thread, one at a time, so
+/// a sink must neither block for long nor wait for this reader.
+///
+/// A panic in a sink fails the piece with [`Error::SinkPanicked`] and nothing else.
+pub trait Sink: Send + Sync {
+    /// Some bytes of a piece, in any order, each byte once.
+    fn chunk(&self, chunk: Chunk);
+
+    /// The end of a piece, once: after its last chunk, or with what went wrong. After an error
+    /// nothing of the piece counts as arrived, and no chunk of it follows.
+    fn done(&self, piece: usize, result: Result<()>);
+}
+
+/// Bytes of one piece, as they arrived. Holds its ring buffer until it is dropped, which may be
+/// long after the call that gave it; every buffer held is one less to read into.
+pub struct Chunk {
+    /// Which extent of the request, counted from 0.
+    pub piece: usize,
+    /// Where in the piece these bytes begin.
+    pub offset: u64,
+    buffer: Arc<Buffer>,
+    start: usize,
+    len: usize,
+}
+
+impl Deref for Chunk {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.buffer.as_slice()[self.start..self.start + self.len]
+    }
+}
+
+impl fmt::Debug for Chunk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Chunk")
+            .field("piece", &self.piece)
+            .field("offset", &self.offset)
+            .field("len", &self.len)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A request on its way. Dropping the ticket does not stop the request; [`Ticket::cancel`] does.
+pub struct Ticket {
+    pub(super) job: Arc<Job>,
+    pub(super) shared: Weak<Shared>,
+}
+
+impl Ticket {
+    /// Blocks until every piece is done and no call of the sink will follow.
+    ///
+    /// # Errors
+    /// The first error of a piece; [`Error::InsideSink`] at once when called from a sink of the
+    /// same reader while the request is unfinished.
+    pub fn wait(&self) -> Result<()> {
+        let mut progress = lock(&self.job.progress);
+        if !progress.finished && std::thread::current().id() == self.job.reaper {
+            return Err(Error::InsideSink);
+        }
+        while !progress.finished {
+            progress = wait(&self.job.finished, progress);
+        }
+        progress.first_error.clone().map_or(Ok(()), Err)
+    }
+
+    /// Whether every piece is done.
+    pub fn is_finished(&self) -> bool {
+        lock(&self.job.progress).finished
+    }
+
+    /// Drops the reads that are queued and discards those in flight when they arrive. Pieces that
+    /// are not done end with [`Error::Cancelled`]. After [`Ticket::wait`] has returned, the sink
+    /// is not called any more.
+    pub fn cancel(&self) {
+        self.job.cancelled.store(true, Ordering::Relaxed);
+        if let Some(shared) = self.shared.upgrade() {
+            shared.add_chore(Chore::Cancel(Arc::clone(&self.job)));
+        }
+    }
+}
+
+impl fmt::Debug for Ticket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ticket").field("finished", &self.is_finished()).finish_non_exhaustive()
+    }
+}
+
+/// The state of a request. All that calls the sink is called by one thread at a time.
+pub(super) struct Job {
+    pub(super) plan: Plan,
+    reaper: ThreadId,
+    cancelled: AtomicBool,
+    /// Some piece has failed, so some reads may not be wanted any more.
+    spoiled: AtomicBool,
+    progress: Mutex<Progress>,
+    finished: Condvar,
+}
+
+struct Progress {
+    /// Bytes that each piece still misses; `None` once it is settled.
+    missing: Vec<Option<u64>>,
+    open: usize,
+    finished: bool,
+    first_error: Option<Error>,
+    sink: Option<Arc<dyn Sink>>,
+}
+
+impl Job {
+    /// `missing` holds the length of every piece in bytes.
+    pub(super) fn new(
+        plan: Plan,
+        missing: impl Iterator<Item = u64>,
+        sink: Arc<dyn Sink>,
+        reaper: ThreadId,
+    ) -> Self {
+        let missing: Vec<_> = missing.map(Some).collect();
+        let open = missing.len();
+        let finished = open == 0;
+        let sink = (!finished).then_some(sink);
+        Self {
+            plan,
+            reaper,
+            cancelled: AtomicBool::new(false),
+            spoiled: AtomicBool::new(false),
+            progress: Mutex::new(Progress { missing, open, finished, first_error: None, sink }),
+            finished: Condvar::new(),
+        }
+    }
+
+    /// Whether nobody wants any more of it.
+    pub(super) fn is_over(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed)
+            || self.spoiled.load(Ordering::Relaxed) && lock(&self.progress).finished
+    }
+
+    /// Whether a piece that is not settled wants some of `read`.
+    pub(super) fn wants(&self, read: &Read) -> bool {
+        if !self.spoiled.load(Ordering::Relaxed) {
+            return true;
+        }
+        let progress = lock(&self.progress);
+        self.plan.slices(read).iter().any(|slice| progress.missing[slice.piece].is_some())
+    }
+
+    /// Gives the sink a part of `buffer`; says whether it was wanted.
+    pub(super) fn deliver(
+        &self,
+        piece: usize,
+        offset: u64,
+        buffer: &Arc<Buffer>,
+        start: usize,
+        len: usize,
+    ) -> bool {
+        if self.cancelled.load(Ordering::Relaxed) {
+            return false;
+        }
+        let sink = {
+            let progress = lock(&self.progress);
+            match (&progress.sink, progress.missing[piece]) {
+                (Some(sink), Some(_)) => Arc::clone(sink),
+                _ => return false,
+            }
+        };
+        let chunk = Chunk { piece, offset, buffer: Arc::clone(buffer), start, len };
+        let took = catch_unwind(AssertUnwindSafe(|| sink.chunk(chunk)));
+        if let Err(panic) = took {
+            self.settle(piece, Err(sink_panicked(&*panic)));
+            return true;
+        }
+        let left = {
+            let mut progress = lock(&self.progress);
+            progress.missing[piece].as_mut().map(|missing| {
+                *missing = missing.saturating_sub(len as u64);
+                *missing
+            })
+        };
+        if left == Some(0) {
+            self.settle(piece, Ok(()));
+        }
+        true
+    }
+
+    /// Ends a piece, unless it has ended.
+    pub(super) fn settle(&self, piece: usize, result: Result<()>) {
+        let sink = {
+            let mut progress = lock(&self.progress);
+            if progress.missing[piece].take().is_none() {
+                return;
+            }
+            if let Err(error) = &result {
+                progress.first_error.get_or_insert_with(|| error.clone());
+                self.spoiled.store(true, Ordering::Relaxed);
+            }
+            progress.sink.clone()
+        };
+        let told = catch_unwind(AssertUnwindSafe(|| {
+            if let Some(sink) = sink {
+                sink.done(piece, result);
+            }
+        }));
+        let mut progress = lock(&self.progress);
+        if let Err(panic) = told {
+            progress.first_error.get_or_insert_with(|| sink_panicked(&*panic));
+        }
+        progress.open -= 1;
+        if progress.open > 0 {
+            return;
+        }
+        let sink = progress.sink.take();
+        drop(progress);
+        // Before anyone learns of the end: whoever waits may rely on the sink being gone.
+        let dropped = catch_unwind(AssertUnwindSafe(|| drop(sink)));
+        let mut progress = lock(&self.progress);
+        if let Err(panic) = dropped {
+            progress.first_error.get_or_insert_with(|| sink_panicked(&*panic));
+        }
+        progress.finished = true;
+        self.finished.notify_all();
+    }
+
+    /// Ends every piece that has not ended.
+    pub(super) fn settle_all(&self, error: &Error) {
+        let pieces = lock(&self.progress).missing.len();
+        for piece in 0..pieces {
+            self.settle(piece, Err(error.clone()));
+        }
+    }
+}
+
+fn sink_panicked(panic: &(dyn Any + Send)) -> Error {
+    let text = panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    Error::SinkPanicked { message: text.unwrap_or("no message").into() }
+}

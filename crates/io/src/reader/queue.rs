@@ -1,0 +1,211 @@
+//! What waits, what is in flight, and which read goes next. No I/O happens here.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::Arc;
+
+use super::job::Job;
+use crate::engine::{RawDone, RawRead};
+use crate::error::Result;
+use crate::file::File;
+use crate::ring::{Buffer, Ring};
+
+/// Which reads go first: every queued `Demand` read before every queued `Prefetch` read, and those
+/// before `Bulk`. First come, first served within one. A lower one may wait for ever.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Priority {
+    /// Somebody waits for it.
+    Demand,
+    /// Somebody is likely to want it soon.
+    Prefetch,
+    /// Loading and other work without haste.
+    Bulk,
+}
+
+/// Buffers that only `Demand` may take, of a ring that can spare them: sinks may hold the buffers
+/// of other reads for long.
+const DEMAND_BUFFERS: usize = 2;
+/// A ring spares no more than one in this many buffers.
+const RING_SHARE: usize = 4;
+/// Engines of this depth or more keep one place in flight for `Demand`.
+const DEPTH_SPARING: usize = 4;
+/// How often a read is tried again when it fails for a passing reason and makes no progress.
+const STALLS_MAX: u8 = 16;
+
+/// Work for the reader's thread besides reads.
+pub(super) enum Chore {
+    /// Pieces that need no read.
+    Settle(Arc<Job>, Vec<(usize, Result<()>)>),
+    /// A cancelled request.
+    Cancel(Arc<Job>),
+    /// The end of the reader.
+    Close,
+}
+
+/// A read that is over, with what it brought.
+pub(super) struct Landed {
+    pub(super) job: Arc<Job>,
+    /// Which read of the job's plan.
+    pub(super) read: usize,
+    pub(super) file: Arc<File>,
+    pub(super) buffer: Buffer,
+    /// Bytes from the start of the read that are there.
+    pub(super) result: io::Result<usize>,
+}
+
+struct Waiting {
+    job: Arc<Job>,
+    next: usize,
+}
+
+struct Flight {
+    job: Arc<Job>,
+    read: usize,
+    got: usize,
+    stalls: u8,
+}
+
+pub(super) struct Queue {
+    waiting: [VecDeque<Waiting>; 3],
+    /// By the id of the read.
+    flights: Vec<Option<Flight>>,
+    free: Vec<usize>,
+    again: Vec<RawRead>,
+    pub(super) depth: usize,
+    pub(super) chores: Vec<Chore>,
+    pub(super) closed: bool,
+}
+
+impl Queue {
+    pub(super) fn new(depth: usize) -> Self {
+        Self {
+            waiting: Default::default(),
+            flights: (0..depth).map(|_| None).collect(),
+            free: (0..depth).collect(),
+            again: Vec::new(),
+            depth,
+            chores: Vec::new(),
+            closed: false,
+        }
+    }
+
+    pub(super) fn in_flight(&self) -> usize {
+        self.depth - self.free.len()
+    }
+
+    pub(super) fn push(&mut self, priority: Priority, job: Arc<Job>) {
+        if !job.plan.reads().is_empty() {
+            self.waiting[priority as usize].push_back(Waiting { job, next: 0 });
+        }
+    }
+
+    pub(super) fn remove(&mut self, job: &Arc<Job>) {
+        for queue in &mut self.waiting {
+            queue.retain(|waiting| !Arc::ptr_eq(&waiting.job, job));
+        }
+    }
+
+    /// Empties the queues; returns every job that is not finished. Reads in flight stay.
+    pub(super) fn drain(&mut self) -> Vec<Arc<Job>> {
+        let mut jobs: Vec<_> =
+            self.waiting.iter_mut().flat_map(|q| q.drain(..)).map(|w| w.job).collect();
+        jobs.extend(self.flights.iter().flatten().map(|flight| Arc::clone(&flight.job)));
+        jobs.extend(self.chores.drain(..).filter_map(|chore| match chore {
+            Chore::Settle(job, _) | Chore::Cancel(job) => Some(job),
+            Chore::Close => None,
+        }));
+        jobs
+    }
+
+    /// The next read to submit, if there is one and a buffer and a place in flight for it.
+    pub(super) fn next(
+        &mut self,
+        ring: &Arc<Ring>,
+        file: impl Fn(&Arc<Job>, usize) -> Arc<File>,
+    ) -> Option<RawRead> {
+        if let Some(read) = self.again.pop() {
+            return Some(read);
+        }
+        if self.closed {
+            return None;
+        }
+        for (level, queue) in self.waiting.iter_mut().enumerate() {
+            let demand = level == Priority::Demand as usize;
+            while let Some(front) = queue.front_mut() {
+                let Some(read) = front.job.plan.reads().get(front.next) else {
+                    queue.pop_front();
+                    continue;
+                };
+                if front.job.is_over() {
+                    queue.pop_front();
+                    continue;
+                }
+                if !front.job.wants(read) {
+                    front.next += 1;
+                    continue;
+                }
+                let sparing = usize::from(!demand && self.depth >= DEPTH_SPARING);
+                if self.free.len() <= sparing {
+                    return None;
+                }
+                let reserve = (ring.count() / RING_SHARE).min(DEMAND_BUFFERS);
+                let buffer = ring.take(if demand { 0 } else { reserve })?;
+                let id = self.free.pop()?;
+                let job = Arc::clone(&front.job);
+                let file = file(&job, front.next);
+                let raw = RawRead::new(id as u64, file, read.offset, buffer, 0, read.len);
+                self.flights[id] = Some(Flight { job, read: front.next, got: 0, stalls: 0 });
+                front.next += 1;
+                return Some(raw);
+            }
+        }
+        None
+    }
+
+    /// Takes a read that came back. One that was cut short is queued again for its rest, before
+    /// all others: it holds a buffer already.
+    pub(super) fn land(&mut self, done: RawDone) -> Option<Landed> {
+        let RawDone { read: raw, result } = done;
+        let id = raw.id() as usize;
+        let mut flight = self.flights.get_mut(id)?.take()?;
+        let read = &flight.job.plan.reads()[flight.read];
+        let needed = flight.job.plan.slices(read).iter().map(|s| s.start + s.len).max();
+        let needed = needed.unwrap_or(0);
+        let start = (raw.offset() - read.offset) as usize;
+        let (retry, result) = match result {
+            Ok(n) if n > raw.len() => {
+                let text = format!("the engine claims {n} bytes of a read of {}", raw.len());
+                (false, Err(io::Error::new(io::ErrorKind::InvalidData, text)))
+            }
+            Ok(n) => {
+                let progress = start + n > flight.got;
+                flight.got = flight.got.max(start + n);
+                flight.stalls = 0;
+                // No progress means the end of the file.
+                (progress && flight.got < needed, Ok(flight.got))
+            }
+            Err(error) if is_passing(&error) && flight.stalls < STALLS_MAX => {
+                flight.stalls += 1;
+                (true, Err(error))
+            }
+            Err(error) => (false, Err(error)),
+        };
+        let file = Arc::clone(raw.file());
+        if retry && !self.closed && !flight.job.is_over() {
+            let align = file.direct_state().offset_align as usize;
+            let from = flight.got & !(align - 1);
+            let (offset, len) = (read.offset + from as u64, read.len - from);
+            let buffer = raw.into_buffer();
+            self.again.push(RawRead::new(id as u64, file, offset, buffer, from, len));
+            self.flights[id] = Some(flight);
+            return None;
+        }
+        self.free.push(id);
+        let Flight { job, read, .. } = flight;
+        Some(Landed { job, read, file, buffer: raw.into_buffer(), result })
+    }
+}
+
+fn is_passing(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock)
+}

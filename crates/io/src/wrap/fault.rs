@@ -1,0 +1,167 @@
+//! `fault`: makes chosen reads fail, for tests and drills.
+
+use std::collections::HashMap;
+use std::io;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use super::delay::Delay;
+use crate::engine::{Engine, RawDone, RawRead};
+use crate::error::Result;
+use crate::sync::lock;
+
+/// What happens to a read that a [`Rule`] catches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// It fails with this `errno`.
+    Errno(i32),
+    /// At most this many bytes arrive; those after them hold rubbish.
+    Short(usize),
+    /// It arrives this much later.
+    Delay(Duration),
+    /// The engine claims this many bytes, whatever arrived.
+    WrongLength(usize),
+}
+
+/// Which reads, and what happens to them. Every condition that is set must hold.
+#[derive(Debug, Clone)]
+pub struct Rule {
+    /// Only reads of the file that was opened by this path.
+    pub path: Option<PathBuf>,
+    /// Only reads that touch one of these bytes of the file.
+    pub bytes: Option<Range<u64>>,
+    /// Only these of the reads that the other conditions let through, counted from 0 in order of
+    /// submission.
+    pub nth: Option<Range<u64>>,
+    /// What happens.
+    pub action: Action,
+}
+
+impl Rule {
+    /// Every read.
+    pub fn all(action: Action) -> Self {
+        Self { path: None, bytes: None, nth: None, action }
+    }
+
+    /// Narrows to the reads of one file.
+    pub fn path(self, path: impl Into<PathBuf>) -> Self {
+        Self { path: Some(path.into()), ..self }
+    }
+
+    /// Narrows to reads that touch one of `bytes` of the file.
+    pub fn bytes(self, bytes: Range<u64>) -> Self {
+        Self { bytes: Some(bytes), ..self }
+    }
+
+    /// Narrows to some of the reads that the other conditions let through, counted from 0.
+    pub fn nth(self, nth: Range<u64>) -> Self {
+        Self { nth: Some(nth), ..self }
+    }
+
+    fn catches(&self, read: &RawRead, seen: &mut u64) -> bool {
+        let path = self.path.as_ref().is_none_or(|path| path == read.file().path());
+        let end = read.offset() + read.len() as u64;
+        let bytes = self.bytes.as_ref().is_none_or(|b| b.start < end && read.offset() < b.end);
+        if !(path && bytes) {
+            return false;
+        }
+        let nth = *seen;
+        *seen += 1;
+        self.nth.as_ref().is_none_or(|range| range.contains(&nth))
+    }
+}
+
+/// An engine some of whose reads fail by rule. The first rule that catches a read decides.
+pub struct Fault {
+    inner: Arc<dyn Engine>,
+    state: Mutex<State>,
+    delay: Delay,
+}
+
+struct State {
+    rules: Vec<(Rule, u64)>,
+    caught: HashMap<u64, Action>,
+}
+
+impl Fault {
+    /// Wraps `inner`.
+    ///
+    /// # Errors
+    /// [`Error::Engine`](crate::Error::Engine) when the clock's thread cannot be started.
+    pub fn new(inner: impl Engine + 'static, rules: Vec<Rule>) -> Result<Self> {
+        let inner: Arc<dyn Engine> = Arc::new(inner);
+        let delay = Delay::new(Arc::clone(&inner))?;
+        let rules = rules.into_iter().map(|rule| (rule, 0)).collect();
+        Ok(Self { inner, state: Mutex::new(State { rules, caught: HashMap::new() }), delay })
+    }
+
+    fn spoil(&self, mut done: RawDone, action: Action) -> Option<RawDone> {
+        match action {
+            Action::Errno(errno) => done.result = Err(io::Error::from_raw_os_error(errno)),
+            Action::Short(bytes) => {
+                done.result = done.result.map(|n| n.min(bytes));
+                // Else a caller that ignores the count would pass for correct.
+                if let Some(rest) = done.read.target().get_mut(bytes..) {
+                    rest.fill(0xA5);
+                }
+            }
+            Action::WrongLength(bytes) => done.result = done.result.map(|_| bytes),
+            Action::Delay(by) => {
+                self.delay.hold(Instant::now() + by, done);
+                return None;
+            }
+        }
+        Some(done)
+    }
+}
+
+impl Engine for Fault {
+    fn name(&self) -> &'static str {
+        self.inner.name()
+    }
+
+    fn depth(&self) -> usize {
+        self.inner.depth()
+    }
+
+    fn direct(&self) -> bool {
+        self.inner.direct()
+    }
+
+    fn remark(&self) -> Option<String> {
+        self.inner.remark()
+    }
+
+    fn submit(&self, reads: &mut dyn Iterator<Item = RawRead>) {
+        self.inner.submit(&mut reads.inspect(|read| {
+            let State { rules, caught } = &mut *lock(&self.state);
+            if let Some(rule) = rules.iter_mut().find_map(|(rule, n)| rule.catches(read, n).then_some(&*rule)) {
+                caught.insert(read.id(), rule.action);
+            }
+        }));
+    }
+
+    fn wait(&self, done: &mut Vec<RawDone>) {
+        let before = done.len();
+        self.delay.take_due(done);
+        if done.len() > before {
+            return;
+        }
+        let mut arrived = Vec::new();
+        self.inner.wait(&mut arrived);
+        for read in arrived {
+            let action = lock(&self.state).caught.remove(&read.read.id());
+            match action {
+                Some(action) => done.extend(self.spoil(read, action)),
+                None => done.push(read),
+            }
+        }
+        self.delay.take_due(done);
+    }
+
+    fn wake(&self) {
+        self.inner.wake();
+    }
+}

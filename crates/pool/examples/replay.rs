@@ -1,0 +1,92 @@
+//! What a request costs: replays a synthetic trace of 48 layers, 128 experts, top-8 under every
+//! policy and prints nanoseconds per request, everything included (request, reserve, commit, unpin).
+//!
+//! ```text
+//! cargo run --release -p tierstream-pool --example replay [tokens] [slots]
+//! ```
+
+use std::time::Instant;
+
+use tierstream_pool::{Config, LayerSpec, Lookup, Policy, Pool, Record};
+
+const LAYERS: u32 = 48;
+const EXPERTS: u32 = 128;
+const TOP_K: u32 = 8;
+
+fn main() {
+    let mut arguments = std::env::args().skip(1);
+    let mut number = |default: u32| {
+        arguments.next().map_or(default, |text| text.parse().expect("tokens and slots are numbers"))
+    };
+    let (tokens, slots) = (number(20_000), number(LAYERS * EXPERTS * 2 / 5));
+    let trace = trace(tokens);
+    println!("{tokens} tokens, {slots} slots of {}", LAYERS * EXPERTS);
+    println!("policy    hits %  ns/request  us/token");
+    for policy in Policy::ALL {
+        let layer = LayerSpec { class: 0, experts: EXPERTS, floor: TOP_K, record_bytes: 1 };
+        let layers = vec![layer; LAYERS as usize];
+        let config = Config { layers, slots: vec![slots], policy, seed: 1 };
+        let mut pool = Pool::new(config).expect("the floors fit");
+        let start = Instant::now();
+        replay(&mut pool, &trace);
+        let spent = start.elapsed().as_nanos() as f64;
+        let total = pool.total();
+        println!(
+            "{policy:<8}  {:6.2}  {:10.1}  {:8.1}",
+            100.0 * total.hit_rate(),
+            spent / total.requests as f64,
+            spent / 1_000.0 / f64::from(tokens),
+        );
+    }
+}
+
+fn replay(pool: &mut Pool, trace: &[u8]) {
+    let mut pinned = Vec::with_capacity(TOP_K as usize);
+    let mut missing = Vec::with_capacity(TOP_K as usize);
+    for (layer, experts) in (0..LAYERS).cycle().zip(trace.chunks(TOP_K as usize)) {
+        pool.begin_step();
+        for &expert in experts {
+            let record = Record { layer, expert: expert.into() };
+            match pool.request(record) {
+                Lookup::Resident(slot) | Lookup::Loading(slot) => pinned.push(slot),
+                Lookup::Absent => missing.push(record),
+            }
+        }
+        for record in missing.drain(..) {
+            let slot = pool.reserve(record).expect("the floor covers the top-k").slot;
+            pool.commit(slot);
+            pinned.push(slot);
+        }
+        pinned.drain(..).for_each(|slot| pool.unpin(slot));
+    }
+}
+
+/// Expert ids, token by token and layer by layer: two of five repeat from the token before, the
+/// others are drawn with a bias towards a few favourites that drift over time.
+fn trace(tokens: u32) -> Vec<u8> {
+    let mut state = 1u64;
+    let mut random = move |bound: u32| {
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (((state >> 32) * u64::from(bound)) >> 32) as u32
+    };
+    let row = (LAYERS * TOP_K) as usize;
+    let mut trace: Vec<u8> = Vec::with_capacity(row * tokens as usize);
+    for token in 0..tokens {
+        for layer in 0..LAYERS {
+            let begin = trace.len();
+            while trace.len() < begin + TOP_K as usize {
+                let expert = if token > 0 && random(5) < 2 {
+                    trace[begin - row + random(TOP_K) as usize]
+                } else {
+                    let rank = random(EXPERTS) * random(EXPERTS) / EXPERTS;
+                    ((rank + layer * 31 + token / 500) % EXPERTS) as u8
+                };
+                if !trace[begin..].contains(&expert) {
+                    trace.push(expert);
+                }
+            }
+        }
+    }
+    trace
+}

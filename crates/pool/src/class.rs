@@ -1,0 +1,259 @@
+//! The slots of one class, and the floor-and-overflow rule over its layers.
+
+use crate::policy::{Candidates, Evictor};
+use crate::pool::Record;
+
+/// What a slot holds. Layers and records are numbered within the class.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    Free,
+    Loading,
+    Resident,
+    /// Its load failed while others waited for it: free once they have let go.
+    Draining,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct SlotState {
+    pub(crate) state: State,
+    pub(crate) layer: u32,
+    pub(crate) expert: u32,
+    pub(crate) pins: u32,
+    /// The step of its last use.
+    pub(crate) used: u64,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct LayerState {
+    /// The layer's number in the pool.
+    pub(crate) id: u32,
+    /// Index of this layer's expert 0 among the records of the class.
+    pub(crate) base: u32,
+    pub(crate) floor: u32,
+    /// Slots of this layer, resident or loading.
+    pub(crate) held: u32,
+    pub(crate) resident: u32,
+    /// Resident and not pinned.
+    pub(crate) evictable: u32,
+}
+
+impl LayerState {
+    /// Slots that the layer still lacks to its floor.
+    fn lack(&self) -> u32 {
+        self.floor.saturating_sub(self.held)
+    }
+
+    /// Slots that other layers can take from it now.
+    pub(crate) fn surplus(&self) -> u32 {
+        self.evictable.min(self.held.saturating_sub(self.floor))
+    }
+}
+
+/// One class. `free + draining >= lack` holds always, so that a layer below its floor finds a free
+/// slot whatever is pinned, as long as no failed load is being waited for.
+#[derive(Clone, Debug)]
+pub(crate) struct Class {
+    slots: Vec<SlotState>,
+    layers: Vec<LayerState>,
+    free: Vec<u32>,
+    /// The sum of the layers' [`LayerState::lack`].
+    lack: u32,
+    /// The sum of the layers' [`LayerState::surplus`].
+    surplus: u32,
+    evictor: Evictor,
+}
+
+impl Class {
+    pub(crate) fn new(slots: u32, layers: Vec<LayerState>, evictor: Evictor) -> Self {
+        let empty = SlotState { state: State::Free, layer: 0, expert: 0, pins: 0, used: 0 };
+        Self {
+            slots: vec![empty; slots as usize],
+            free: (0..slots).rev().collect(),
+            lack: layers.iter().map(LayerState::lack).sum(),
+            surplus: 0,
+            layers,
+            evictor,
+        }
+    }
+
+    pub(crate) fn slot(&self, slot: u32) -> &SlotState {
+        &self.slots[slot as usize]
+    }
+
+    pub(crate) fn layer(&self, layer: u32) -> &LayerState {
+        &self.layers[layer as usize]
+    }
+
+    /// The record in a loading or resident slot.
+    pub(crate) fn record(&self, slot: u32) -> Option<Record> {
+        let SlotState { state, layer, expert, .. } = *self.slot(slot);
+        match state {
+            State::Loading | State::Resident => {
+                Some(Record { layer: self.layer(layer).id, expert })
+            }
+            State::Free | State::Draining => None,
+        }
+    }
+
+    /// Number of [`take`](Self::take)s for `layer` that would succeed in a row.
+    pub(crate) fn reservable(&self, layer: u32) -> u32 {
+        let own = self.layer(layer);
+        let free = self.free.len() as u32;
+        let to_floor = own.lack().min(free);
+        let overflow = (free - to_floor).saturating_sub(self.lack - own.lack());
+        to_floor + overflow + self.evictable_for(layer)
+    }
+
+    /// Takes a slot for a record of `layer`, loading and pinned once. Also returns the record that
+    /// had to go.
+    pub(crate) fn take(
+        &mut self,
+        layer: u32,
+        expert: u32,
+        now: u64,
+    ) -> Option<(u32, Option<Record>)> {
+        let (slot, evicted) = match self.take_free(layer) {
+            Some(slot) => (slot, None),
+            None => {
+                let slot = self.victim(layer, now)?;
+                let evicted = self.record(slot);
+                self.vacate(slot);
+                (slot, evicted)
+            }
+        };
+        self.slots[slot as usize] =
+            SlotState { state: State::Loading, layer, expert, pins: 1, used: now };
+        self.update(layer, |layer| layer.held += 1);
+        self.evictor.policy().on_insert(
+            slot,
+            layer,
+            self.layers[layer as usize].base + expert,
+            now,
+        );
+        Some((slot, evicted))
+    }
+
+    /// Records a use of a loading or resident slot and pins it.
+    pub(crate) fn touch(&mut self, slot: u32, now: u64) {
+        let entry = &mut self.slots[slot as usize];
+        entry.used = now;
+        entry.pins += 1;
+        if entry.state == State::Resident && entry.pins == 1 {
+            let layer = entry.layer;
+            self.update(layer, |layer| layer.evictable -= 1);
+        }
+        self.evictor.policy().on_hit(slot, now);
+    }
+
+    /// Loading to resident; the pins stay.
+    pub(crate) fn commit(&mut self, slot: u32) {
+        let entry = &mut self.slots[slot as usize];
+        assert!(entry.state == State::Loading, "commit of slot {slot}, which is not loading");
+        entry.state = State::Resident;
+        let layer = entry.layer;
+        self.update(layer, |layer| layer.resident += 1);
+    }
+
+    /// Loading to free, or to draining while others have it pinned.
+    pub(crate) fn abandon(&mut self, slot: u32) {
+        let entry = &self.slots[slot as usize];
+        assert!(entry.state == State::Loading, "abandon of slot {slot}, which is not loading");
+        let pins = entry.pins - 1;
+        self.vacate(slot);
+        let entry = &mut self.slots[slot as usize];
+        entry.pins = pins;
+        if pins == 0 {
+            self.free.push(slot);
+        } else {
+            entry.state = State::Draining;
+        }
+    }
+
+    pub(crate) fn unpin(&mut self, slot: u32) {
+        let entry = &mut self.slots[slot as usize];
+        assert!(entry.pins > 0, "unpin of slot {slot}, which is not pinned");
+        assert!(
+            entry.state != State::Loading || entry.pins > 1,
+            "unpin of slot {slot} by the owner of its load, which is neither committed nor abandoned"
+        );
+        entry.pins -= 1;
+        if entry.pins > 0 {
+            return;
+        }
+        if entry.state == State::Draining {
+            entry.state = State::Free;
+            self.free.push(slot);
+        } else {
+            let layer = entry.layer;
+            self.update(layer, |layer| layer.evictable += 1);
+        }
+    }
+
+    pub(crate) fn is_evictable(&self, slot: u32) -> bool {
+        let entry = &self.slots[slot as usize];
+        entry.state == State::Resident && entry.pins == 0
+    }
+
+    /// Frees a slot if its record is resident and not pinned.
+    pub(crate) fn forget(&mut self, slot: u32) -> bool {
+        let can = self.is_evictable(slot);
+        if can {
+            self.vacate(slot);
+            self.free.push(slot);
+        }
+        can
+    }
+
+    fn take_free(&mut self, layer: u32) -> Option<u32> {
+        let own = self.layer(layer);
+        let others_lack = self.lack - own.lack();
+        let may = own.lack() > 0 || self.free.len() as u32 > others_lack;
+        if may { self.free.pop() } else { None }
+    }
+
+    fn victim(&mut self, layer: u32, now: u64) -> Option<u32> {
+        if self.evictable_for(layer) == 0 {
+            return None;
+        }
+        let mut from = Candidates {
+            layers: &self.layers,
+            slots: &self.slots,
+            requester: layer,
+            now,
+            this_step_too: false,
+        };
+        self.evictor.policy().victim(&from).or_else(|| {
+            from.this_step_too = true;
+            self.evictor.policy().victim(&from)
+        })
+    }
+
+    fn evictable_for(&self, layer: u32) -> u32 {
+        let own = self.layer(layer);
+        self.surplus - own.surplus() + own.evictable
+    }
+
+    /// Takes the record out of a loading or resident slot. The slot is in no list afterwards.
+    fn vacate(&mut self, slot: u32) {
+        self.evictor.policy().on_remove(slot);
+        let entry = &mut self.slots[slot as usize];
+        let SlotState { state, layer, pins, .. } = *entry;
+        entry.state = State::Free;
+        self.update(layer, |layer| {
+            layer.held -= 1;
+            if state == State::Resident {
+                layer.resident -= 1;
+                layer.evictable -= u32::from(pins == 0);
+            }
+        });
+    }
+
+    /// Changes a layer's counts and keeps the sums of the class in step.
+    fn update(&mut self, layer: u32, change: impl FnOnce(&mut LayerState)) {
+        let layer = &mut self.layers[layer as usize];
+        let (lack, surplus) = (layer.lack(), layer.surplus());
+        change(layer);
+        self.lack = self.lack - lack + layer.lack();
+        self.surplus = self.surplus - surplus + layer.surplus();
+    }
+}

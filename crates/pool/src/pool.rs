@@ -1,0 +1,369 @@
+//! The pool: records of all layers and classes, and what the caller does with them.
+
+use crate::class::{Class, LayerState, State};
+use crate::config::{self, Config, Error, LayerSpec};
+use crate::counters::LayerCounters;
+use crate::policy::{Evictor, Shape};
+
+const ABSENT: u32 = u32::MAX;
+
+/// One expert of one layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Record {
+    /// Index among the MoE layers, from 0 without gaps.
+    pub layer: u32,
+    /// Index among the experts of the layer.
+    pub expert: u32,
+}
+
+/// Room for one record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Slot {
+    /// The class, which names the pool tensor.
+    pub class: u32,
+    /// Index within the pool tensor of the class.
+    pub index: u32,
+}
+
+/// Where a record is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lookup {
+    /// In this slot, ready for use.
+    Resident(Slot),
+    /// On its way into this slot; whoever reserved it will commit or abandon it.
+    Loading(Slot),
+    /// In no slot.
+    Absent,
+}
+
+/// A slot to load a record into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reservation {
+    /// The slot, loading and pinned once.
+    pub slot: Slot,
+    /// The record that had to go, absent from now on; its bytes are still in the slot.
+    pub evicted: Option<Record>,
+}
+
+/// Which record sits in which slot. The crate's front page tells the rules.
+///
+/// A record out of range (layer or expert) or a slot out of range is a mistake of the caller and
+/// panics, in every method that takes one.
+#[derive(Clone, Debug)]
+pub struct Pool {
+    layers: Vec<Layer>,
+    classes: Vec<Class>,
+    /// Slot index of each record, or [`ABSENT`].
+    slot_of: Vec<u32>,
+    /// Whether a record has ever arrived.
+    touched: Vec<bool>,
+    counters: Vec<LayerCounters>,
+    step: u64,
+}
+
+#[derive(Clone, Debug)]
+struct Layer {
+    class: u32,
+    /// Number of this layer among the layers of its class.
+    local: u32,
+    /// Index of expert 0 in `slot_of` and `touched`.
+    base: u32,
+    experts: u32,
+    record_bytes: u64,
+}
+
+impl Pool {
+    /// An empty pool. All memory that it will ever use is allocated here.
+    ///
+    /// # Errors
+    ///
+    /// If the configuration makes no sense, or if a class has fewer slots than the floors of its
+    /// layers need: the error then names the least number of slots and bytes.
+    pub fn new(config: Config) -> Result<Self, Error> {
+        config.check()?;
+        let mut layers = Vec::with_capacity(config.layers.len());
+        let mut states = vec![Vec::new(); config.slots.len()];
+        let mut experts = vec![Vec::new(); config.slots.len()];
+        let mut base = 0;
+        for spec in &config.layers {
+            let class = spec.class as usize;
+            let local = states[class].len() as u32;
+            let class_base = experts[class].iter().sum();
+            layers.push(Layer {
+                class: spec.class,
+                local,
+                base,
+                experts: spec.experts,
+                record_bytes: spec.record_bytes,
+            });
+            states[class].push(LayerState {
+                id: layers.len() as u32 - 1,
+                base: class_base,
+                floor: spec.capped_floor(),
+                held: 0,
+                resident: 0,
+                evictable: 0,
+            });
+            experts[class].push(spec.experts);
+            base += spec.experts;
+        }
+        let cycle = layers.len() as u64;
+        let classes = (0u64..)
+            .zip(&config.slots)
+            .zip(states.into_iter().zip(experts))
+            .map(|((class, &slots), (states, experts))| {
+                let shape = Shape { slots, experts: &experts, cycle, seed: config.seed ^ class };
+                Class::new(slots, states, Evictor::new(&config.policy, &shape))
+            })
+            .collect();
+        Ok(Self {
+            counters: vec![LayerCounters::default(); layers.len()],
+            layers,
+            classes,
+            slot_of: vec![ABSENT; base as usize],
+            touched: vec![false; base as usize],
+            step: 0,
+        })
+    }
+
+    /// The least number of slots per class that [`Pool::new`] accepts: the sum of the floors of its
+    /// layers. Layers whose class is not below `classes` do not count.
+    #[must_use]
+    pub fn least_slots(layers: &[LayerSpec], classes: usize) -> Vec<u32> {
+        config::least_slots(layers, classes)
+    }
+
+    /// Begins the next step: one MoE layer of one batch. Recency is measured in steps.
+    pub fn begin_step(&mut self) {
+        self.step += 1;
+    }
+
+    /// Asks for a record on behalf of the current step, counts that, and pins the slot if there is
+    /// one. Ask once per distinct expert of the batch.
+    ///
+    /// - `Resident`: a hit.
+    /// - `Loading`: a hit in flight. Wait until the owner is done, then [`peek`](Self::peek): while
+    ///   the pin is held, `Resident` with the same slot says that the bytes are there, and anything
+    ///   else that the load failed ([`abandon`](Self::abandon)). Unpin in either case.
+    /// - `Absent`: a fault, nothing is pinned. [`reserve`](Self::reserve) a slot for it or read it
+    ///   through staging and tell [`stream`](Self::stream).
+    pub fn request(&mut self, record: Record) -> Lookup {
+        let found = self.peek(record);
+        let counters = &mut self.counters[record.layer as usize];
+        counters.requests += 1;
+        match found {
+            Lookup::Absent => counters.faults += 1,
+            Lookup::Resident(slot) => {
+                counters.hits += 1;
+                self.classes[slot.class as usize].touch(slot.index, self.step);
+            }
+            Lookup::Loading(slot) => {
+                counters.hits_in_flight += 1;
+                self.classes[slot.class as usize].touch(slot.index, self.step);
+            }
+        }
+        found
+    }
+
+    /// Where a record is. Counts nothing, touches nothing, pins nothing.
+    #[must_use]
+    pub fn peek(&self, record: Record) -> Lookup {
+        let (layer, key) = self.locate(record);
+        let index = self.slot_of[key];
+        if index == ABSENT {
+            return Lookup::Absent;
+        }
+        let slot = Slot { class: layer.class, index };
+        match self.classes[layer.class as usize].slot(index).state {
+            State::Resident => Lookup::Resident(slot),
+            State::Loading => Lookup::Loading(slot),
+            State::Free | State::Draining => unreachable!("a mapped slot holds its record"),
+        }
+    }
+
+    /// Takes a slot for an absent record: a free one, or the one of a victim that the policy
+    /// chooses. The record counts as used in this step, its slot is loading and pinned once; the
+    /// caller fills it and then calls [`commit`](Self::commit) or [`abandon`](Self::abandon).
+    ///
+    /// `None` if every slot that the layer may have is pinned or held for other layers. That cannot
+    /// happen to a layer below its floor, unless waiters still pin slots whose load failed.
+    ///
+    /// # Panics
+    ///
+    /// If the record is resident or loading.
+    pub fn reserve(&mut self, record: Record) -> Option<Reservation> {
+        let (layer, key) = self.locate(record);
+        assert!(self.slot_of[key] == ABSENT, "reserve of {record:?}, which has a slot");
+        let (class, local) = (layer.class, layer.local);
+        let (index, evicted) =
+            self.classes[class as usize].take(local, record.expert, self.step)?;
+        if let Some(evicted) = evicted {
+            let (_, key) = self.locate(evicted);
+            self.slot_of[key] = ABSENT;
+            self.counters[evicted.layer as usize].evictions += 1;
+        }
+        self.slot_of[key] = index;
+        Some(Reservation { slot: Slot { class, index }, evicted })
+    }
+
+    /// How many [`reserve`](Self::reserve) calls for absent records of this layer would succeed
+    /// one after the other, with nothing else in between.
+    #[must_use]
+    pub fn reservable(&self, layer: u32) -> u32 {
+        let layer = &self.layers[layer as usize];
+        self.classes[layer.class as usize].reservable(layer.local)
+    }
+
+    /// The bytes have arrived: the slot is resident. The owner's pin stays, so that the record
+    /// cannot go before it is used. Counts the bytes, and the first arrival of a record.
+    ///
+    /// # Panics
+    ///
+    /// If the slot is not loading.
+    pub fn commit(&mut self, slot: Slot) {
+        self.classes[slot.class as usize].commit(slot.index);
+        if let Some(record) = self.record_in(slot) {
+            self.count_arrival(record);
+        }
+    }
+
+    /// The load has failed: the record is absent at once, and the owner's pin is gone.
+    ///
+    /// The slot is free again when no waiter has it pinned. As long as one does, it holds nothing
+    /// and is given to nobody, so that a waiter never finds a stranger's bytes under its pin: it
+    /// sees that its record is `Absent`, or loading into another slot, and unpins as always.
+    ///
+    /// # Panics
+    ///
+    /// If the slot is not loading.
+    pub fn abandon(&mut self, slot: Slot) {
+        let record = self.record_in(slot);
+        self.classes[slot.class as usize].abandon(slot.index);
+        if let Some(record) = record {
+            let (_, key) = self.locate(record);
+            self.slot_of[key] = ABSENT;
+        }
+    }
+
+    /// Gives one pin back.
+    ///
+    /// # Panics
+    ///
+    /// If the slot is not pinned, or if this is the last pin of a loading slot: its owner commits
+    /// or abandons first.
+    pub fn unpin(&mut self, slot: Slot) {
+        self.classes[slot.class as usize].unpin(slot.index);
+    }
+
+    /// A record was read through staging and used there, without a slot: counts its bytes and its
+    /// first arrival. [`request`](Self::request) has already counted the fault. The policies do not
+    /// see it, so that a prefill does not disturb what decoding has taught them.
+    pub fn stream(&mut self, record: Record) {
+        self.count_arrival(record);
+    }
+
+    /// Whether a record is resident and not pinned.
+    #[must_use]
+    pub fn is_evictable(&self, record: Record) -> bool {
+        let (layer, key) = self.locate(record);
+        let index = self.slot_of[key];
+        index != ABSENT && self.classes[layer.class as usize].is_evictable(index)
+    }
+
+    /// Forgets a record if it [is evictable](Self::is_evictable); returns whether it did. Not
+    /// counted as an eviction: nothing has taken its slot yet.
+    pub fn evict(&mut self, record: Record) -> bool {
+        let (layer, key) = self.locate(record);
+        let (class, index) = (layer.class as usize, self.slot_of[key]);
+        let forgotten = index != ABSENT && self.classes[class].forget(index);
+        if forgotten {
+            self.slot_of[key] = ABSENT;
+        }
+        forgotten
+    }
+
+    /// Forgets every record of this layer that is resident and not pinned; returns how many. They
+    /// do not count as evictions.
+    pub fn evict_layer(&mut self, layer: u32) -> u32 {
+        let &Layer { class, base, experts, .. } = &self.layers[layer as usize];
+        let mut forgotten = 0;
+        for slot_of in &mut self.slot_of[base as usize..(base + experts) as usize] {
+            if *slot_of != ABSENT && self.classes[class as usize].forget(*slot_of) {
+                *slot_of = ABSENT;
+                forgotten += 1;
+            }
+        }
+        forgotten
+    }
+
+    /// Forgets every record that is resident and not pinned; returns how many. Counters, and what
+    /// the policies have learned about absent records, stay.
+    pub fn clear(&mut self) -> u32 {
+        (0..self.layers.len() as u32).map(|layer| self.evict_layer(layer)).sum()
+    }
+
+    /// What was counted so far, one entry per layer.
+    #[must_use]
+    pub fn counters(&self) -> &[LayerCounters] {
+        &self.counters
+    }
+
+    /// The sum of [`counters`](Self::counters).
+    #[must_use]
+    pub fn total(&self) -> LayerCounters {
+        self.counters.iter().copied().sum()
+    }
+
+    /// Number of resident records of a layer; those being loaded do not count.
+    #[must_use]
+    pub fn resident(&self, layer: u32) -> u32 {
+        let layer = &self.layers[layer as usize];
+        self.classes[layer.class as usize].layer(layer.local).resident
+    }
+
+    /// Bytes of all resident records.
+    #[must_use]
+    pub fn resident_bytes(&self) -> u64 {
+        let layers = (0u32..).zip(&self.layers);
+        layers.map(|(id, layer)| u64::from(self.resident(id)) * layer.record_bytes).sum()
+    }
+
+    /// All resident records and their slots, by layer and expert.
+    pub fn resident_records(&self) -> impl Iterator<Item = (Record, Slot)> + '_ {
+        (0u32..).zip(&self.layers).flat_map(move |(layer, spec)| {
+            (0..spec.experts).filter_map(move |expert| {
+                let record = Record { layer, expert };
+                match self.peek(record) {
+                    Lookup::Resident(slot) => Some((record, slot)),
+                    Lookup::Loading(_) | Lookup::Absent => None,
+                }
+            })
+        })
+    }
+
+    /// The record that is resident in a slot or being loaded into it.
+    #[must_use]
+    pub fn record_in(&self, slot: Slot) -> Option<Record> {
+        self.classes[slot.class as usize].record(slot.index)
+    }
+
+    /// The layer's spec, and the record's index in `slot_of` and `touched`.
+    fn locate(&self, record: Record) -> (&Layer, usize) {
+        let layer = &self.layers[record.layer as usize];
+        assert!(
+            record.expert < layer.experts,
+            "{record:?}: the layer has {} experts",
+            layer.experts
+        );
+        (layer, (layer.base + record.expert) as usize)
+    }
+
+    fn count_arrival(&mut self, record: Record) {
+        let (layer, key) = self.locate(record);
+        let bytes = layer.record_bytes;
+        let counters = &mut self.counters[record.layer as usize];
+        counters.bytes_faulted += bytes;
+        counters.first_touches += u64::from(!self.touched[key]);
+        self.touched[key] = true;
+    }
+}

@@ -1,0 +1,479 @@
+//! Random calls on a pool and on a naive model of it, for every policy: both must agree on every
+//! answer, and the pool must keep its promises after every call.
+
+use proptest::prelude::*;
+use tierstream_pool::{Config, LayerCounters, LayerSpec, Lookup, Policy, Pool, Record, Slot};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Free,
+    Loading,
+    Resident,
+    Draining,
+}
+
+#[derive(Clone, Debug)]
+struct ModelSlot {
+    slot: Slot,
+    state: State,
+    record: Record,
+    pins: u32,
+    /// Serial number of the last touch, and of the arrival.
+    touched: u64,
+    arrived: u64,
+    /// Steps of the uses since the arrival.
+    uses: Vec<u64>,
+}
+
+impl ModelSlot {
+    fn holds(&self) -> bool {
+        matches!(self.state, State::Loading | State::Resident)
+    }
+
+    fn evictable(&self) -> bool {
+        self.state == State::Resident && self.pins == 0
+    }
+}
+
+/// The pool as its documentation tells it, with a scan for every question.
+#[derive(Clone, Debug)]
+struct Model {
+    config: Config,
+    slots: Vec<ModelSlot>,
+    /// Every use of every record: the record and the step.
+    history: Vec<(Record, u64)>,
+    arrived: Vec<Record>,
+    counters: Vec<LayerCounters>,
+    step: u64,
+    serial: u64,
+}
+
+impl Model {
+    fn new(config: &Config) -> Self {
+        let nothing = Record { layer: 0, expert: 0 };
+        let slots = (0u32..).zip(&config.slots).flat_map(|(class, &slots)| {
+            (0..slots).map(move |index| ModelSlot {
+                slot: Slot { class, index },
+                state: State::Free,
+                record: nothing,
+                pins: 0,
+                touched: 0,
+                arrived: 0,
+                uses: vec![],
+            })
+        });
+        Self {
+            slots: slots.collect(),
+            history: vec![],
+            arrived: vec![],
+            counters: vec![LayerCounters::default(); config.layers.len()],
+            config: config.clone(),
+            step: 0,
+            serial: 0,
+        }
+    }
+
+    fn class(&self, layer: u32) -> u32 {
+        self.config.layers[layer as usize].class
+    }
+
+    fn floor(&self, layer: u32) -> usize {
+        let spec = &self.config.layers[layer as usize];
+        spec.floor.min(spec.experts) as usize
+    }
+
+    fn held(&self, layer: u32) -> usize {
+        self.slots.iter().filter(|s| s.holds() && s.record.layer == layer).count()
+    }
+
+    fn lack(&self, layer: u32) -> usize {
+        self.floor(layer).saturating_sub(self.held(layer))
+    }
+
+    fn find(&mut self, slot: Slot) -> &mut ModelSlot {
+        self.slots.iter_mut().find(|s| s.slot == slot).unwrap()
+    }
+
+    fn peek(&self, record: Record) -> Lookup {
+        match self.slots.iter().find(|s| s.holds() && s.record == record) {
+            None => Lookup::Absent,
+            Some(s) if s.state == State::Resident => Lookup::Resident(s.slot),
+            Some(s) => Lookup::Loading(s.slot),
+        }
+    }
+
+    fn request(&mut self, record: Record) -> Lookup {
+        let found = self.peek(record);
+        let counters = &mut self.counters[record.layer as usize];
+        counters.requests += 1;
+        match found {
+            Lookup::Resident(slot) => {
+                counters.hits += 1;
+                self.touch(slot);
+            }
+            Lookup::Loading(slot) => {
+                counters.hits_in_flight += 1;
+                self.touch(slot);
+            }
+            Lookup::Absent => counters.faults += 1,
+        }
+        found
+    }
+
+    fn touch(&mut self, slot: Slot) {
+        self.serial += 1;
+        let (serial, step) = (self.serial, self.step);
+        let s = self.find(slot);
+        s.pins += 1;
+        s.touched = serial;
+        s.uses.push(step);
+        let record = s.record;
+        self.history.push((record, step));
+    }
+
+    fn may_take_free(&self, layer: u32) -> bool {
+        let class = self.class(layer);
+        let free = self.slots.iter().filter(|s| s.slot.class == class && s.state == State::Free);
+        let others = (0..self.counters.len() as u32).filter(|&o| o != layer);
+        let others = others.filter(|&o| self.class(o) == class);
+        let free = free.count();
+        free > 0 && (self.lack(layer) > 0 || free > others.map(|o| self.lack(o)).sum())
+    }
+
+    /// The slots that a request of this layer may evict; those used in this step only if there are
+    /// no others.
+    fn candidates(&self, layer: u32) -> Vec<&ModelSlot> {
+        let class = self.class(layer);
+        let all = self.slots.iter().filter(|s| s.slot.class == class && s.evictable());
+        let all = all.filter(|s| {
+            let owner = s.record.layer;
+            owner == layer || self.held(owner) > self.floor(owner)
+        });
+        let all: Vec<_> = all.collect();
+        let earlier = all.iter().copied().filter(|s| s.uses.last() != Some(&self.step));
+        let earlier: Vec<_> = earlier.collect();
+        if earlier.is_empty() { all } else { earlier }
+    }
+
+    /// Whom the policy sends away; `None` for the random one.
+    fn victim(&self, candidates: &[&ModelSlot]) -> Option<Slot> {
+        let score = |s: &ModelSlot| match self.config.policy {
+            Policy::Lru => 0.0,
+            Policy::Fifo => s.arrived as f64,
+            Policy::Lfu { half_life } => {
+                let half_life = u64::from(half_life) * self.counters.len() as u64;
+                let uses = self.history.iter().filter(|(record, _)| *record == s.record);
+                uses.map(|(_, step)| faded(self.step, *step, half_life)).sum()
+            }
+            Policy::Lfru => {
+                let half_life = 4 * self.counters.len() as u64;
+                s.uses.len() as f64 * faded(self.step, *s.uses.last().unwrap(), half_life)
+            }
+            Policy::Random => f64::NAN,
+        };
+        if self.config.policy == Policy::Random {
+            return None;
+        }
+        let key = |s: &ModelSlot| (score(s), s.touched);
+        let lowest = candidates.iter().min_by(|a, b| key(a).partial_cmp(&key(b)).unwrap());
+        lowest.map(|s| s.slot)
+    }
+
+    fn put(&mut self, slot: Slot, record: Record) {
+        self.serial += 1;
+        let (serial, step) = (self.serial, self.step);
+        *self.find(slot) = ModelSlot {
+            slot,
+            state: State::Loading,
+            record,
+            pins: 1,
+            touched: serial,
+            arrived: serial,
+            uses: vec![step],
+        };
+        self.history.push((record, step));
+    }
+
+    fn arrive(&mut self, record: Record) {
+        let bytes = self.config.layers[record.layer as usize].record_bytes;
+        let counters = &mut self.counters[record.layer as usize];
+        counters.bytes_faulted += bytes;
+        if !self.arrived.contains(&record) {
+            self.arrived.push(record);
+            counters.first_touches += 1;
+        }
+    }
+
+    fn unpin(&mut self, slot: Slot) {
+        let s = self.find(slot);
+        s.pins -= 1;
+        if s.pins == 0 && s.state == State::Draining {
+            s.state = State::Free;
+        }
+    }
+
+    fn evict_layer(&mut self, layer: u32) -> u32 {
+        let mut forgotten = 0;
+        for s in self.slots.iter_mut().filter(|s| s.evictable() && s.record.layer == layer) {
+            s.state = State::Free;
+            forgotten += 1;
+        }
+        forgotten
+    }
+
+    fn records(&self) -> impl Iterator<Item = Record> + '_ {
+        (0u32..)
+            .zip(&self.config.layers)
+            .flat_map(|(layer, spec)| (0..spec.experts).map(move |expert| Record { layer, expert }))
+    }
+
+    fn slots_in(&self, matches: impl Fn(&ModelSlot) -> bool) -> Vec<Slot> {
+        self.slots.iter().filter(|s| matches(s)).map(|s| s.slot).collect()
+    }
+}
+
+fn faded(now: u64, then: u64, half_life: u64) -> f64 {
+    2f64.powi(-((now / half_life - then / half_life) as i32))
+}
+
+/// Kind of call and two numbers that choose its argument.
+type Op = (u8, usize, u32);
+
+/// What a call answered, to compare two runs.
+#[derive(Clone, Debug, PartialEq)]
+struct Answer(Op, String);
+
+struct Run {
+    pool: Pool,
+    model: Model,
+    answers: Vec<Answer>,
+}
+
+impl Run {
+    fn new(config: &Config) -> Self {
+        let pool = Pool::new(config.clone()).unwrap();
+        Self { pool, model: Model::new(config), answers: vec![] }
+    }
+
+    fn apply(&mut self, op: Op) {
+        let (kind, chosen, number) = op;
+        let layer = (chosen % self.model.config.layers.len()) as u32;
+        let expert = number % self.model.config.layers[layer as usize].experts;
+        let record = Record { layer, expert };
+        let answer = match kind {
+            0..=19 => {
+                self.pool.begin_step();
+                self.model.step += 1;
+                String::new()
+            }
+            20..=44 => {
+                let found = self.pool.request(record);
+                assert_eq!(found, self.model.request(record));
+                format!("{found:?}")
+            }
+            45..=69 => self.reserve(record),
+            70..=79 => self.on_slot(chosen, State::Loading, |run, slot| {
+                run.pool.commit(slot);
+                let s = run.model.find(slot);
+                s.state = State::Resident;
+                let record = s.record;
+                run.model.arrive(record);
+            }),
+            80..=82 => self.on_slot(chosen, State::Loading, |run, slot| {
+                run.pool.abandon(slot);
+                let s = run.model.find(slot);
+                s.state = if s.pins > 1 { State::Draining } else { State::Free };
+                s.pins -= 1;
+            }),
+            83..=95 => self.unpin(chosen),
+            96 | 97 => {
+                self.pool.stream(record);
+                self.model.arrive(record);
+                String::new()
+            }
+            98 => {
+                let forgotten = self.pool.evict_layer(layer);
+                assert_eq!(forgotten, self.model.evict_layer(layer));
+                format!("{forgotten}")
+            }
+            _ => {
+                let forgotten = self.pool.clear();
+                let layers = 0..self.model.config.layers.len() as u32;
+                let expected = layers.map(|layer| self.model.evict_layer(layer)).sum::<u32>();
+                assert_eq!(forgotten, expected);
+                format!("{forgotten}")
+            }
+        };
+        self.answers.push(Answer(op, answer));
+    }
+
+    fn reserve(&mut self, record: Record) -> String {
+        if self.model.peek(record) != Lookup::Absent {
+            return String::new();
+        }
+        let layer = record.layer;
+        let below_floor = self.model.lack(layer) > 0;
+        let draining = self.model.slots.iter().any(|s| s.state == State::Draining);
+        let free = self.model.may_take_free(layer);
+        let candidates = self.model.candidates(layer);
+        let given = self.pool.reserve(record);
+        let answer = format!("{given:?}");
+        match given {
+            None => {
+                assert!(!free && candidates.is_empty());
+                assert!(!below_floor || draining, "a layer below its floor was refused");
+            }
+            Some(given) if free => {
+                assert_eq!(given.evicted, None);
+                assert_eq!(self.model.find(given.slot).state, State::Free);
+                self.model.put(given.slot, record);
+            }
+            Some(given) => {
+                let victim = candidates.iter().find(|s| s.slot == given.slot);
+                let victim = victim.expect("the victim is a candidate");
+                assert_eq!(given.evicted, Some(victim.record));
+                if let Some(expected) = self.model.victim(&candidates) {
+                    assert_eq!(given.slot, expected, "the naive victim");
+                }
+                let owner = victim.record.layer;
+                self.model.counters[owner as usize].evictions += 1;
+                self.model.put(given.slot, record);
+                let floor = self.model.floor(owner);
+                assert!(owner == layer || self.model.held(owner) >= floor, "floor broken");
+            }
+        }
+        answer
+    }
+
+    fn on_slot(&mut self, chosen: usize, state: State, act: impl Fn(&mut Self, Slot)) -> String {
+        let slots = self.model.slots_in(|s| s.state == state);
+        if slots.is_empty() {
+            return String::new();
+        }
+        let slot = slots[chosen % slots.len()];
+        act(self, slot);
+        format!("{slot:?}")
+    }
+
+    fn unpin(&mut self, chosen: usize) -> String {
+        let spare = |s: &ModelSlot| s.pins > u32::from(s.state == State::Loading);
+        let slots = self.model.slots_in(spare);
+        if slots.is_empty() {
+            return String::new();
+        }
+        let slot = slots[chosen % slots.len()];
+        self.pool.unpin(slot);
+        self.model.unpin(slot);
+        format!("{slot:?}")
+    }
+
+    fn check(&self) {
+        let Self { pool, model, .. } = self;
+        assert_eq!(pool.counters(), model.counters);
+        for counters in pool.counters().iter().chain([&pool.total()]) {
+            let answers = counters.hits + counters.hits_in_flight + counters.faults;
+            assert_eq!(counters.requests, answers);
+        }
+        for record in model.records() {
+            assert_eq!(pool.peek(record), model.peek(record));
+        }
+        for s in &model.slots {
+            assert_eq!(pool.record_in(s.slot), s.holds().then_some(s.record));
+        }
+        let resident = pool.resident_records().collect::<Vec<_>>();
+        for (layer, spec) in (0u32..).zip(&model.config.layers) {
+            let count = resident.iter().filter(|(record, _)| record.layer == layer).count();
+            assert_eq!(pool.resident(layer) as usize, count);
+            assert!(count <= spec.experts as usize);
+        }
+        let bytes = |record: &Record| model.config.layers[record.layer as usize].record_bytes;
+        assert_eq!(pool.resident_bytes(), resident.iter().map(|(r, _)| bytes(r)).sum::<u64>());
+        for &(record, slot) in &resident {
+            assert_eq!(pool.peek(record), Lookup::Resident(slot));
+        }
+        for layer in 0..model.config.layers.len() as u32 {
+            self.check_reservable(layer);
+        }
+    }
+
+    /// Counts by trying it on a copy. A layer that runs out of absent records proves no more.
+    fn check_reservable(&self, layer: u32) {
+        let mut pool = self.pool.clone();
+        let expected = pool.reservable(layer);
+        let mut given = 0;
+        let refused = loop {
+            let mut records = self.model.records().filter(|record| record.layer == layer);
+            match records.find(|&record| pool.peek(record) == Lookup::Absent) {
+                None => break false,
+                Some(record) if pool.reserve(record).is_none() => break true,
+                Some(_) => given += 1,
+            }
+        };
+        assert!(given <= expected && (!refused || given == expected), "{given} of {expected}");
+    }
+}
+
+fn configs(policy: Policy) -> impl Strategy<Value = Config> {
+    let layer = (0u32..2, 1u32..7, 0u32..4, 1u64..100);
+    let spare = prop::collection::vec(0u32..5, 2);
+    (prop::collection::vec(layer, 1..5), spare, any::<u64>()).prop_map(
+        move |(layers, spare, seed)| {
+            let layers = layers.into_iter().map(|(class, experts, floor, record_bytes)| {
+                LayerSpec { class, experts, floor, record_bytes }
+            });
+            let layers = layers.collect::<Vec<_>>();
+            let least = Pool::least_slots(&layers, 2);
+            let slots = least.iter().zip(spare).map(|(least, spare)| least + spare).collect();
+            Config { layers, slots, policy, seed }
+        },
+    )
+}
+
+fn ops() -> impl Strategy<Value = Vec<Op>> {
+    prop::collection::vec((0u8..100, any::<usize>(), any::<u32>()), 1..250)
+}
+
+fn agrees(config: &Config, ops: &[Op]) {
+    let mut run = Run::new(config);
+    for &op in ops {
+        run.apply(op);
+        run.check();
+    }
+    let mut again = Run::new(config);
+    ops.iter().for_each(|&op| again.apply(op));
+    assert_eq!(run.answers, again.answers, "equal calls, equal answers");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..Default::default() })]
+
+    #[test]
+    fn lru(config in configs(Policy::Lru), ops in ops()) {
+        agrees(&config, &ops);
+    }
+
+    #[test]
+    fn lfu(config in configs(Policy::LFU), ops in ops()) {
+        agrees(&config, &ops);
+    }
+
+    #[test]
+    fn lfu_that_fades_fast(config in configs(Policy::Lfu { half_life: 1 }), ops in ops()) {
+        agrees(&config, &ops);
+    }
+
+    #[test]
+    fn lfru(config in configs(Policy::Lfru), ops in ops()) {
+        agrees(&config, &ops);
+    }
+
+    #[test]
+    fn fifo(config in configs(Policy::Fifo), ops in ops()) {
+        agrees(&config, &ops);
+    }
+
+    #[test]
+    fn random(config in configs(Policy::Random), ops in ops()) {
+        agrees(&config, &ops);
+    }
+}
