@@ -1,6 +1,7 @@
 //! Generates the bindings for ggml's private structs (buffer, device and backend vtables, cgraph)
 //! from the very headers that llama-cpp-sys-2 vendors, so that their layout cannot drift from the
-//! library that is linked. The public API comes from llama-cpp-sys-2 itself.
+//! library that is linked (the public API comes from llama-cpp-sys-2 itself), and puts the shared
+//! libraries where programs find them.
 
 use std::env;
 use std::fs;
@@ -39,7 +40,9 @@ const HANDLES: &[&str] = &[
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
-    let ggml = vendored_ggml();
+    let built = built_llama();
+    let ggml = vendored_ggml(&built);
+    put_libraries_beside_programs(&built.join("lib"));
     let mut builder = bindgen::Builder::default()
         .header(ggml.join("src/ggml-backend-impl.h").display().to_string())
         .header(ggml.join("src/ggml-impl.h").display().to_string())
@@ -61,13 +64,16 @@ fn main() {
         .expect("OUT_DIR is writable");
 }
 
-/// The `ggml/` folder of the llama.cpp source that llama-cpp-sys-2 built. The crate exports only
-/// the folder of its installed CMake package, `<its OUT_DIR>/lib/cmake`; the CMake cache beside
-/// it names the source.
-fn vendored_ggml() -> PathBuf {
+/// Where llama-cpp-sys-2 built and installed llama.cpp: its OUT_DIR. It exports only the folder of
+/// its CMake package in there, `lib/cmake`.
+fn built_llama() -> PathBuf {
     let cmake = env::var("DEP_LLAMA_GGML_CMAKE_DIR").expect("llama-cpp-sys-2 exports ggml_cmake_dir");
-    let out_dir = Path::new(&cmake).ancestors().nth(2).expect("<out>/lib/cmake");
-    let cache = out_dir.join("build/CMakeCache.txt");
+    Path::new(&cmake).ancestors().nth(2).expect("<out>/lib/cmake").to_owned()
+}
+
+/// The `ggml/` folder of the llama.cpp source that was built, from the CMake cache.
+fn vendored_ggml(built: &Path) -> PathBuf {
+    let cache = built.join("build/CMakeCache.txt");
     let text = fs::read_to_string(&cache)
         .unwrap_or_else(|e| panic!("cannot read {}: {e}", cache.display()));
     let source = text
@@ -75,4 +81,27 @@ fn vendored_ggml() -> PathBuf {
         .find_map(|l| l.strip_prefix("CMAKE_HOME_DIRECTORY:INTERNAL="))
         .unwrap_or_else(|| panic!("{} names no source folder", cache.display()));
     Path::new(source).join("ggml")
+}
+
+/// Links the shared libraries, under the names that programs load them by (`libllama.so.0`), into
+/// the folders where cargo puts programs, tests and examples; their run path is `$ORIGIN`
+/// (`.cargo/config.toml`). llama-cpp-sys-2 does so for the development names only.
+fn put_libraries_beside_programs(libraries: &Path) {
+    let out_dir = PathBuf::from(env::var("OUT_DIR").expect("cargo sets OUT_DIR"));
+    let profile = out_dir.ancestors().nth(3).expect("<profile>/build/<crate>/out");
+    for entry in fs::read_dir(libraries).expect("llama-cpp-sys-2 has installed its libraries") {
+        let path = entry.expect("a readable folder").path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let is_soname = name.split_once(".so.").is_some_and(|(_, v)| !v.contains('.'));
+        if !is_soname {
+            continue;
+        }
+        for folder in ["", "deps", "examples"] {
+            let folder = profile.join(folder);
+            fs::create_dir_all(&folder).expect("cargo's own folder");
+            let link = folder.join(&name);
+            let _ = fs::remove_file(&link); // of an earlier build
+            fs::copy(&path, &link).unwrap_or_else(|e| panic!("cannot write {}: {e}", link.display()));
+        }
+    }
 }

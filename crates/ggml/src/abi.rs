@@ -4,6 +4,7 @@
 
 #![allow(
     non_camel_case_types,
+    dead_code,
     unreachable_pub,
     missing_docs,
     clippy::undocumented_unsafe_blocks,

@@ -82,6 +82,25 @@ pub struct ExpertCounters {
     pub first_touches: u64,
 }
 
+impl ExpertCounters {
+    /// What was counted since `before`.
+    pub fn since(&self, before: &ExpertCounters) -> ExpertCounters {
+        ExpertCounters {
+            requests: self.requests - before.requests,
+            hits: self.hits - before.hits,
+            faults: self.faults - before.faults,
+            evictions: self.evictions - before.evictions,
+            bytes_read: self.bytes_read - before.bytes_read,
+            first_touches: self.first_touches - before.first_touches,
+        }
+    }
+
+    /// Hits per request, 0 to 1; 1 when nothing was requested.
+    pub fn hit_rate(&self) -> f64 {
+        if self.requests == 0 { 1.0 } else { self.hits as f64 / self.requests as f64 }
+    }
+}
+
 /// The pool of one model. Shared by its contexts.
 pub(crate) struct Residency {
     layers: Vec<Layer>,
@@ -284,14 +303,6 @@ impl Residency {
             self.reader.file(file)?.check_unchanged()?;
         }
         Ok(())
-    }
-
-    pub(crate) fn reader(&self) -> &Arc<Reader> {
-        &self.reader
-    }
-
-    pub(crate) fn files(&self) -> &[FileId] {
-        &self.files
     }
 
     /// Reads every record into its slot, in file order, if all fit; then kernels find each
@@ -532,11 +543,6 @@ impl Step {
     /// Waits until the reads of one [`Step::load`] have arrived.
     pub(crate) fn wait(&self, load: usize) -> Result<()> {
         Ok(self.tickets[load].wait()?)
-    }
-
-    /// Whether the reads of one [`Step::load`] have arrived, or failed.
-    pub(crate) fn is_finished(&self, load: usize) -> bool {
-        self.tickets[load].is_finished()
     }
 
     /// Waits for everything that was loaded.

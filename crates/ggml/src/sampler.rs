@@ -2,6 +2,7 @@
 
 use crate::abi::*;
 use crate::context::Context;
+use crate::error::{Error, Result};
 use crate::vocab::Token;
 
 /// How tokens are drawn.
@@ -58,9 +59,15 @@ impl Sampler {
     }
 
     /// Draws a token from the last logits that `context` computed.
-    pub fn sample(&mut self, context: &mut Context) -> Token {
-        // SAFETY: both are live; -1 is the last row of logits.
-        unsafe { llama_sampler_sample(self.chain, context.raw(), -1) }
+    ///
+    /// # Errors
+    /// [`Error::Batch`] if it has computed none since it was made, cleared or failed.
+    pub fn sample(&mut self, context: &mut Context) -> Result<Token> {
+        if !context.has_logits() {
+            return Err(Error::Batch("there are no logits to sample from".into()));
+        }
+        // SAFETY: both are live; -1 is the last row of logits, which is there.
+        Ok(unsafe { llama_sampler_sample(self.chain, context.raw(), -1) })
     }
 }
 

@@ -3,6 +3,7 @@
 //!
 //! `cargo run -p tierstream-gguf --example dump -- model.gguf`
 
+use std::error::Error;
 use std::io::{self, BufWriter, Write};
 use std::process::ExitCode;
 
@@ -16,7 +17,10 @@ fn main() -> ExitCode {
     let model = match Model::open(path) {
         Ok(model) => model,
         Err(error) => {
-            eprintln!("error: {error}");
+            match error.source() {
+                Some(reason) => eprintln!("error: {error}: {reason}"),
+                None => eprintln!("error: {error}"),
+            }
             if let Some(hint) = error.hint() {
                 eprintln!("hint: {hint}");
             }

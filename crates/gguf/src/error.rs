@@ -10,8 +10,10 @@ use crate::value::ValueType;
 /// Why a file was refused: the kind, and where known the file, the byte offset and the key or
 /// tensor.
 ///
-/// [`Display`](fmt::Display) gives one line for the user; [`hint`](Self::hint) what to do next.
-/// Strings that come from the file are escaped, so that the line is safe to print on a terminal.
+/// [`Display`](fmt::Display) gives one line for the user; where the operating system refused
+/// something, its reason is the [`source`](std::error::Error::source). [`hint`](Self::hint) says what
+/// to do next. Strings that come from the file are escaped, so that the line is safe to print on a
+/// terminal.
 #[derive(Debug)]
 pub struct Error {
     // Boxed: results of small values stay small.

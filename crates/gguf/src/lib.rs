@@ -24,7 +24,7 @@
 //! ```
 //!
 //! Where to look: [`Header`] reads one file, [`Model`] joins the parts of a split model,
-//! [`Experts`] finds the records that a streaming runtime moves, [`write`] makes headers. Rules
+//! [`Experts`] finds the records that a streaming runtime moves, [`mod@write`] makes headers. Rules
 //! come from the GGUF specification (ggml, `docs/gguf.md`); where ggml's own reader
 //! (`ggml/src/gguf.cpp`) is stricter, its rule is named at the check.
 

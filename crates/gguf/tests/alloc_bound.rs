@@ -83,7 +83,7 @@ fn memory_is_bounded_by_the_file() {
     for (index, bytes) in files.iter().enumerate() {
         let peak = peak_of(bytes);
         // The reader's own buffer, the first allocation of a long field, and an error.
-        let bound = 24 * bytes.len() + (160 << 10);
+        let bound = 16 * bytes.len() + (160 << 10);
         assert!(peak <= bound, "file {index} of {} bytes: {peak} bytes", bytes.len());
     }
 }

@@ -54,8 +54,7 @@ impl Ring {
         let (Some(bytes), Ok(indices)) = (bytes, u32::try_from(count)) else {
             return Err(Error::config(format!("a ring of {count} x {buffer_bytes} bytes")));
         };
-        let fail =
-            |errno: rustix::io::Errno| Error::Ring { bytes, source: Arc::new(errno.into()) };
+        let fail = |errno: rustix::io::Errno| Error::Ring { bytes, source: Arc::new(errno.into()) };
         let slack = if bytes >= HUGE_PAGE { HUGE_PAGE } else { 0 };
         let map_bytes =
             bytes.checked_add(slack).ok_or_else(|| Error::config("the ring is too large"))?;

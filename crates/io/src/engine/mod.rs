@@ -191,8 +191,7 @@ pub enum EngineKind {
 
 impl EngineKind {
     /// Every kind.
-    pub const ALL: [Self; 5] =
-        [Self::Auto, Self::Uring, Self::Pread, Self::Buffered, Self::Noop];
+    pub const ALL: [Self; 5] = [Self::Auto, Self::Uring, Self::Pread, Self::Buffered, Self::Noop];
 
     /// Its name, as [`FromStr`] reads it.
     pub const fn name(self) -> &'static str {
@@ -236,18 +235,18 @@ pub fn build(
     let uring = || start_uring(ring, depth, register_buffers);
     Ok(match kind {
         EngineKind::Uring => (uring()?, None),
-        EngineKind::Auto => match uring() {
-            Ok(engine) => (engine, None),
-            Err(error) => {
-                let why = std::error::Error::source(&error).map(ToString::to_string);
-                let why = format!("no io_uring: {}", why.unwrap_or_else(|| error.to_string()));
-                (Box::new(Pread::new(depth)?), Some(why))
-            }
-        },
+        EngineKind::Auto => uring().map(|engine| (engine, None)).or_else(|e| instead(&e, depth))?,
         EngineKind::Pread => (Box::new(Pread::new(depth)?), None),
         EngineKind::Buffered => (Box::new(Buffered::new(depth)?), None),
         EngineKind::Noop => (Box::new(Noop::new(depth)), None),
     })
+}
+
+/// What `Auto` runs on where io_uring is refused, and why.
+fn instead(refusal: &Error, depth: usize) -> Result<(Box<dyn Engine>, Option<String>)> {
+    let why = std::error::Error::source(refusal).map(ToString::to_string);
+    let why = format!("no io_uring: {}", why.unwrap_or_else(|| refusal.to_string()));
+    Ok((Box::new(Pread::new(depth)?), Some(why)))
 }
 
 #[cfg(target_os = "linux")]
@@ -272,5 +271,14 @@ mod tests {
         }
         let error = "iouring".parse::<EngineKind>().unwrap_err();
         assert!(error.to_string().contains("uring, pread"), "{error}");
+    }
+
+    #[test]
+    fn auto_keeps_the_reason_of_a_refusal() {
+        let source = Arc::new(io::Error::from_raw_os_error(1));
+        let refusal = Error::Engine { engine: "uring", source };
+        let (engine, why) = instead(&refusal, 2).unwrap();
+        assert_eq!(engine.name(), "pread");
+        assert!(why.unwrap().contains("not permitted"));
     }
 }

@@ -181,8 +181,7 @@ impl Uring {
                 .map(|read| RawDone { read, result: Err(io::Error::from_raw_os_error(errno)) }),
         );
         if done.is_empty() {
-            let _ =
-                rustix::event::poll(&mut [PollFd::new(&self.waker, PollFlags::IN)], None);
+            let _ = rustix::event::poll(&mut [PollFd::new(&self.waker, PollFlags::IN)], None);
             self.hear();
         }
     }
@@ -352,6 +351,14 @@ mod tests {
     use super::*;
     use crate::file::File;
 
+    #[test]
+    fn a_refused_registration_is_told() {
+        let ring = Ring::new(crate::ring::PAGE, REGISTERED_MAX + 1).unwrap();
+        let Ok(engine) = Uring::new(&ring, 1, true) else { return };
+        assert!(engine.remark().unwrap().contains("without registered buffers"));
+        assert!(Uring::new(&ring, 1, false).unwrap().remark().is_none());
+    }
+
     /// A ring that dies must fail its reads, not hang, and must not reuse their buffers.
     #[test]
     fn a_dead_ring_fails_its_reads_and_keeps_their_buffers() {
@@ -361,9 +368,7 @@ mod tests {
         let ring = Ring::new(8192, 4).unwrap();
         let Ok(engine) = Uring::new(&ring, 4, false) else { return };
         let file = Arc::new(File::open(&path).unwrap());
-        let read = |id| {
-            RawRead::new(id, Arc::clone(&file), 0, ring.take(0).unwrap(), 0, 8192)
-        };
+        let read = |id| RawRead::new(id, Arc::clone(&file), 0, ring.take(0).unwrap(), 0, 8192);
         engine.submit(&mut std::iter::once(read(1)));
         let mut done = Vec::new();
         while done.is_empty() {

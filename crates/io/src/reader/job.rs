@@ -4,14 +4,14 @@ use std::any::Any;
 use std::fmt;
 use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, Weak};
 use std::thread::ThreadId;
 
 use super::queue::Chore;
 use super::reaper::Shared;
 use crate::error::{Error, Result};
-use crate::plan::{Plan, Read};
+use crate::plan::{Plan, Read, Slice};
 use crate::ring::Buffer;
 use crate::sync::{lock, wait};
 
@@ -160,31 +160,28 @@ impl Job {
         self.plan.slices(read).iter().any(|slice| progress.missing[slice.piece].is_some())
     }
 
-    /// Gives the sink a part of `buffer`; says whether it was wanted.
-    pub(super) fn deliver(
-        &self,
-        piece: usize,
-        offset: u64,
-        buffer: &Arc<Buffer>,
-        start: usize,
-        len: usize,
-    ) -> bool {
+    /// Gives the sink a slice of the read in `buffer`, and counts its bytes in `given`.
+    pub(super) fn deliver(&self, slice: &Slice, buffer: &Arc<Buffer>, given: &AtomicU64) {
         if self.cancelled.load(Ordering::Relaxed) {
-            return false;
+            return;
         }
+        let Slice { piece, piece_offset: offset, start, len } = *slice;
         let sink = {
             let progress = lock(&self.progress);
             match (&progress.sink, progress.missing[piece]) {
                 (Some(sink), Some(_)) => Arc::clone(sink),
-                _ => return false,
+                _ => return,
             }
         };
         let chunk = Chunk { piece, offset, buffer: Arc::clone(buffer), start, len };
         let took = catch_unwind(AssertUnwindSafe(|| sink.chunk(chunk)));
+        drop(sink);
         if let Err(panic) = took {
             self.settle(piece, Err(sink_panicked(&*panic)));
-            return true;
+            return;
         }
+        // Before the piece ends: whoever waits for it may look at the counters next.
+        given.fetch_add(len as u64, Ordering::Relaxed);
         let left = {
             let mut progress = lock(&self.progress);
             progress.missing[piece].as_mut().map(|missing| {
@@ -195,7 +192,6 @@ impl Job {
         if left == Some(0) {
             self.settle(piece, Ok(()));
         }
-        true
     }
 
     /// Ends a piece, unless it has ended.

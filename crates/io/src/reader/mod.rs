@@ -247,8 +247,7 @@ impl Reader {
             Plan::new(wanted, layout, self.shared.ring.buffer_bytes())
         };
         let job = Arc::new(Job::new(plan, pieces.iter().map(|p| p.len), sink, self.thread_id));
-        let ticket =
-            Ticket { job: Arc::clone(&job), shared: Arc::downgrade(&self.shared) };
+        let ticket = Ticket { job: Arc::clone(&job), shared: Arc::downgrade(&self.shared) };
         let has_chore = !settled.is_empty();
         let mut queue = lock(&self.shared.queue);
         if queue.closed {
@@ -307,7 +306,8 @@ impl Reader {
         reasons.extend(engine.remark());
         if let Some(file) = files.iter().find(|file| !file.direct_state().direct) {
             let why = file.direct_state().reason.as_deref().unwrap_or("unknown");
-            reasons.push(format!("{} is read through the page cache: {why}", file.path().display()));
+            reasons
+                .push(format!("{} is read through the page cache: {why}", file.path().display()));
         }
         Status {
             engine: engine.name(),

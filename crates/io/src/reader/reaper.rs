@@ -1,7 +1,7 @@
 //! The reader's thread: takes what arrives, keeps the drive busy, then feeds the sinks.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use super::queue::{Chore, Landed, Queue};
@@ -135,14 +135,8 @@ impl Shared {
                     got: got.saturating_sub(slice.start) as u64,
                 };
                 job.settle(slice.piece, Err(error));
-            } else if job.deliver(
-                slice.piece,
-                slice.piece_offset,
-                &buffer,
-                slice.start,
-                slice.len,
-            ) {
-                self.bytes_wanted.fetch_add(slice.len as u64, Ordering::Relaxed);
+            } else {
+                job.deliver(slice, &buffer, &self.bytes_wanted);
             }
         }
     }

@@ -137,7 +137,9 @@ impl Engine for Fault {
     fn submit(&self, reads: &mut dyn Iterator<Item = RawRead>) {
         self.inner.submit(&mut reads.inspect(|read| {
             let State { rules, caught } = &mut *lock(&self.state);
-            if let Some(rule) = rules.iter_mut().find_map(|(rule, n)| rule.catches(read, n).then_some(&*rule)) {
+            if let Some(rule) =
+                rules.iter_mut().find_map(|(rule, n)| rule.catches(read, n).then_some(&*rule))
+            {
                 caught.insert(read.id(), rule.action);
             }
         }));

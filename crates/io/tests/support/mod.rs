@@ -1,30 +1,31 @@
-//! A sink that checks what it is given, and an engine that holds its reads until told.
+//! Files to read, a sink that checks what it is given, an engine that holds its reads until told.
 
 use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
 
 use tierstream_io::engine::{RawDone, RawRead};
-use tierstream_io::{Chunk, Engine, Error, Sink, Wrap};
+use tierstream_io::{Chunk, Engine, Error, Extent, Priority, Reader, Sink, Wrap};
 
 /// Gathers pieces; panics on a byte that arrives twice and on any call after `done`.
 #[derive(Debug, Default)]
-pub struct Collect(Mutex<Vec<Piece>>);
+pub(crate) struct Collect(Mutex<Vec<Piece>>);
 
 #[derive(Debug, Default)]
-pub struct Piece {
-    pub bytes: Vec<u8>,
+pub(crate) struct Piece {
+    pub(crate) bytes: Vec<u8>,
     seen: Vec<bool>,
-    pub result: Option<Result<(), Error>>,
+    pub(crate) result: Option<Result<(), Error>>,
 }
 
 impl Collect {
-    pub fn new(lens: impl IntoIterator<Item = u64>) -> Arc<Self> {
+    pub(crate) fn new(lens: impl IntoIterator<Item = u64>) -> Arc<Self> {
         let piece = |len| Piece { bytes: vec![0; len], seen: vec![false; len], result: None };
         Arc::new(Self(Mutex::new(lens.into_iter().map(|len| piece(len as usize)).collect())))
     }
 
     /// The pieces; those that succeeded must be whole.
-    pub fn take(&self) -> Vec<Piece> {
+    pub(crate) fn take(&self) -> Vec<Piece> {
         let pieces = std::mem::take(&mut *self.0.lock().unwrap());
         for (n, piece) in pieces.iter().enumerate() {
             if let Some(Ok(())) = piece.result {
@@ -55,7 +56,7 @@ impl Sink for Collect {
 
 /// Holds submitted reads back until it is told to pass them on.
 #[derive(Default)]
-pub struct Gate {
+pub(crate) struct Gate {
     inner: OnceLock<Box<dyn Engine>>,
     state: Mutex<GateState>,
     changed: Condvar,
@@ -68,7 +69,7 @@ struct GateState {
 }
 
 impl Gate {
-    pub fn new() -> (Arc<Self>, Option<Wrap>) {
+    pub(crate) fn new() -> (Arc<Self>, Option<Wrap>) {
         let gate = Arc::new(Self::default());
         let inside = Arc::clone(&gate);
         let wrap: Wrap = Box::new(move |inner| {
@@ -83,7 +84,7 @@ impl Gate {
     }
 
     /// Waits until `count` reads are held; returns their offsets in order of submission.
-    pub fn wait_held(&self, count: usize) -> Vec<u64> {
+    pub(crate) fn wait_held(&self, count: usize) -> Vec<u64> {
         let mut state = self.state.lock().unwrap();
         while state.held.len() < count {
             state = self.changed.wait(state).unwrap();
@@ -91,12 +92,12 @@ impl Gate {
         state.held.iter().map(RawRead::offset).collect()
     }
 
-    pub fn release_one(&self) {
+    pub(crate) fn release_one(&self) {
         let read = self.state.lock().unwrap().held.pop_front().expect("no read is held");
         self.inner().submit(&mut std::iter::once(read));
     }
 
-    pub fn open(&self) {
+    pub(crate) fn open(&self) {
         let held = {
             let mut state = self.state.lock().unwrap();
             state.open = true;
@@ -134,5 +135,54 @@ impl Engine for Handle {
     }
     fn wake(&self) {
         self.0.inner().wake();
+    }
+}
+
+/// Deterministic, so that a failure repeats.
+pub(crate) struct Random(pub(crate) u64);
+
+impl Random {
+    pub(crate) fn below(&mut self, end: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % end
+    }
+}
+
+/// A file of rubbish, and the same rubbish in memory.
+pub(crate) struct Fixture {
+    _dir: tempfile::TempDir,
+    pub(crate) path: PathBuf,
+    pub(crate) bytes: Vec<u8>,
+}
+
+impl Fixture {
+    pub(crate) fn new(len: usize) -> Self {
+        Self::within(&std::env::temp_dir(), len)
+    }
+
+    pub(crate) fn within(parent: &Path, len: usize) -> Self {
+        let dir = tempfile::tempdir_in(parent).unwrap();
+        let path = dir.path().join("weights");
+        let mut random = Random(0x9E37_79B9_7F4A_7C15);
+        let bytes: Vec<u8> = (0..len).map(|_| random.below(256) as u8).collect();
+        std::fs::write(&path, &bytes).unwrap();
+        Self { _dir: dir, path, bytes }
+    }
+
+    pub(crate) fn slice(&self, extent: &Extent) -> &[u8] {
+        &self.bytes[extent.offset as usize..(extent.offset + extent.len) as usize]
+    }
+
+    /// Reads `extents` in one request and compares every byte.
+    pub(crate) fn check(&self, reader: &Reader, priority: Priority, extents: Vec<Extent>) {
+        let sink = Collect::new(extents.iter().map(|e| e.len));
+        let ticket = reader.submit(priority, extents.clone(), sink.clone());
+        ticket.wait().unwrap();
+        for (extent, piece) in extents.iter().zip(sink.take()) {
+            assert!(matches!(piece.result, Some(Ok(()))), "{extent:?} {:?}", piece.result);
+            assert!(piece.bytes == self.slice(extent), "{extent:?}");
+        }
     }
 }

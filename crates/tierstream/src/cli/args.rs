@@ -1,0 +1,192 @@
+//! Every command and flag, documented once: `--help`, completions and the man page come from here.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use tierstream::Policy;
+use tierstream::io::EngineKind;
+use tierstream::size::{Bytes, PoolShare};
+
+/// Run language models that are bigger than memory: experts stream from the drive.
+#[derive(Debug, Parser)]
+#[command(version, propagate_version = true, arg_required_else_help = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+    /// Print one JSON object on stdout (docs/json.md) and nothing else there
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// Print timings after the text, and llama.cpp's log on stderr
+    #[arg(long, short, global = true)]
+    pub(crate) verbose: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Generate text; without a prompt, chat
+    Run(Run),
+    /// Tell what is in a model and what a budget would hold of it
+    Show(Show),
+    /// Check that streamed output equals the fully resident run, bit for bit
+    Verify(Verify),
+    /// Measure
+    #[command(subcommand)]
+    Bench(Bench),
+    /// Tell what this machine can do, and measure its drive
+    Doctor(Doctor),
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Write the man page to stdout
+    Man,
+}
+
+/// Which model, and what it may take.
+#[derive(Debug, Args, Clone)]
+pub(crate) struct ModelArgs {
+    /// A GGUF file (the first one of a split model), or `demo`
+    pub(crate) model: PathBuf,
+    /// All host memory for this model: dense weights, KV cache, compute, experts (8GiB, 800MB)
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) ram: Option<Bytes>,
+    /// The expert pool alone: a size, or a share of all experts
+    #[arg(long, value_name = "SIZE|N%")]
+    pub(crate) experts: Option<PoolShare>,
+    /// Which expert gives way: lru, lfu[:half-life], lfru, fifo, random
+    #[arg(long, default_value_t)]
+    pub(crate) policy: Policy,
+    /// How files are read: auto, uring, pread, buffered
+    #[arg(long, default_value_t = EngineKind::Auto)]
+    pub(crate) io: EngineKind,
+    /// Compute threads [default: one less than the processors, at least 2]
+    #[arg(long, short, value_parser = clap::value_parser!(u32).range(1..=512))]
+    pub(crate) threads: Option<u32>,
+    /// Tokens of context [default: 4096, or what the model was trained with]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
+    pub(crate) ctx: Option<u32>,
+    /// Tokens of a prompt that are computed at once
+    #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub(crate) batch: u32,
+    /// Seed of sampling and of random choices
+    #[arg(long, default_value_t = 0)]
+    pub(crate) seed: u32,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Run {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// The prompt; `-` or a pipe: standard input
+    pub(crate) prompt: Option<String>,
+    /// Token ids instead of text, for models without a tokenizer (1,2,3)
+    #[arg(long, value_delimiter = ',', conflicts_with = "prompt")]
+    pub(crate) prompt_tokens: Option<Vec<i32>>,
+    /// Most tokens to generate
+    #[arg(long, short, default_value_t = 256)]
+    pub(crate) n: u32,
+    /// 0: always the most likely token
+    #[arg(long, default_value_t = 0.8)]
+    pub(crate) temp: f32,
+    /// Draw from this many most likely tokens; 0: from all
+    #[arg(long, default_value_t = 40)]
+    pub(crate) top_k: i32,
+    /// Draw from the most likely tokens that together have this probability
+    #[arg(long, default_value_t = 0.95)]
+    pub(crate) top_p: f32,
+    /// Leave out tokens less likely than this share of the most likely one
+    #[arg(long, default_value_t = 0.05)]
+    pub(crate) min_p: f32,
+    /// Give the prompt to the model as it is, without its chat template
+    #[arg(long)]
+    pub(crate) raw: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Show {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Verify {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// Tokens to generate and compare after the prompt
+    #[arg(long, default_value_t = 512)]
+    pub(crate) tokens: u32,
+    /// Text of the prompt; by default a short one, or token ids drawn from the seed
+    #[arg(long)]
+    pub(crate) prompt_file: Option<PathBuf>,
+    /// Most tokens of the prompt
+    #[arg(long, default_value_t = 512)]
+    pub(crate) prompt_limit: u32,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Bench {
+    /// Tokens per second with pools of several sizes, against stock llama.cpp if asked for
+    Decode(BenchDecode),
+    /// One measurement in a process of its own; `bench decode` starts these
+    #[command(hide = true)]
+    Turn(BenchTurn),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchDecode {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// What to run beside it, in turns: stock (llama.cpp with the same kernels, mapped file),
+    /// stock-repack (with its repacked CPU kernels)
+    #[arg(long, value_delimiter = ',')]
+    pub(crate) against: Vec<Peer>,
+    /// Sizes of the pool to measure, instead of one --experts
+    #[arg(long, value_delimiter = ',', value_name = "N%,...")]
+    pub(crate) sizes: Vec<PoolShare>,
+    /// Tokens measured in a turn
+    #[arg(short, default_value_t = 64)]
+    pub(crate) n: u32,
+    /// Tokens before them, not measured
+    #[arg(long, default_value_t = 32)]
+    pub(crate) warmup: u32,
+    /// Turns of each
+    #[arg(long, default_value_t = 5)]
+    pub(crate) repeats: u32,
+    /// Empty the page cache before each turn (needs root)
+    #[arg(long)]
+    pub(crate) cold: bool,
+}
+
+/// Something to measure against.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Peer {
+    /// llama.cpp as it is, mapped file, the same CPU kernels.
+    Stock,
+    /// llama.cpp as it is, with weights repacked at load.
+    StockRepack,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchTurn {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// Run a peer instead of streaming
+    #[arg(long)]
+    pub(crate) peer: Option<Peer>,
+    /// File with the token ids to decode, JSON array
+    #[arg(long)]
+    pub(crate) token_file: PathBuf,
+    /// Of these, the first ones are not measured
+    #[arg(long, default_value_t = 32)]
+    pub(crate) warmup: u32,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Doctor {
+    /// A model or folder on the drive to look at [default: the current folder]
+    pub(crate) path: Option<PathBuf>,
+    /// Do not measure read rates
+    #[arg(long)]
+    pub(crate) no_measure: bool,
+}

@@ -1,0 +1,10 @@
+//! The `tierstream` program: flags and glue over the library.
+
+pub(crate) mod args;
+pub(crate) mod bench;
+pub(crate) mod chat;
+pub(crate) mod doctor;
+pub(crate) mod open;
+pub(crate) mod run;
+pub(crate) mod show;
+pub(crate) mod verify;

@@ -1,0 +1,69 @@
+//! The demo model, built into the program: a real trained mixture of experts of 20 MB.
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+/// What the model is, its data and licences: `models/README.md`.
+static BYTES: &[u8] = include_bytes!("../../../models/novelist-moe-31m-q4_0.gguf");
+
+/// Part of the file name, so that a newer program does not take an older model.
+const VERSION: &str = "novelist-moe-31m-q4_0-64af0e92";
+
+/// A text in the style of the model's training data.
+pub const PROMPT: &str = "It was a cold evening in November, and the old gentleman sat by the fire,";
+
+/// The demo model as a file, written on first use: the engine reads models from files.
+///
+/// # Errors
+/// When the cache folder cannot be written; the error names it.
+pub fn file() -> io::Result<PathBuf> {
+    let dir = cache_dir();
+    let path = dir.join(format!("{VERSION}.gguf"));
+    if is_complete(&path) {
+        return Ok(path);
+    }
+    write(&dir, &path)
+        .map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", path.display())))?;
+    Ok(path)
+}
+
+/// Whether the file holds the model, byte for byte.
+fn is_complete(path: &Path) -> bool {
+    let same = || -> io::Result<bool> {
+        let mut file = fs::File::open(path)?;
+        let mut buffer = vec![0; 1 << 16];
+        for expected in BYTES.chunks(1 << 16) {
+            file.read_exact(&mut buffer[..expected.len()])?;
+            if buffer[..expected.len()] != *expected {
+                return Ok(false);
+            }
+        }
+        Ok(file.read(&mut buffer)? == 0)
+    };
+    same().unwrap_or(false)
+}
+
+/// Never leaves a half-written file under the final name.
+fn write(dir: &Path, path: &Path) -> io::Result<()> {
+    fs::create_dir_all(dir)?;
+    let partial = dir.join(format!("{VERSION}.{}.partial", std::process::id()));
+    let written = fs::File::create(&partial).and_then(|mut file| {
+        file.write_all(BYTES)?;
+        file.sync_all()?;
+        fs::rename(&partial, path)
+    });
+    if written.is_err() {
+        let _ = fs::remove_file(&partial);
+    }
+    written
+}
+
+/// `$TIERSTREAM_CACHE`, `$XDG_CACHE_HOME/tierstream`, `~/.cache/tierstream`, or the temp folder.
+fn cache_dir() -> PathBuf {
+    let var = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    var("TIERSTREAM_CACHE")
+        .or_else(|| var("XDG_CACHE_HOME").map(|d| d.join("tierstream")))
+        .or_else(|| var("HOME").map(|d| d.join(".cache/tierstream")))
+        .unwrap_or_else(|| std::env::temp_dir().join("tierstream"))
+}

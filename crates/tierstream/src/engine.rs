@@ -1,0 +1,385 @@
+//! Load a model within a budget and generate with it: what the CLI, and programs that embed
+//! tierstream, call.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tierstream_ggml::{
+    Cancel, Context, ContextOptions, ExpertCounters, Keep, Model, PoolOptions, Progress, Sampler,
+    Sampling, Token, Weights,
+};
+use tierstream_gguf::Experts;
+use tierstream_io::{EngineKind, Reader};
+use tierstream_pool::Policy;
+
+use crate::error::{Error, Result};
+use crate::memory::{self, Usage};
+use crate::size::PoolShare;
+
+/// Context length when none is asked for, tokens; less if the model was trained with less.
+pub const DEFAULT_CTX: u32 = 4096;
+
+/// Most bytes of the ring that reads go through.
+const RING_BYTES: usize = 16 << 20;
+
+/// Kept free of a `--ram` budget for what is allocated only while computing: ggml's work buffer,
+/// gathered rows, the allocator's own waste. Bytes.
+const COMPUTE_RESERVE_BYTES: u64 = 24 << 20;
+
+/// Share of the available memory that is used when no budget is given.
+const DEFAULT_SHARE: f64 = 0.8;
+
+/// What a model may take and how it is run.
+#[derive(Debug)]
+pub struct Options {
+    /// All host memory of this process, bytes: dense weights, KV cache, compute, experts.
+    pub ram_bytes: Option<u64>,
+    /// The expert pool alone. Wins over what `ram_bytes` leaves for it, if it is smaller.
+    pub experts: Option<PoolShare>,
+    /// Which record gives way.
+    pub policy: Policy,
+    /// Compute threads; default: one less than the processors, so that reads find one free, but
+    /// at least two where there are two.
+    pub threads: Option<u32>,
+    /// Tokens of context; default: [`DEFAULT_CTX`].
+    pub ctx: Option<u32>,
+    /// Tokens computed at once.
+    pub batch: u32,
+    /// Seed of the `random` policy.
+    pub seed: u64,
+    /// How weights are loaded.
+    pub weights: Weights,
+    /// Read all experts at load when they fit.
+    pub preload: bool,
+    /// How files are read.
+    pub io: tierstream_io::Config,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            ram_bytes: None,
+            experts: None,
+            policy: Policy::default(),
+            threads: None,
+            ctx: None,
+            batch: 512,
+            seed: 0,
+            weights: Weights::Streamed,
+            preload: true,
+            io: io_config(EngineKind::Auto),
+        }
+    }
+}
+
+/// The reader's configuration that tierstream uses, with the given engine.
+pub fn io_config(engine: EngineKind) -> tierstream_io::Config {
+    tierstream_io::Config { engine, ring_bytes: RING_BYTES, ..tierstream_io::Config::default() }
+}
+
+/// A loaded model with one context.
+pub struct Engine {
+    file: tierstream_gguf::Model,
+    experts: Experts,
+    model: Model,
+    context: Context,
+    load_time: Duration,
+    notes: Vec<String>,
+    /// Counters after the load, which are not the requests'.
+    loaded: ExpertCounters,
+}
+
+/// How tokens are generated.
+#[derive(Debug, Clone)]
+pub struct Generate {
+    /// Most tokens to generate.
+    pub max_tokens: u32,
+    /// How they are drawn.
+    pub sampling: Sampling,
+}
+
+/// Why a generation ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stop {
+    /// The model said so.
+    End,
+    /// As many tokens as asked for.
+    Length,
+    /// The context is full.
+    ContextFull,
+    /// The caller, or the cancel handle.
+    Cancelled,
+}
+
+/// What a generation did.
+#[derive(Debug, Clone)]
+pub struct Generation {
+    /// The tokens generated.
+    pub tokens: Vec<Token>,
+    /// Why it ended.
+    pub stop: Stop,
+    /// Tokens of the prompt that were computed.
+    pub prompt_tokens: usize,
+    /// Time for the prompt.
+    pub prompt_time: Duration,
+    /// Time for the tokens after the first.
+    pub eval_time: Duration,
+    /// Time that computing waited for experts.
+    pub stall: Duration,
+    /// What the pool did.
+    pub experts: ExpertCounters,
+}
+
+impl Generation {
+    /// Generated tokens per second, the first (which the prompt yields) apart.
+    pub fn tok_s(&self) -> f64 {
+        rate(self.tokens.len().saturating_sub(1), self.eval_time)
+    }
+
+    /// Prompt tokens per second.
+    pub fn prompt_tok_s(&self) -> f64 {
+        rate(self.prompt_tokens, self.prompt_time)
+    }
+}
+
+fn rate(n: usize, time: Duration) -> f64 {
+    if time.is_zero() { 0.0 } else { n as f64 / time.as_secs_f64() }
+}
+
+impl Engine {
+    /// Loads the GGUF at `path` (the first file of a split model).
+    ///
+    /// # Errors
+    /// [`Error::Gguf`] for files that are none or damaged, [`Error::Ram`] and
+    /// [`Error::Engine`] when it does not fit the budget or llama.cpp refuses it.
+    pub fn load(path: &Path, options: Options, progress: Progress<'_>) -> Result<Engine> {
+        let start = Instant::now();
+        let file = tierstream_gguf::Model::open(path)?;
+        let experts = Experts::group(&file)?;
+        let reader = Arc::new(Reader::new(options.io)?);
+        let model = Model::load(&file, options.weights, reader, progress)?;
+        let context = Context::new(
+            model.clone(),
+            &ContextOptions {
+                n_ctx: context_size(options.ctx, model.n_ctx_train()),
+                n_batch: options.batch,
+                n_threads: options.threads.unwrap_or_else(default_threads),
+            },
+        )?;
+        let mut notes = notes(&model, &experts);
+        if model.is_streamed() {
+            let budget = Budget { ram: options.ram_bytes, experts: options.experts };
+            let size = budget.pool_bytes(&model, &mut notes)?;
+            let pool = PoolOptions {
+                size,
+                policy: options.policy,
+                seed: options.seed,
+                preload: options.preload,
+            };
+            model.attach_pool(&pool, progress)?;
+        } else {
+            check_dense_budget(options.ram_bytes, &file)?;
+        }
+        let loaded = model.expert_counters();
+        let load_time = start.elapsed();
+        Ok(Engine { file, experts, model, context, load_time, notes, loaded })
+    }
+
+    /// Appends `prompt` to the context and generates. `on_token` gets each token and its bytes
+    /// (not always whole characters) as it comes, and may stop the generation.
+    ///
+    /// # Errors
+    /// [`Error::Engine`]; the context then holds what was decoded before the failure, and the
+    /// next call is independent of this one after [`Engine::clear`].
+    pub fn generate(
+        &mut self,
+        prompt: &[Token],
+        options: &Generate,
+        mut on_token: impl FnMut(Token, &[u8]) -> ControlFlow<()>,
+    ) -> Result<Generation> {
+        let before = self.model.expert_counters();
+        let stalled = self.context.stall();
+        let mut sampler = Sampler::new(options.sampling);
+        let mut made = Generation {
+            tokens: Vec::new(),
+            stop: Stop::Length,
+            prompt_tokens: prompt.len(),
+            prompt_time: Duration::ZERO,
+            eval_time: Duration::ZERO,
+            stall: Duration::ZERO,
+            experts: ExpertCounters::default(),
+        };
+        let start = Instant::now();
+        let mut result = self.context.decode(prompt, Keep::Last, |_, _| {});
+        made.prompt_time = start.elapsed();
+        let start = Instant::now();
+        while result.is_ok() && made.tokens.len() < options.max_tokens as usize {
+            let token = sampler.sample(&mut self.context)?;
+            if self.model.vocab().is_end(token) {
+                made.stop = Stop::End;
+                break;
+            }
+            made.tokens.push(token);
+            if on_token(token, &self.model.vocab().piece(token)).is_break() {
+                made.stop = Stop::Cancelled;
+                break;
+            }
+            if made.tokens.len() == options.max_tokens as usize {
+                break;
+            }
+            if self.context.position() == self.context.options().n_ctx {
+                made.stop = Stop::ContextFull;
+                break;
+            }
+            result = self.context.decode(&[token], Keep::Last, |_, _| {});
+        }
+        made.eval_time = start.elapsed();
+        made.stall = self.context.stall() - stalled;
+        made.experts = self.model.expert_counters().since(&before);
+        match result {
+            Ok(()) => Ok(made),
+            Err(tierstream_ggml::Error::Cancelled) => {
+                made.stop = Stop::Cancelled;
+                Ok(made)
+            }
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// Forgets the conversation. The pool keeps its records.
+    pub fn clear(&mut self) {
+        self.context.clear();
+    }
+
+    /// Stops a generation from another thread, or from a signal's.
+    pub fn cancel_handle(&self) -> Cancel {
+        self.context.cancel_handle()
+    }
+
+    /// The model's header.
+    pub fn file(&self) -> &tierstream_gguf::Model {
+        &self.file
+    }
+
+    /// The model's experts, as the file has them.
+    pub fn experts(&self) -> &Experts {
+        &self.experts
+    }
+
+    /// The loaded model.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// The context.
+    pub fn context(&mut self) -> &mut Context {
+        &mut self.context
+    }
+
+    /// Time that [`Engine::load`] took.
+    pub fn load_time(&self) -> Duration {
+        self.load_time
+    }
+
+    /// What the pool has done since the load.
+    pub fn expert_counters(&self) -> ExpertCounters {
+        self.model.expert_counters().since(&self.loaded)
+    }
+
+    /// Lines that a user should see once: what does not stream and why, which path reads take.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+}
+
+/// Compute threads: all processors but one, which is left for reads, and no less than two where
+/// there are two, because a waiting compute thread leaves its processor too.
+pub fn default_threads() -> u32 {
+    let processors = std::thread::available_parallelism().map_or(1, |n| n.get());
+    u32::try_from((processors - 1).max(processors.min(2))).unwrap_or(1)
+}
+
+fn context_size(asked: Option<u32>, trained: u32) -> u32 {
+    asked.unwrap_or_else(|| if trained == 0 { DEFAULT_CTX } else { DEFAULT_CTX.min(trained) })
+}
+
+/// The limits that a user sets.
+struct Budget {
+    ram: Option<u64>,
+    experts: Option<PoolShare>,
+}
+
+impl Budget {
+    /// Size of the pool. Called when everything else is allocated.
+    fn pool_bytes(
+        &self,
+        model: &Model,
+        notes: &mut Vec<String>,
+    ) -> Result<tierstream_ggml::PoolSize> {
+        use tierstream_ggml::PoolSize;
+        let all = model.expert_bytes();
+        let asked = match self.experts {
+            Some(PoolShare::Share(share)) => PoolSize::Share(share),
+            Some(PoolShare::Bytes(bytes)) => PoolSize::Bytes(bytes.0),
+            None => PoolSize::Bytes(all),
+        };
+        let usage = Usage::now();
+        let fixed = usage.data_bytes + usage.file_bytes + COMPUTE_RESERVE_BYTES;
+        let ram = match (self.ram, self.experts) {
+            (Some(ram), _) => ram,
+            (None, Some(_)) => return Ok(asked),
+            (None, None) => {
+                let spare = memory::available_bytes() as f64 * DEFAULT_SHARE;
+                let ram = fixed + spare as u64;
+                if ram < fixed + all {
+                    notes.push(format!(
+                        "no --ram given: using {} of the memory that is available now",
+                        crate::size::Bytes(spare as u64)
+                    ));
+                }
+                ram
+            }
+        };
+        let least = model.least_pool_bytes();
+        let left = ram.saturating_sub(fixed);
+        if left < least {
+            let least_bytes = fixed + least;
+            return Err(Error::Ram { ram_bytes: ram, least_bytes, fixed_bytes: fixed });
+        }
+        let asked_bytes = match asked {
+            PoolSize::Bytes(bytes) => bytes,
+            PoolSize::Share(share) => (all as f64 * share) as u64,
+        };
+        // A share is exact in records; bytes round down.
+        Ok(if asked_bytes <= left { asked } else { PoolSize::Bytes(left) })
+    }
+}
+
+/// A dense model is resident as a whole or not at all.
+fn check_dense_budget(ram: Option<u64>, file: &tierstream_gguf::Model) -> Result<()> {
+    let usage = Usage::now();
+    let fixed = usage.data_bytes + usage.file_bytes;
+    match ram {
+        Some(ram) if ram < fixed && !file.tensors().is_empty() => {
+            Err(Error::Ram { ram_bytes: ram, least_bytes: fixed, fixed_bytes: fixed })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn notes(model: &Model, experts: &Experts) -> Vec<String> {
+    let mut notes = Vec::new();
+    if experts.is_empty() {
+        notes.push("this model is dense: nothing to stream, it is resident as a whole".to_owned());
+    }
+    for (block, why) in model.resident_blocks() {
+        notes.push(format!("the experts of block {block} stay resident: {why}"));
+    }
+    if let Some(reason) = model.reader().and_then(|r| r.status().reason) {
+        notes.push(format!("reading: {reason}"));
+    }
+    notes
+}

@@ -1,0 +1,89 @@
+//! Errors of the facade, each with what a user can do about it.
+
+use std::path::PathBuf;
+
+use crate::size::Bytes;
+
+/// What went wrong.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The model file cannot be read as a GGUF.
+    #[error(transparent)]
+    Gguf(#[from] tierstream_gguf::Error),
+    /// Loading, decoding or reading failed.
+    #[error(transparent)]
+    Engine(#[from] tierstream_ggml::Error),
+    /// The storage engine could not be started.
+    #[error(transparent)]
+    Io(#[from] tierstream_io::Error),
+    /// `--ram` is below what the model needs.
+    #[error(
+        "{} is too little memory for this model: it needs at least {} ({} beside the experts, {} \
+         for those that one token uses)",
+        Bytes(*.ram_bytes), Bytes(*.least_bytes), Bytes(*.fixed_bytes), Bytes(.least_bytes - .fixed_bytes)
+    )]
+    Ram {
+        /// The budget.
+        ram_bytes: u64,
+        /// The least budget that works.
+        least_bytes: u64,
+        /// Dense weights, KV cache, compute buffers and the program itself.
+        fixed_bytes: u64,
+    },
+    /// A file of the user's cannot be read.
+    #[error("{}: {source}", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The request makes no sense.
+    #[error("{0}")]
+    Request(String),
+}
+
+/// Result of the facade.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// What a user can do about it.
+    pub fn hint(&self) -> Option<String> {
+        use tierstream_ggml::Error as E;
+        match self {
+            Error::Gguf(e) => e.hint(),
+            Error::Engine(E::Gguf(e)) => e.hint(),
+            Error::Ram { least_bytes, .. } => {
+                Some(format!("give it --ram {}, or a smaller --ctx", round_up_mib(*least_bytes)))
+            }
+            Error::Engine(E::PoolTooSmall { least_bytes, .. }) => {
+                Some(format!("give it --experts {}", round_up_mib(*least_bytes)))
+            }
+            Error::Engine(E::Context { .. }) => {
+                Some("a smaller --ctx needs less memory".to_owned())
+            }
+            Error::Engine(E::Batch(_)) => Some("a larger --ctx holds more tokens".to_owned()),
+            Error::Engine(E::Load { .. }) => Some(
+                "`tierstream show` tells what is in the file; --verbose shows llama.cpp's log"
+                    .to_owned(),
+            ),
+            Error::Engine(E::Io(e)) | Error::Io(e) => io_hint(e),
+            _ => None,
+        }
+    }
+}
+
+fn io_hint(error: &tierstream_io::Error) -> Option<String> {
+    use tierstream_io::Error as E;
+    Some(match error {
+        E::Changed { .. } => "the model was loaded from an older state of this file; start again",
+        E::Truncated { .. } => "the file is shorter than when it was opened; check the download",
+        _ => return None,
+    }
+    .to_owned())
+}
+
+fn round_up_mib(bytes: u64) -> String {
+    format!("{}MiB", bytes.div_ceil(1 << 20))
+}

@@ -1,0 +1,39 @@
+//! Runs language models that are bigger than the memory they run on: mixture-of-experts models
+//! keep their busy experts in memory, within a budget, and stream the others from the drive.
+//!
+//! ```no_run
+//! use std::ops::ControlFlow;
+//! use tierstream::{Engine, Generate, Options, Sampling};
+//!
+//! # fn main() -> Result<(), tierstream::Error> {
+//! let options = Options { ram_bytes: Some(8 << 30), ..Options::default() };
+//! let mut engine = Engine::load("model.gguf".as_ref(), options, &mut |_| true)?;
+//! let prompt = engine.model().vocab().tokenize("Once upon a time", true, false)?;
+//! let generate = Generate { max_tokens: 64, sampling: Sampling::default() };
+//! engine.generate(&prompt, &generate, |_, bytes| {
+//!     print!("{}", String::from_utf8_lossy(bytes));
+//!     ControlFlow::Continue(())
+//! })?;
+//! # Ok(())
+//! # }
+//! ```
+
+#![forbid(unsafe_code)]
+
+pub mod demo;
+mod engine;
+mod error;
+pub mod memory;
+pub mod size;
+
+pub use engine::{
+    DEFAULT_CTX, Engine, Generate, Generation, Options, Stop, default_threads, io_config,
+};
+pub use error::{Error, Result};
+pub use tierstream_ggml::{
+    Cancel, Context, ContextOptions, ExpertCounters, Keep, Model, PoolOptions, PoolSize, Sampling,
+    Token, Weights, set_verbose,
+};
+pub use tierstream_gguf as gguf;
+pub use tierstream_io as io;
+pub use tierstream_pool::Policy;

@@ -1,0 +1,132 @@
+//! Sizes as people write them: `8GiB`, `800MB`, `25%`.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// A number of bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Bytes(pub u64);
+
+/// A text that is no size.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is no size; write for example 8GiB, 800MB or 4096")]
+pub struct NotASize(String);
+
+/// Suffixes, longest first within a letter: powers of 1024 with an `i` or alone, of 1000 with `B`.
+const UNITS: &[(&str, u64)] = &[
+    ("kib", 1 << 10),
+    ("mib", 1 << 20),
+    ("gib", 1 << 30),
+    ("tib", 1 << 40),
+    ("kb", 1_000),
+    ("mb", 1_000_000),
+    ("gb", 1_000_000_000),
+    ("tb", 1_000_000_000_000),
+    ("k", 1 << 10),
+    ("m", 1 << 20),
+    ("g", 1 << 30),
+    ("t", 1 << 40),
+    ("b", 1),
+    ("", 1),
+];
+
+impl FromStr for Bytes {
+    type Err = NotASize;
+
+    fn from_str(text: &str) -> Result<Self, NotASize> {
+        let bad = || NotASize(text.to_owned());
+        let lower = text.trim().to_ascii_lowercase();
+        let digits = lower.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+        let unit = &lower[digits.len()..];
+        let (_, factor) = UNITS.iter().find(|(name, _)| *name == unit).ok_or_else(bad)?;
+        let number: f64 = digits.trim().parse().map_err(|_| bad())?;
+        let bytes = number * *factor as f64;
+        if !(bytes.is_finite() && (0.0..1e18).contains(&bytes)) {
+            return Err(bad());
+        }
+        Ok(Bytes(bytes.round() as u64))
+    }
+}
+
+impl fmt::Display for Bytes {
+    /// Binary units with two digits after the point: `1.25 GiB`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = match self.0 {
+            n if n < 1 << 10 => format!("{n} B"),
+            n if n < 1 << 20 => format!("{:.1} KiB", n as f64 / f64::from(1 << 10)),
+            n if n < 1 << 30 => format!("{:.1} MiB", n as f64 / f64::from(1 << 20)),
+            n => format!("{:.2} GiB", n as f64 / f64::from(1 << 30)),
+        };
+        f.pad(&text)
+    }
+}
+
+/// Size of an expert pool: bytes, or a share of all experts.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum PoolShare {
+    /// `8GiB`.
+    Bytes(Bytes),
+    /// `25%`, as a number from 0 to 1.
+    Share(f64),
+}
+
+impl FromStr for PoolShare {
+    type Err = NotASize;
+
+    fn from_str(text: &str) -> Result<Self, NotASize> {
+        let Some(percent) = text.trim().strip_suffix('%') else {
+            return text.parse().map(PoolShare::Bytes);
+        };
+        match percent.trim().parse::<f64>() {
+            Ok(p) if (0.0..=100.0).contains(&p) => Ok(PoolShare::Share(p / 100.0)),
+            _ => Err(NotASize(text.to_owned())),
+        }
+    }
+}
+
+impl fmt::Display for PoolShare {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            PoolShare::Bytes(bytes) => bytes.fmt(f),
+            PoolShare::Share(share) => f.pad(&format!("{}%", share * 100.0)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Bytes, PoolShare};
+
+    #[test]
+    fn reads_what_people_write() {
+        for (text, bytes) in [
+            ("8GiB", 8 << 30),
+            ("8g", 8 << 30),
+            ("800MB", 800_000_000),
+            ("1.5 kib", 1536),
+            ("4096", 4096),
+            ("0", 0),
+        ] {
+            assert_eq!(text.parse(), Ok(Bytes(bytes)), "{text}");
+        }
+        for text in ["", "GiB", "-1GB", "8 GiB x", "1e400", "nan", "8%"] {
+            assert!(text.parse::<Bytes>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn reads_shares() {
+        assert_eq!("25%".parse(), Ok(PoolShare::Share(0.25)));
+        assert_eq!("1MiB".parse(), Ok(PoolShare::Bytes(Bytes(1 << 20))));
+        for text in ["101%", "-1%", "%", "x%"] {
+            assert!(text.parse::<PoolShare>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn prints_binary_units() {
+        assert_eq!(Bytes(512).to_string(), "512 B");
+        assert_eq!(Bytes(41_472).to_string(), "40.5 KiB");
+        assert_eq!(Bytes(20_000_000_000).to_string(), "18.63 GiB");
+    }
+}
