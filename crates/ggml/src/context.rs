@@ -313,6 +313,13 @@ impl Context {
         Duration::from_nanos(ns)
     }
 
+    /// Puts the compute threads to sleep until the next decode. They spin for a while otherwise,
+    /// which takes processors from another context that works in turns with this one.
+    pub fn rest(&mut self) {
+        // SAFETY: a live pool; ggml resumes it when it computes again.
+        unsafe { ggml_threadpool_pause(self.threadpool) };
+    }
+
     /// The model.
     pub fn model(&self) -> &Model {
         &self.model

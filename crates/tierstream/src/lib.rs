@@ -25,11 +25,13 @@ mod engine;
 mod error;
 pub mod memory;
 pub mod size;
+mod verify;
 
 pub use engine::{
     DEFAULT_CTX, Engine, Generate, Generation, Options, Stop, default_threads, io_config,
 };
 pub use error::{Error, Result};
+pub use verify::{Difference, Requests, Verification, VerifyOptions, verify};
 pub use tierstream_ggml::{
     Cancel, Context, ContextOptions, ExpertCounters, Keep, Model, PoolOptions, PoolSize, Sampling,
     Token, Weights, set_verbose,

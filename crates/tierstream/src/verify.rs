@@ -1,0 +1,251 @@
+//! The exactness gate: the streamed run against the fully resident one, every logit of every
+//! token.
+
+use std::path::Path;
+
+use tierstream_ggml::{ExpertCounters, Keep, Progress, Sampler, Sampling, Token, Weights};
+
+use crate::engine::{Engine, Options};
+use crate::error::{Error, Result};
+
+/// Tokens of a prompt that is drawn from the seed.
+const DRAWN_PROMPT_TOKENS: usize = 128;
+
+/// Prompt of models that have a tokenizer, when none is given.
+const PROMPT: &str = "The first chapter tells how the work was begun, by whom, and with what \
+     tools; the second, what became of it. Let us consider a function that takes two numbers:\n\n\
+     fn add(a: u32, b: u32) -> u32 {\n    a + b\n}\n";
+
+/// What is compared.
+#[derive(Debug)]
+pub struct VerifyOptions {
+    /// Text of the prompt; default: a short one, or ids drawn from the seed for models without a
+    /// tokenizer.
+    pub prompt: Option<String>,
+    /// Most tokens of the prompt.
+    pub prompt_limit: usize,
+    /// Tokens to generate after the prompt. They are drawn from the resident run's logits.
+    pub generate: usize,
+    /// Seed of the prompt and of the drawing.
+    pub seed: u32,
+}
+
+/// The outcome.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct Verification {
+    /// Whether all logits of all tokens have the same bits.
+    pub identical: bool,
+    /// Tokens compared: the prompt's and the generated ones.
+    pub tokens: usize,
+    /// Of those, tokens whose logits have the same bits.
+    pub identical_tokens: usize,
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Largest absolute difference of two logits; infinite if one of them is no number.
+    pub max_abs_diff: f32,
+    /// The first logit that differs.
+    pub first_difference: Option<Difference>,
+    /// What the streamed run asked of the pool.
+    pub experts: Requests,
+}
+
+/// A logit that differs.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
+pub struct Difference {
+    /// Which token, from the start of the prompt.
+    pub token: usize,
+    /// Which entry of the vocabulary.
+    pub id: usize,
+    /// Its logit in the resident run.
+    pub resident: f32,
+    /// Its logit in the streamed run.
+    pub streamed: f32,
+}
+
+/// The pool's work in a verification.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct Requests {
+    /// Bytes of the pool.
+    pub budget_bytes: u64,
+    /// Records asked for.
+    pub requests: u64,
+    /// Of those, resident.
+    pub hits: u64,
+    /// Of those, read.
+    pub faults: u64,
+    /// Bytes of the records read.
+    pub bytes_read: u64,
+}
+
+/// Runs the model at `path` twice in step, resident (stock llama.cpp, mapped file, not repacked)
+/// and as `options` say, and compares.
+///
+/// # Errors
+/// As [`Engine::load`] and [`Engine::generate`]; [`Error::Request`] when nothing is compared.
+pub fn verify(
+    path: &Path,
+    mut options: Options,
+    what: &VerifyOptions,
+    progress: Progress<'_>,
+) -> Result<Verification> {
+    let drawn = what.prompt_limit.min(DRAWN_PROMPT_TOKENS);
+    let most = what.prompt_limit.saturating_add(what.generate).max(1);
+    options.ctx.get_or_insert(u32::try_from(most.next_multiple_of(256)).unwrap_or(u32::MAX));
+    // The first load of a big model is the streamed one: it tells quickly what is wrong.
+    let (batch, ctx, threads) = (options.batch, options.ctx, options.threads);
+    let mut streamed = Engine::load(path, options, progress)?;
+    // A dense model is loaded alike in both runs.
+    let repack = streamed.experts().is_empty();
+    let weights = Weights::Stock { mmap: !repack, repack };
+    let reference = Options { weights, batch, ctx, threads, ..Options::default() };
+    let mut resident = Engine::load(path, reference, &mut |_| true)?;
+
+    let vocab = resident.model().vocab();
+    let mut prompt = match (&what.prompt, vocab.has_text()) {
+        (Some(text), true) => vocab.tokenize(text, true, false)?,
+        (Some(_), false) => {
+            return Err(Error::Request("this model has no tokenizer and takes no text".into()));
+        }
+        (None, true) => vocab.tokenize(PROMPT, true, false)?,
+        (None, false) => drawn_tokens(drawn, vocab.len(), what.seed),
+    };
+    prompt.truncate(what.prompt_limit);
+    if prompt.is_empty() {
+        return Err(Error::Request("the prompt has no tokens".into()));
+    }
+
+    let mut comparison = Comparison::default();
+    let mut sampler =
+        Sampler::new(Sampling { temperature: 1.0, seed: what.seed, ..Sampling::default() });
+    let before = streamed.expert_counters();
+    for batch in prompt.chunks(batch.max(1) as usize) {
+        step(&mut resident, &mut streamed, batch, &mut comparison)?;
+    }
+    for _ in 0..what.generate {
+        let token = sampler.sample(resident.context())?;
+        step(&mut resident, &mut streamed, &[token], &mut comparison)?;
+    }
+    let used = streamed.expert_counters().since(&before);
+    Ok(comparison.finish(prompt.len(), streamed.model().pool_bytes().0, used))
+}
+
+/// Computes `tokens` in both runs and compares their rows.
+fn step(
+    resident: &mut Engine,
+    streamed: &mut Engine,
+    tokens: &[Token],
+    comparison: &mut Comparison,
+) -> Result<()> {
+    let mut rows: Vec<Vec<f32>> = Vec::with_capacity(tokens.len());
+    resident.context().decode(tokens, Keep::All, |_, row| rows.push(row.to_vec()))?;
+    resident.context().rest();
+    let mut rows = rows.iter();
+    streamed.context().decode(tokens, Keep::All, |_, row| {
+        comparison.row(rows.next().map_or(&[], Vec::as_slice), row);
+    })?;
+    streamed.context().rest();
+    Ok(())
+}
+
+#[derive(Default)]
+struct Comparison {
+    tokens: usize,
+    identical: usize,
+    max_abs_diff: f32,
+    first: Option<Difference>,
+}
+
+impl Comparison {
+    fn row(&mut self, resident: &[f32], streamed: &[f32]) {
+        let same_shape = resident.len() == streamed.len() && !resident.is_empty();
+        let mut same = same_shape;
+        for (id, (&a, &b)) in resident.iter().zip(streamed).enumerate() {
+            if a.to_bits() == b.to_bits() {
+                continue;
+            }
+            same = false;
+            let diff = (a - b).abs();
+            self.max_abs_diff = self.max_abs_diff.max(if diff.is_nan() { f32::INFINITY } else { diff });
+            self.first.get_or_insert(Difference {
+                token: self.tokens,
+                id,
+                resident: a,
+                streamed: b,
+            });
+        }
+        self.tokens += 1;
+        self.identical += usize::from(same);
+    }
+
+    fn finish(self, prompt_tokens: usize, budget_bytes: u64, used: ExpertCounters) -> Verification {
+        Verification {
+            identical: self.identical == self.tokens,
+            tokens: self.tokens,
+            identical_tokens: self.identical,
+            prompt_tokens,
+            max_abs_diff: self.max_abs_diff,
+            first_difference: self.first,
+            experts: Requests {
+                budget_bytes,
+                requests: used.requests,
+                hits: used.hits,
+                faults: used.faults,
+                bytes_read: used.bytes_read,
+            },
+        }
+    }
+}
+
+/// `n` token ids below `vocab`, the same for the same seed (splitmix64).
+pub(crate) fn drawn_tokens(n: usize, vocab: u32, seed: u32) -> Vec<Token> {
+    let mut state = u64::from(seed);
+    let mut next = || {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    };
+    let id = |r: u64| Token::try_from(r % u64::from(vocab.max(1))).expect("ids are i32");
+    (0..n).map(|_| id(next())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Comparison, drawn_tokens};
+
+    #[test]
+    fn one_bit_is_a_difference() {
+        let mut c = Comparison::default();
+        c.row(&[1.0, -0.0], &[1.0, -0.0]);
+        c.row(&[1.0, -0.0], &[1.0, 0.0]);
+        assert_eq!((c.tokens, c.identical, c.max_abs_diff), (2, 1, 0.0));
+        let first = c.first.expect("the second row differs");
+        assert_eq!((first.token, first.id), (1, 1));
+    }
+
+    #[test]
+    fn no_number_is_an_infinite_difference_unless_it_is_the_same() {
+        let mut c = Comparison::default();
+        c.row(&[f32::NAN], &[f32::NAN]);
+        assert_eq!((c.identical, c.max_abs_diff), (1, 0.0));
+        c.row(&[f32::NAN], &[0.0]);
+        assert_eq!((c.identical, c.max_abs_diff), (1, f32::INFINITY));
+    }
+
+    #[test]
+    fn a_missing_row_is_a_difference() {
+        let mut c = Comparison::default();
+        c.row(&[], &[]);
+        c.row(&[1.0], &[1.0, 2.0]);
+        assert_eq!(c.identical, 0);
+    }
+
+    #[test]
+    fn drawn_tokens_are_of_the_vocabulary() {
+        let tokens = drawn_tokens(100, 7, 3);
+        assert!(tokens.iter().all(|t| (0..7).contains(t)));
+        assert_eq!(tokens, drawn_tokens(100, 7, 3));
+        assert_ne!(tokens, drawn_tokens(100, 7, 4));
+    }
+}
