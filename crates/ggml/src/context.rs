@@ -30,6 +30,9 @@ impl Default for ContextOptions {
     }
 }
 
+/// Largest context: positions are 32-bit in llama.cpp, and rounded up by it. Tokens.
+const N_CTX_MAX: u32 = 1 << 30;
+
 /// Which rows of logits a decode keeps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Keep {
@@ -43,17 +46,26 @@ pub enum Keep {
 #[derive(Debug, Clone, Default)]
 pub struct Cancel {
     flag: Arc<AtomicBool>,
+    /// Of the proxy's backend, for streamed models.
+    control: Option<Arc<Control>>,
 }
 
 impl Cancel {
     /// Ends the decode that runs, and every later one until [`Cancel::reset`].
     pub fn cancel(&self) {
-        self.flag.store(true, Ordering::Release);
+        self.set(true);
     }
 
     /// Lets the context decode again.
     pub fn reset(&self) {
-        self.flag.store(false, Ordering::Release);
+        self.set(false);
+    }
+
+    fn set(&self, on: bool) {
+        self.flag.store(on, Ordering::Release);
+        if let Some(control) = &self.control {
+            control.cancel(on);
+        }
     }
 
     /// Whether decodes end.
@@ -67,8 +79,6 @@ impl Cancel {
 pub struct Context {
     llama: *mut llama_context,
     threadpool: ggml_threadpool_t,
-    /// Of the proxy's backend, for streamed models.
-    control: Option<Arc<Control>>,
     cancel: Cancel,
     n_vocab: usize,
     rows: usize,
@@ -100,6 +110,11 @@ impl Context {
             return Err(failed("context, batch and threads must be at least 1".to_owned()));
         }
         let threads = i32::try_from(options.n_threads).unwrap_or(i32::MAX);
+        if options.n_ctx > N_CTX_MAX || threads > GGML_MAX_N_THREADS as i32 {
+            return Err(failed(format!(
+                "the most are {N_CTX_MAX} tokens and {GGML_MAX_N_THREADS} threads"
+            )));
+        }
         let cancel = Cancel::default();
         // SAFETY: a plain struct of defaults.
         let mut params = unsafe { llama_context_default_params() };
@@ -114,16 +129,17 @@ impl Context {
         params.abort_callback = Some(abort);
         params.abort_callback_data = Arc::as_ptr(&cancel.flag).cast_mut().cast();
         log::clear();
+        let birth = model.device().map(|d| d.birth());
         // SAFETY: the model is live; the flag lives as long as the context.
         let llama = unsafe { llama_init_from_model(model.raw(), params) };
         let newborn = model.device().map(|d| d.take_newborn());
+        drop(birth);
         if llama.is_null() {
             return Err(failed(log::complaints()));
         }
         let mut context = Context {
             llama,
             threadpool: ptr::null_mut(),
-            control: None,
             cancel,
             n_vocab: model.vocab().len() as usize,
             rows: 0,
@@ -133,7 +149,7 @@ impl Context {
         };
         if let Some(mut newborn) = newborn {
             match (newborn.pop(), newborn.is_empty()) {
-                (Some(control), true) => context.control = Some(control),
+                (Some(control), true) => context.cancel.control = Some(control),
                 _ => return Err(Error::SelfCheck("a context has one backend on our device".into())),
             }
         }
@@ -154,7 +170,7 @@ impl Context {
         }
         // SAFETY: both are live; the pool outlives the context (see `drop`).
         unsafe { llama_attach_threadpool(self.llama, self.threadpool, self.threadpool) };
-        let Some(control) = &self.control else { return Ok(()) };
+        let Some(control) = &self.cancel.control else { return Ok(()) };
         let inner = control.inner();
         if let Some(f) = proc_of(inner, c"ggml_backend_cpu_set_threadpool") {
             type Set = extern "C" fn(ggml_backend_t, ggml_threadpool_t);
@@ -171,7 +187,8 @@ impl Context {
     /// # Errors
     /// [`Error::Batch`] when the context is full or a token is none of the model's;
     /// [`Error::Io`] when records could not be read, [`Error::Cancelled`], [`Error::Decode`].
-    /// After an error the context holds the batches before the failed one.
+    /// After an error the context holds the batches before the failed one, or nothing where the
+    /// model's memory cannot be cut; [`Context::position`] tells.
     pub fn decode(
         &mut self,
         tokens: &[Token],
@@ -236,19 +253,18 @@ impl Context {
             seq_id: sequences.as_mut_ptr(),
             logits: kept.as_mut_ptr(),
         };
-        if let Some(control) = &self.control {
-            control.cancel(self.cancel.is_cancelled());
-        }
         log::clear();
         // SAFETY: a live context; the batch's arrays have `n` entries and outlive the call.
         let status = unsafe { llama_decode(self.llama, batch) };
-        let error = self.control.as_ref().and_then(|c| c.take_error());
+        let error = self.cancel.control.as_ref().and_then(|c| c.take_error());
         if status == 0 && error.is_none() {
             self.position += n.unsigned_abs();
             return Ok(());
         }
         self.rows = 0;
-        self.forget_from(self.position);
+        if !self.forget_from(self.position) {
+            self.clear(); // part of the batch is in a state that cannot be taken back
+        }
         Err(match (error, status) {
             (Some(error), _) => error,
             (None, 2) => Error::Cancelled,
@@ -309,7 +325,7 @@ impl Context {
 
     /// Time that computing has waited for expert records, since the context was made.
     pub fn stall(&self) -> Duration {
-        let ns = self.control.as_ref().map_or(0, |c| c.stall_ns.load(Ordering::Relaxed));
+        let ns = self.cancel.control.as_ref().map_or(0, |c| c.stall_ns.load(Ordering::Relaxed));
         Duration::from_nanos(ns)
     }
 

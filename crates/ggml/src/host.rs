@@ -75,8 +75,8 @@ impl Executor {
         }
         let no_pool = || Error::SelfCheck("expert weights are used before there is a pool".into());
         let residency = device.residency().ok_or_else(no_pool)?.clone();
-        if let Some(bases) = residency.identity() {
-            return Ok(self.run_resident(&residency, graph, plan, &bases));
+        if let Some(bases) = &*residency.identity() {
+            return Ok(self.run_resident(&residency, graph, plan, bases));
         }
         for segment in &plan.segments {
             if self.control.is_cancelled() {
@@ -141,14 +141,17 @@ impl Executor {
         if self.routed.pairs() == 0 {
             return Ok(self.run_nodes(graph, start, end, 0));
         }
-        let mut step = residency.acquire(routing.layer, self.routed.needs());
+        let cancelled = || self.control.is_cancelled();
+        let mut step = residency.acquire(routing.layer, self.routed.needs(), &cancelled)?;
         let status = if step.arriving().is_empty() {
             let placed = step.hits().to_vec();
             self.run_whole(residency, graph, (start, end), routing, &placed)?
         } else {
             self.run_in_groups(residency, graph, (start, end), routing, &mut step)?
         };
-        step.finish();
+        if status == GGML_STATUS_SUCCESS {
+            step.finish()?; // else reads may be under way that nobody has waited for
+        }
         Ok(status)
     }
 
@@ -224,10 +227,11 @@ impl Executor {
                 break;
             }
             let waiting = Instant::now();
-            loads.wait(step, op, group)?;
+            let load = loads.of(op, group);
+            self.control.wait_for(step.ticket(load))?;
             let waited = u64::try_from(waiting.elapsed().as_nanos()).unwrap_or(u64::MAX);
             self.control.stall_ns.fetch_add(waited, Ordering::Relaxed);
-            residency.check_files()?;
+            step.arrived(load)?;
             let placed = step.arriving()[group].clone();
             status = self.run_experts(residency, routing.layer, part, node, &placed)?;
             loads.computed(step, op, group);
@@ -355,8 +359,9 @@ impl Loads {
         }
     }
 
-    fn wait(&self, step: &Step, op: usize, group: usize) -> Result<()> {
-        step.wait(self.started[op * self.groups + group])
+    /// The load of a group for an expert matmul, which has been started.
+    fn of(&self, op: usize, group: usize) -> usize {
+        self.started[op * self.groups + group]
     }
 
     fn computed(&mut self, step: &mut Step, op: usize, group: usize) {

@@ -8,6 +8,7 @@
 
 mod abi;
 mod context;
+mod device;
 mod error;
 mod host;
 mod log;
@@ -20,6 +21,7 @@ mod vocab;
 mod weights;
 
 pub use context::{Cancel, Context, ContextOptions, Keep};
+pub use device::{DeviceInfo, devices};
 pub use error::{Error, Result};
 pub use log::set_verbose;
 pub use model::{Model, PoolOptions, PoolSize, Progress, Weights};

@@ -1,7 +1,9 @@
 //! Loading a model: dense weights by llama.cpp, expert records by nobody until they are routed to.
 
+use std::any::Any;
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::{CString, c_void};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::ptr;
 use std::sync::Arc;
@@ -124,11 +126,8 @@ impl Model {
             };
             return Self::load_stock(file, mmap, repack, progress);
         }
-        let files = file
-            .files()
-            .iter()
-            .map(|f| reader.open(&f.path))
-            .collect::<Result<Vec<_>, _>>()?;
+        let stamps = Stamp::of_files(file)?;
+        let files = file.files().iter().map(|f| open(&reader, f)).collect::<Result<Vec<_>>>()?;
         // Layers that turn out to use their experts in a way that the proxy cannot serve are
         // loaded as llama.cpp does it. That is known once a graph was built.
         let mut resident: Vec<(u32, String)> = Vec::new();
@@ -144,7 +143,9 @@ impl Model {
                 files: files.clone(),
                 resident: resident.clone(),
             };
-            let model = Self::load_streamed(file, streamed, &skip, progress)?;
+            let model = Self::load_streamed(file, streamed, &experts, progress)?;
+            // llama.cpp has opened the files by their names, as we have.
+            Stamp::check(&stamps, file)?;
             let foreign = model.probe()?;
             if foreign.is_empty() {
                 return Ok(model);
@@ -177,7 +178,7 @@ impl Model {
     fn load_streamed(
         file: &tierstream_gguf::Model,
         streamed: Streamed,
-        skip: &BTreeSet<u32>,
+        experts: &tierstream_gguf::Experts,
         progress: Progress<'_>,
     ) -> Result<Model> {
         let names = names(&streamed.layers);
@@ -190,8 +191,12 @@ impl Model {
         let device = Device::new(cpu, names);
         // SAFETY: as above.
         let plain = unsafe { ggml_backend_dev_buffer_type(cpu.cast()) };
-        let patterns: Vec<CString> = skip
+        let pooled: BTreeSet<u32> = streamed.layers.iter().map(|l| l.block).collect();
+        let patterns: Vec<CString> = experts
+            .layers()
             .iter()
+            .map(|l| l.layer)
+            .filter(|block| !pooled.contains(block))
             .map(|block| format!(r"^blk\.{block}\.ffn_.*_exps\.weight$"))
             .chain([r"^blk\.[0-9]+\.ffn_(gate|up|down|gate_up)_exps\.weight$".to_owned()])
             .map(|p| CString::new(p).expect("no NUL in a pattern"))
@@ -276,8 +281,7 @@ impl Model {
             Spec { layers: streamed.layers.clone(), slots, policy: options.policy, seed: options.seed };
         // SAFETY: the inner device lives for ever.
         let buffer_type = unsafe { ggml_backend_dev_buffer_type(device.inner().cast()) }.cast();
-        let residency =
-            Residency::new(spec, buffer_type, streamed.reader.clone(), streamed.files.clone())?;
+        let residency = Residency::new(spec, buffer_type, streamed.reader.clone())?;
         if whole && options.preload {
             let total: u64 = self.expert_bytes();
             residency.load_all(&mut |done| progress(done as f32 / total as f32))?;
@@ -384,7 +388,7 @@ fn call_loader(
     let failed = |reason: String| Error::Load { path: path.to_owned(), reason };
     let c_path = CString::new(path.as_os_str().as_bytes())
         .map_err(|_| failed("the path holds a NUL".to_owned()))?;
-    let mut call = LoadCall { progress, stopped: false };
+    let mut call = LoadCall { progress, stopped: false, panic: None };
     params.progress_callback = Some(on_progress);
     params.progress_callback_user_data = ptr::from_mut(&mut call).cast();
     log::clear();
@@ -393,22 +397,79 @@ fn call_loader(
     if !llama.is_null() {
         return Ok(llama);
     }
+    if let Some(panic) = call.panic {
+        resume_unwind(panic);
+    }
     Err(if call.stopped { Error::Cancelled } else { failed(log::complaints()) })
 }
 
 struct LoadCall<'a> {
     progress: Progress<'a>,
     stopped: bool,
+    /// Of `progress`, carried past llama.cpp to our caller.
+    panic: Option<Box<dyn Any + Send>>,
 }
 
 unsafe extern "C" fn on_progress(done: f32, call: *mut c_void) -> bool {
-    crate::proxy::contain(false, || {
-        // SAFETY: `call_loader` passes its own live `LoadCall`, on this thread.
-        let call = unsafe { &mut *call.cast::<LoadCall<'_>>() };
-        let go_on = (call.progress)(done);
-        call.stopped |= !go_on;
-        go_on
-    })
+    // SAFETY: `call_loader` passes its own live `LoadCall`, on this thread.
+    let call = unsafe { &mut *call.cast::<LoadCall<'_>>() };
+    match catch_unwind(AssertUnwindSafe(|| (call.progress)(done))) {
+        Ok(go_on) => {
+            call.stopped |= !go_on;
+            go_on
+        }
+        Err(panic) => {
+            call.panic = Some(panic);
+            false
+        }
+    }
+}
+
+/// Opens a file of a model whose header has been read.
+fn open(reader: &Reader, file: &tierstream_gguf::FileInfo) -> Result<FileId> {
+    let id = reader.open(&file.path)?;
+    if reader.file(id)?.size() == file.len {
+        return Ok(id);
+    }
+    let what = format!("it had {} bytes when its header was read", file.len).into();
+    Err(tierstream_io::Error::Changed { path: file.path.as_path().into(), what }.into())
+}
+
+/// What tells whether a path still leads to the same bytes.
+#[derive(PartialEq)]
+struct Stamp {
+    file: (u64, u64),
+    bytes: u64,
+    modified: (i64, i64),
+}
+
+impl Stamp {
+    fn of_files(model: &tierstream_gguf::Model) -> Result<Vec<Stamp>> {
+        use std::os::unix::fs::MetadataExt;
+        let stamp = |file: &tierstream_gguf::FileInfo| {
+            let m = std::fs::metadata(&file.path).map_err(|source| tierstream_io::Error::Open {
+                path: file.path.as_path().into(),
+                source: Arc::new(source),
+            })?;
+            Ok(Stamp {
+                file: (m.dev(), m.ino()),
+                bytes: m.len(),
+                modified: (m.mtime(), m.mtime_nsec()),
+            })
+        };
+        model.files().iter().map(stamp).collect()
+    }
+
+    /// Fails if a file is not the one that it was `before`.
+    fn check(before: &[Stamp], model: &tierstream_gguf::Model) -> Result<()> {
+        let now = Self::of_files(model)?;
+        let changed = before.iter().zip(now).position(|(before, now)| *before != now);
+        changed.map_or(Ok(()), |index| {
+            let path = model.files()[index].path.as_path().into();
+            let what = "it was exchanged or written to while it was loaded".into();
+            Err(tierstream_io::Error::Changed { path, what }.into())
+        })
+    }
 }
 
 /// The layers whose experts go through the pool, in block order, with classes numbered anew.
@@ -487,7 +548,7 @@ fn slots_for(layers: &[Layer], size: PoolSize) -> Result<Vec<u32>> {
     let all = all_slots(layers);
     let least = Spec::least_slots(layers);
     let (whole, floor) = (pool_bytes(layers, &all), pool_bytes(layers, &least));
-    let share = match size {
+    let bytes = match size {
         PoolSize::Share(share) => {
             let slots = |&n: &u32| ((f64::from(n) * share).ceil() as u32).min(n);
             let slots: Vec<u32> = all.iter().map(slots).collect();
@@ -500,12 +561,14 @@ fn slots_for(layers: &[Layer], size: PoolSize) -> Result<Vec<u32>> {
         PoolSize::Bytes(bytes) if bytes < floor => {
             return Err(Error::PoolTooSmall { bytes, least_bytes: floor });
         }
-        PoolSize::Bytes(bytes) if whole > floor => {
-            ((bytes - floor) as f64 / (whole - floor) as f64).min(1.0)
-        }
-        PoolSize::Bytes(_) => 1.0,
+        PoolSize::Bytes(bytes) => bytes.min(whole),
     };
-    let slots = |(&all, &least): (&u32, &u32)| least + (f64::from(all - least) * share) as u32;
+    // In integers: a rounded share could come out one slot above the budget.
+    let (over, most) = (u128::from(bytes - floor), u128::from((whole - floor).max(1)));
+    let slots = |(&all, &least): (&u32, &u32)| {
+        let more = u128::from(all - least) * over / most;
+        least + u32::try_from(more).expect("at most `all`")
+    };
     Ok(all.iter().zip(&least).map(slots).collect())
 }
 

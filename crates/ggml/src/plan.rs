@@ -76,6 +76,9 @@ impl Plan {
             }
         }
         segments.retain(|s| s.start < s.end);
+        for routing in segments.iter().filter_map(|s| s.routing.as_ref()) {
+            check_whole(routing, table)?;
+        }
         Ok(Plan { segments })
     }
 
@@ -112,6 +115,20 @@ pub(crate) fn view(graph: &ggml_cgraph, start: usize, end: usize) -> ggml_cgraph
         order: graph.order,
         uid: 0,
     }
+}
+
+/// A record is loaded by the matmuls that read it: all of its parts, each once.
+fn check_whole(routing: &Routing, table: &WeightTable) -> Result<()> {
+    let mut parts: Vec<usize> = routing.ops.iter().map(|op| op.part).collect();
+    parts.sort_unstable();
+    if parts.iter().copied().eq(0..table.parts_of(routing.layer)) {
+        return Ok(());
+    }
+    Err(Error::SelfCheck(format!(
+        "one routing of MoE layer {} uses parts {parts:?} of its records, which have {}",
+        routing.layer,
+        table.parts_of(routing.layer)
+    )))
 }
 
 /// The pooled tensor that `node` multiplies with, if it does.

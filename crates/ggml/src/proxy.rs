@@ -13,6 +13,8 @@ use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use tierstream_io::Ticket;
+
 use crate::abi::*;
 use crate::error::{Error, Result};
 use crate::host::Executor;
@@ -32,6 +34,8 @@ pub(crate) struct Device {
     inner: ggml_backend_dev_t,
     weights: Mutex<WeightTable>,
     residency: OnceLock<Arc<Residency>>,
+    /// Held while a context is made, so that it finds its own backend among the newborn.
+    birth: Mutex<()>,
     /// Controls of backends made since the last [`Device::take_newborn`].
     newborn: Mutex<Vec<Arc<Control>>>,
     /// Operations other than `MUL_MAT_ID` on an expert tensor: (MoE layer, operation).
@@ -89,6 +93,7 @@ impl Device {
             inner,
             weights: Mutex::new(WeightTable::new(names)),
             residency: OnceLock::new(),
+            birth: Mutex::default(),
             newborn: Mutex::default(),
             foreign: Mutex::default(),
         });
@@ -134,6 +139,11 @@ impl Device {
         self.residency.get()
     }
 
+    /// To be held from making a context to [`Device::take_newborn`].
+    pub(crate) fn birth(&self) -> MutexGuard<'_, ()> {
+        self.birth.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Controls of the backends made since the last call, oldest first.
     pub(crate) fn take_newborn(&self) -> Vec<Arc<Control>> {
         std::mem::take(&mut *self.newborn.lock().unwrap_or_else(PoisonError::into_inner))
@@ -146,10 +156,13 @@ impl Device {
 }
 
 /// What a context and its backend share.
+#[derive(Debug)]
 pub(crate) struct Control {
     /// The inner backend, until ggml frees ours.
     inner: AtomicPtr<ggml_backend>,
     cancel: AtomicBool,
+    /// The reads that the compute thread waits for.
+    awaited: Mutex<Option<Arc<Ticket>>>,
     error: Mutex<Option<Error>>,
     /// Time that the compute thread waited for reads, nanoseconds.
     pub(crate) stall_ns: AtomicU64,
@@ -164,6 +177,25 @@ impl Control {
     /// Makes the running and every later graph end with [`Error::Cancelled`] until reset.
     pub(crate) fn cancel(&self, on: bool) {
         self.cancel.store(on, Ordering::Release);
+        if on && let Some(ticket) = &*self.awaited() {
+            ticket.cancel();
+        }
+    }
+
+    /// Waits for reads, until somebody cancels.
+    pub(crate) fn wait_for(&self, ticket: &Arc<Ticket>) -> Result<()> {
+        *self.awaited() = Some(ticket.clone());
+        // Whoever cancels from here on finds the ticket; who did so before is seen here.
+        let arrived = if self.is_cancelled() { Ok(()) } else { ticket.wait() };
+        *self.awaited() = None;
+        match arrived {
+            _ if self.is_cancelled() => Err(Error::Cancelled),
+            arrived => Ok(arrived?),
+        }
+    }
+
+    fn awaited(&self) -> MutexGuard<'_, Option<Arc<Ticket>>> {
+        self.awaited.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn is_cancelled(&self) -> bool {
@@ -231,6 +263,7 @@ extern "C" fn init_backend(dev: ggml_backend_dev_t, params: *const c_char) -> gg
         let control = Arc::new(Control {
             inner: AtomicPtr::new(inner),
             cancel: AtomicBool::new(false),
+            awaited: Mutex::new(None),
             error: Mutex::new(None),
             stall_ns: AtomicU64::new(0),
         });
@@ -464,7 +497,8 @@ extern "C" fn supports_op(dev: ggml_backend_dev_t, op: *const ggml_tensor) -> bo
         let node = unsafe { &*op };
         let expert = node.src.iter().enumerate().find(|&(_, &src)| this.is_expert(src));
         match expert {
-            Some((0, _)) if node.op == GGML_OP_MUL_MAT_ID => {}
+            // SAFETY: a live tensor. A view of an expert tensor is not in the table.
+            Some((0, &src)) if node.op == GGML_OP_MUL_MAT_ID && unsafe { (*src).view_src.is_null() } => {}
             Some((_, &src)) if node.op != GGML_OP_NONE => this.note_foreign(src, node.op),
             _ => {}
         }

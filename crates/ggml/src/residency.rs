@@ -5,7 +5,8 @@
 
 use std::ptr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::time::Duration;
 
 use tierstream_io::{Chunk, Extent, FileId, Priority, Reader, Sink, Ticket};
 use tierstream_pool::{LayerCounters, LayerSpec, Lookup, Policy, Pool, Record, Slot};
@@ -111,9 +112,9 @@ pub(crate) struct Residency {
     /// Signalled when slots settle: loads end, pins are dropped.
     settled: Condvar,
     reader: Arc<Reader>,
-    files: Vec<FileId>,
-    /// Per layer the slot of expert 0, when every record sits in expert order for good.
-    identity: Mutex<Option<Arc<[u32]>>>,
+    /// Per layer the slot of expert 0, while every record sits in expert order. Whoever computes
+    /// by it, without pins, keeps it locked.
+    identity: RwLock<Option<Vec<u32>>>,
     /// Selections served without a look-up because everything is resident.
     resident_requests: AtomicU64,
 }
@@ -176,6 +177,9 @@ fn specs(layers: &[Layer], slots: Option<&[u32]>) -> Vec<LayerSpec> {
         .collect()
 }
 
+/// How soon a context that waits for another one sees that it is cancelled.
+const CANCEL_LOOKED_FOR_EVERY: Duration = Duration::from_millis(20);
+
 /// Token cycles of room below which a pool is shared out evenly among the layers.
 const EVEN_CYCLES: u32 = 5;
 
@@ -186,7 +190,6 @@ impl Residency {
         spec: Spec,
         buffer_type: ggml_backend_buffer_type_t,
         reader: Arc<Reader>,
-        files: Vec<FileId>,
     ) -> Result<Arc<Self>> {
         let pool = Pool::new(tierstream_pool::Config {
             layers: specs(&spec.layers, Some(&spec.slots)),
@@ -228,8 +231,7 @@ impl Residency {
             pool: Mutex::new(pool),
             settled: Condvar::new(),
             reader,
-            files,
-            identity: Mutex::new(None),
+            identity: RwLock::new(None),
             resident_requests: AtomicU64::new(0),
         }))
     }
@@ -271,15 +273,16 @@ impl Residency {
         self.lock().counters().to_vec()
     }
 
-    /// Forgets every record that is not in use.
+    /// Forgets every record that is not in use. Waits for graphs that compute without pins.
     pub(crate) fn clear(&self) {
-        *self.identity.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.identity.write().unwrap_or_else(PoisonError::into_inner) = None;
         self.lock().clear();
     }
 
-    /// Per layer the slot of expert 0, if all records are resident in expert order.
-    pub(crate) fn identity(&self) -> Option<Arc<[u32]>> {
-        self.identity.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// Per layer the slot of expert 0, if all records are resident in expert order; they stay so
+    /// while the lock is held.
+    pub(crate) fn identity(&self) -> RwLockReadGuard<'_, Option<Vec<u32>>> {
+        self.identity.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Counts the selections of `tokens` tokens in one layer that needed no look-up.
@@ -297,14 +300,6 @@ impl Residency {
         tensor
     }
 
-    /// Fails if a model file was written to since it was opened.
-    pub(crate) fn check_files(&self) -> Result<()> {
-        for &file in &self.files {
-            self.reader.file(file)?.check_unchanged()?;
-        }
-        Ok(())
-    }
-
     /// Reads every record into its slot, in file order, if all fit; then kernels find each
     /// layer's experts in expert order and no look-up is needed. `progress` gets bytes done.
     pub(crate) fn load_all(self: &Arc<Self>, progress: &mut dyn FnMut(u64) -> bool) -> Result<()> {
@@ -313,13 +308,15 @@ impl Residency {
         for (index, layer) in self.layers.iter().enumerate() {
             let need: Vec<Need> =
                 (0..layer.experts).map(|expert| Need { expert, last_row: 0 }).collect();
-            let mut step = self.acquire(index, &need);
+            let mut step = self.acquire(index, &need, &|| false)?;
             let placed: Vec<Placed> = step.arriving().iter().flatten().copied().collect();
             for part in 0..layer.parts.len() {
                 step.load(part, &placed, Priority::Bulk);
             }
-            step.wait_all()?;
-            step.finish();
+            for load in 0..layer.parts.len() {
+                step.arrived(load)?;
+            }
+            step.finish()?;
             done += placed.len() as u64 * layer.record_bytes();
             if !progress(done) {
                 return Err(Error::Cancelled);
@@ -334,21 +331,28 @@ impl Residency {
             }));
         }
         let identity: Option<Vec<u32>> = bases.into_iter().collect();
-        *self.identity.lock().unwrap_or_else(PoisonError::into_inner) = identity.map(Arc::from);
+        *self.identity.write().unwrap_or_else(PoisonError::into_inner) = identity;
         Ok(())
     }
 
     /// Finds and pins the resident records among `need` (distinct experts, at least one) and
     /// reserves slots for the others. What does not fit at once comes in groups through the same
     /// slots, see [`Step::arriving`]. Waits while another context holds what this one needs;
-    /// holds nothing while it waits.
-    pub(crate) fn acquire(self: &Arc<Self>, layer: usize, need: &[Need]) -> Step {
+    /// holds nothing while it waits, and gives up when `cancelled` says so.
+    pub(crate) fn acquire(
+        self: &Arc<Self>,
+        layer: usize,
+        need: &[Need],
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<Step> {
         let mut pool = self.lock();
         let split = loop {
             match self.split(&pool, layer, need) {
                 Some(split) => break split,
+                None if cancelled() => return Err(Error::Cancelled),
                 None => {
-                    pool = self.settled.wait(pool).unwrap_or_else(PoisonError::into_inner);
+                    let waited = self.settled.wait_timeout(pool, CANCEL_LOOKED_FOR_EVERY);
+                    pool = waited.unwrap_or_else(PoisonError::into_inner).0;
                 }
             }
         };
@@ -360,7 +364,7 @@ impl Residency {
             groups: Vec::new(),
             reserved: Vec::with_capacity(split.reserve),
             pinned: Vec::with_capacity(split.keep.len()),
-            tickets: Vec::new(),
+            loads: Vec::new(),
         };
         for need in split.keep {
             let Lookup::Resident(slot) = pool.request(record(layer, need.expert)) else {
@@ -394,7 +398,7 @@ impl Residency {
         }
         let experts: Vec<u32> = missing.iter().map(|n| n.expert).collect();
         step.groups = groups(&experts, &slots);
-        step
+        Ok(step)
     }
 
     /// How `need` is served with what the pool can give now; `None`: wait for another context.
@@ -504,7 +508,13 @@ pub(crate) struct Step {
     groups: Vec<Vec<Placed>>,
     reserved: Vec<Slot>,
     pinned: Vec<Slot>,
-    tickets: Vec<Ticket>,
+    loads: Vec<Load>,
+}
+
+/// Reads of one part of some records.
+struct Load {
+    ticket: Arc<Ticket>,
+    file: FileId,
 }
 
 impl Step {
@@ -519,7 +529,7 @@ impl Step {
         &self.groups
     }
 
-    /// Starts to read `part` of `placed`; returns the index for [`Step::wait`].
+    /// Starts to read `part` of `placed`; returns the index for [`Step::arrived`].
     pub(crate) fn load(&mut self, part: usize, placed: &[Placed], priority: Priority) -> usize {
         let residency = &self.residency;
         let layer = &residency.layers[self.layer];
@@ -536,42 +546,48 @@ impl Step {
             targets.push(pool.data.cast::<u8>().wrapping_add(p.slot as usize * source.bytes));
         }
         let sink = Arrival { targets, bytes: source.bytes, _residency: residency.clone() };
-        self.tickets.push(residency.reader.submit(priority, extents, Arc::new(sink)));
-        self.tickets.len() - 1
+        let ticket = Arc::new(residency.reader.submit(priority, extents, Arc::new(sink)));
+        self.loads.push(Load { ticket, file: source.file });
+        self.loads.len() - 1
     }
 
-    /// Waits until the reads of one [`Step::load`] have arrived.
-    pub(crate) fn wait(&self, load: usize) -> Result<()> {
-        Ok(self.tickets[load].wait()?)
+    /// To wait for one [`Step::load`], or to cancel it.
+    pub(crate) fn ticket(&self, load: usize) -> &Arc<Ticket> {
+        &self.loads[load].ticket
     }
 
-    /// Waits for everything that was loaded.
-    pub(crate) fn wait_all(&self) -> Result<()> {
-        for ticket in &self.tickets {
-            ticket.wait()?;
+    /// Waits until the reads of one [`Step::load`] have arrived. Fails also if the file was
+    /// written to since it was opened.
+    pub(crate) fn arrived(&self, load: usize) -> Result<()> {
+        let Load { ticket, file } = &self.loads[load];
+        ticket.wait()?;
+        Ok(self.residency.reader.file(*file)?.check_unchanged()?)
+    }
+
+    /// The layer is computed, with every part of its records loaded and [`Step::arrived`]: what was
+    /// loaded last is resident from now on. If something has not arrived after all, nothing is.
+    pub(crate) fn finish(mut self) -> Result<()> {
+        for load in &self.loads {
+            load.ticket.wait()?;
         }
-        Ok(())
-    }
-
-    /// The bytes are there, the files are as they were, the layer is computed: what was loaded
-    /// last is resident from now on.
-    pub(crate) fn finish(mut self) {
+        self.loads.clear();
         let mut pool = self.residency.lock();
         for slot in self.reserved.drain(..) {
             pool.commit(slot);
             self.pinned.push(slot);
         }
+        Ok(())
     }
 }
 
 impl Drop for Step {
     fn drop(&mut self) {
-        for ticket in &self.tickets {
-            ticket.cancel();
+        for load in &self.loads {
+            load.ticket.cancel();
         }
-        for ticket in &self.tickets {
+        for load in &self.loads {
             // Whatever it returns, nobody writes into the slots after it.
-            let _ = ticket.wait();
+            let _ = load.ticket.wait();
         }
         let mut pool = self.residency.lock();
         for slot in self.reserved.drain(..) {

@@ -35,6 +35,8 @@ pub(crate) struct PartRef {
 pub(crate) struct WeightTable {
     /// Every expert tensor by its name in the file.
     names: HashMap<String, PartRef>,
+    /// Parts of each MoE layer's records.
+    parts: Vec<usize>,
     /// Every expert tensor by its address, once llama.cpp has allocated it.
     tensors: HashMap<usize, PartRef>,
     /// First bytes of names, to be put back: tensor address, byte.
@@ -45,7 +47,17 @@ pub(crate) struct WeightTable {
 
 impl WeightTable {
     pub(crate) fn new(names: HashMap<String, PartRef>) -> Self {
-        Self { names, ..Self::default() }
+        let layers = names.values().map(|p| p.layer + 1).max().unwrap_or(0);
+        let mut parts = vec![0; layers];
+        for part in names.values() {
+            parts[part.layer] += 1;
+        }
+        Self { names, parts, ..Self::default() }
+    }
+
+    /// How many parts the records of a MoE layer have.
+    pub(crate) fn parts_of(&self, layer: usize) -> usize {
+        self.parts[layer]
     }
 
     /// The part that `tensor` is, if it is one of ours.

@@ -1,71 +1,181 @@
-//! Streamed output equals the resident run of stock llama.cpp, bit for bit.
+//! Streamed output equals the resident run of stock llama.cpp, bit for bit: every row of logits of
+//! prompt and generation.
+
+mod common;
 
 use std::path::Path;
-use std::sync::Arc;
 
-use tierstream_ggml::{
-    Context, ContextOptions, Keep, Model, PoolOptions, PoolSize, Token, Weights,
-};
-use tierstream_io::{Config, Reader};
+use common::{Room, Run, Synth, assert_same_bits, demo, reader, stock, streamed_with};
+use tierstream_ggml::{Keep, Model};
 use tierstream_pool::Policy;
+use tierstream_synth::{Arch, Quant, Spec, TensorType};
 
-fn go_on(_: f32) -> bool {
-    true
-}
+const ROOMS: [Room; 5] = [
+    Room::Preloaded,
+    Room::Share(1.0),
+    Room::Share(0.5),
+    Room::Share(0.25),
+    Room::Floor(0),
+];
+const POLICIES: [Policy; 3] = [Policy::Lru, Policy::Lfu { half_life: 64 }, Policy::Random];
 
-fn reader() -> Arc<Reader> {
-    Arc::new(Reader::new(Config { ring_bytes: 8 << 20, ..Config::default() }).unwrap())
-}
+/// Prompts and batches of most cases; a batch of one token is too slow for a long prompt.
+const SHORT: [(usize, u32); 3] = [(12, 1), (80, 64), (96, 512)];
+/// A full batch of 512 tokens and a rest.
+const LONG: [(usize, u32); 3] = [(16, 1), (130, 64), (530, 512)];
 
-fn load(path: &Path, weights: Weights) -> Model {
-    let file = tierstream_gguf::Model::open(path).unwrap();
-    Model::load(&file, weights, reader(), &mut go_on).unwrap()
-}
-
-fn logits(model: &Model, prompt: &[Token], generate: usize, n_batch: u32) -> Vec<f32> {
-    let n_ctx = u32::try_from(prompt.len() + generate).unwrap().next_multiple_of(256);
-    let options = ContextOptions { n_ctx, n_batch, n_threads: 2 };
-    let mut context = Context::new(model.clone(), &options).unwrap();
-    let mut all = Vec::new();
-    context.decode(prompt, Keep::All, |_, row| all.extend_from_slice(row)).unwrap();
-    for _ in 0..generate {
-        let row = &all[all.len() - model.vocab().len() as usize..];
-        let best = (0..row.len()).max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap();
-        let token = Token::try_from(best).unwrap();
-        context.decode(&[token], Keep::All, |_, row| all.extend_from_slice(row)).unwrap();
+/// Every pool size with every batch; policies so that each meets each room and each batch. `turn`
+/// shifts which.
+fn check(path: &Path, runs: [(usize, u32); 3], generate: usize, turn: usize) {
+    let reference_model = stock(path);
+    assert!(!reference_model.is_streamed());
+    let vocab = reference_model.vocab().len();
+    for (b, (prompt, n_batch)) in runs.into_iter().enumerate() {
+        let run = Run::new(&reference_model, prompt, generate, n_batch);
+        let reference = run.logits(&reference_model);
+        assert!(reference.iter().all(|x| x.is_finite()), "the model says something");
+        for (r, room) in ROOMS.into_iter().enumerate() {
+            let policy = POLICIES[(r + b + turn) % 3];
+            let what = format!("batch {n_batch}, {room:?}, {policy:?}");
+            let model = streamed_with(path, room, policy, reader());
+            let logits = run.logits(&model);
+            assert_same_bits(&reference, &logits, vocab, &what);
+            check_counters(&model, room, &what);
+        }
     }
-    all
 }
 
-fn prompt(model: &Model, n: usize) -> Vec<Token> {
-    let vocab = u64::from(model.vocab().len());
-    let mut state = 7u64;
-    let mut next = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        Token::try_from((state >> 33) % vocab).unwrap()
-    };
-    (0..n).map(|_| next()).collect()
+/// That the run was what it claims to be.
+fn check_counters(model: &Model, room: Room, what: &str) {
+    let c = model.expert_counters();
+    let (budget, resident) = model.pool_bytes();
+    assert!(c.requests > 0 && c.requests == c.hits + c.faults, "{what}: {c:?}");
+    assert!(resident <= budget, "{what}");
+    match room {
+        Room::Preloaded => assert_eq!(c.bytes_read, model.expert_bytes(), "{what}: {c:?}"),
+        Room::Share(1.0) => assert!(c.faults > 0 && c.evictions == 0, "{what}: {c:?}"),
+        _ => assert!(c.faults > c.first_touches, "{what}: records come again: {c:?}"),
+    }
 }
 
-fn same_bits(a: &[f32], b: &[f32]) -> bool {
-    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits())
+fn check_synth(spec: &Spec, runs: [(usize, u32); 3], turn: usize) {
+    let model = Synth::new(spec);
+    check(&model.path, runs, 12, turn);
 }
 
 #[test]
 fn demo_model() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/novelist-moe-31m-q4_0.gguf");
-    let stock = load(&path, Weights::Stock { mmap: true, repack: false });
-    let prompt = prompt(&stock, 96);
-    for n_batch in [1, 64, 512] {
-        let reference = logits(&stock, &prompt, 48, n_batch);
-        assert!(reference.iter().all(|x| x.is_finite()));
-        for (share, preload) in [(1.0, true), (1.0, false), (0.5, false), (0.25, false), (0.125, false)] {
-            let model = load(&path, Weights::Streamed);
-            let pool = PoolOptions { size: PoolSize::Share(share), policy: Policy::Lru, seed: 1, preload };
-            model.attach_pool(&pool, &mut go_on).unwrap();
-            let streamed = logits(&model, &prompt, 48, n_batch);
-            println!("{n_batch} {share} {preload}: {:?}", model.expert_counters());
-            assert!(same_bits(&reference, &streamed), "batch {n_batch}, share {share}");
+    check(&demo(), [(16, 1), (96, 64), (530, 512)], 32, 0);
+}
+
+#[test]
+fn qwen3moe_q4_0_long() {
+    check_synth(&Spec::new(Arch::Qwen3Moe), LONG, 1);
+}
+
+#[test]
+fn qwen3moe_q4_k_m_of_several_size_classes() {
+    check_synth(&Spec::new(Arch::Qwen3Moe).quant(Quant::Q4_K_M), SHORT, 2);
+}
+
+#[test]
+fn qwen3moe_seven_experts_one_used() {
+    check_synth(&Spec::new(Arch::Qwen3Moe).experts(7, 1).quant(TensorType::Q8_0), SHORT, 0);
+}
+
+#[test]
+fn olmoe_q8_0() {
+    check_synth(&Spec::new(Arch::Olmoe).quant(TensorType::Q8_0), SHORT, 1);
+}
+
+#[test]
+fn olmoe_split_into_files() {
+    let mut spec = Spec::new(Arch::Olmoe);
+    spec.split_bytes = Some(1 << 20);
+    spec.split_empty_first = true;
+    check_synth(&spec, SHORT, 2);
+}
+
+#[test]
+fn gpt_oss_mxfp4_long() {
+    check_synth(&Spec::new(Arch::GptOss), LONG, 0);
+}
+
+#[test]
+fn deepseek2_f16() {
+    check_synth(&Spec::new(Arch::DeepSeek2).quant(TensorType::F16), SHORT, 1);
+}
+
+#[test]
+fn deepseek2_fused_q4_k_m() {
+    let mut spec = Spec::new(Arch::DeepSeek2).quant(Quant::Q4_K_M);
+    spec.fused_gate_up = true;
+    check_synth(&spec, SHORT, 2);
+}
+
+#[test]
+fn llama4_bf16() {
+    check_synth(&Spec::new(Arch::Llama4).quant(TensorType::BF16), SHORT, 0);
+}
+
+#[test]
+fn mixtral_f32() {
+    check_synth(&Spec::new(Arch::Mixtral).quant(TensorType::F32), SHORT, 1);
+}
+
+#[test]
+fn mixtral_q5_k() {
+    check_synth(&Spec::new(Arch::Mixtral).quant(TensorType::Q5_K), SHORT, 2);
+}
+
+#[test]
+fn hy_v3_fused_q6_k() {
+    check_synth(&Spec::new(Arch::HyV3).quant(TensorType::Q6_K), SHORT, 0);
+}
+
+/// The last layer of a batch without kept rows has no tokens.
+#[test]
+fn last_row_only() {
+    let synth = Synth::qwen();
+    let last = |model: &Model| {
+        let run = Run::new(model, 70, 0, 32);
+        let mut context = run.context(model);
+        let mut rows = Vec::new();
+        context.decode(&run.prompt, Keep::Last, |i, row| rows.push((i, row.to_vec()))).unwrap();
+        assert_eq!(rows.len(), 1);
+        assert_eq!(rows[0].0, 69);
+        rows.remove(0).1
+    };
+    let reference = stock(&synth.path);
+    let expected = last(&reference);
+    for room in ROOMS {
+        let model = streamed_with(&synth.path, room, Policy::Lru, reader());
+        let what = format!("{room:?}");
+        assert_same_bits(&expected, &last(&model), reference.vocab().len(), &what);
+    }
+}
+
+/// Rewinding and emptying pool and context leaves no trace in later output.
+#[test]
+fn forgetting_tokens_and_records() {
+    let synth = Synth::qwen();
+    let reference_model = stock(&synth.path);
+    let run = Run { n_threads: 2, ..Run::new(&reference_model, 40, 8, 16) };
+    let reference = run.logits(&reference_model);
+    let vocab = reference_model.vocab().len();
+    for room in ROOMS {
+        let model = streamed_with(&synth.path, room, Policy::Lru, reader());
+        let mut context = run.context(&model);
+        for round in 0..3 {
+            let logits = run.logits_in(&mut context).unwrap();
+            assert_same_bits(&reference, &logits, vocab, &format!("{room:?}, round {round}"));
+            match round {
+                0 => context.clear(),
+                _ => assert!(context.forget_from(0)),
+            }
+            assert_eq!(context.position(), 0);
+            model.clear_pool();
+            assert_eq!(model.pool_bytes().1, 0);
         }
     }
 }

@@ -18,7 +18,7 @@ pub const PROMPT: &str = "It was a cold evening in November, and the old gentlem
 /// # Errors
 /// When the cache folder cannot be written; the error names it.
 pub fn file() -> io::Result<PathBuf> {
-    let dir = cache_dir();
+    let dir = crate::cache::dir();
     let path = dir.join(format!("{VERSION}.gguf"));
     if is_complete(&path) {
         return Ok(path);
@@ -57,13 +57,4 @@ fn write(dir: &Path, path: &Path) -> io::Result<()> {
         let _ = fs::remove_file(&partial);
     }
     written
-}
-
-/// `$TIERSTREAM_CACHE`, `$XDG_CACHE_HOME/tierstream`, `~/.cache/tierstream`, or the temp folder.
-fn cache_dir() -> PathBuf {
-    let var = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    var("TIERSTREAM_CACHE")
-        .or_else(|| var("XDG_CACHE_HOME").map(|d| d.join("tierstream")))
-        .or_else(|| var("HOME").map(|d| d.join(".cache/tierstream")))
-        .unwrap_or_else(|| std::env::temp_dir().join("tierstream"))
 }

@@ -32,7 +32,7 @@ pub enum Error {
         fixed_bytes: u64,
     },
     /// A file of the user's cannot be read.
-    #[error("{}: {source}", path.display())]
+    #[error("cannot read {}", path.display())]
     File {
         /// Which.
         path: PathBuf,
@@ -65,7 +65,7 @@ impl Error {
             }
             Error::Engine(E::Batch(_)) => Some("a larger --ctx holds more tokens".to_owned()),
             Error::Engine(E::Load { .. }) => Some(
-                "`tierstream show` tells what is in the file; --verbose shows llama.cpp's log"
+                "`tierstream show` tells what is in the file; --log shows what llama.cpp says"
                     .to_owned(),
             ),
             Error::Engine(E::Io(e)) | Error::Io(e) => io_hint(e),

@@ -20,9 +20,13 @@
 
 #![forbid(unsafe_code)]
 
+pub mod bench;
+pub mod cache;
 pub mod demo;
+pub mod drive;
 mod engine;
 mod error;
+pub mod machine;
 pub mod memory;
 pub mod size;
 mod verify;
@@ -33,8 +37,8 @@ pub use engine::{
 pub use error::{Error, Result};
 pub use verify::{Difference, Requests, Verification, VerifyOptions, verify};
 pub use tierstream_ggml::{
-    Cancel, Context, ContextOptions, ExpertCounters, Keep, Model, PoolOptions, PoolSize, Sampling,
-    Token, Weights, set_verbose,
+    Cancel, Context, ContextOptions, DeviceInfo, ExpertCounters, Keep, Model, PoolOptions, PoolSize, Sampling,
+    Token, Weights, devices, set_verbose,
 };
 pub use tierstream_gguf as gguf;
 pub use tierstream_io as io;

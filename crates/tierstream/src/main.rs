@@ -4,20 +4,23 @@
 
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser};
+use clap::Parser;
 
 use crate::cli::args::{Bench, Cli, Command};
+use crate::cli::{interrupt, output};
 
 mod cli;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    tierstream::set_verbose(cli.verbose);
+    tierstream::set_verbose(cli.log);
     match dispatch(&cli) {
         Ok(code) => code,
+        // As `head` and its like expect of what they read from.
+        Err(error) if output::is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            report(&error);
-            ExitCode::FAILURE
+            output::report(&error, cli.json);
+            if interrupt::requested() { interrupt::exit_code() } else { ExitCode::FAILURE }
         }
     }
 }
@@ -30,22 +33,7 @@ fn dispatch(cli: &Cli) -> anyhow::Result<ExitCode> {
         Command::Bench(Bench::Decode(args)) => cli::bench::decode(cli, args),
         Command::Bench(Bench::Turn(args)) => cli::bench::turn(args),
         Command::Doctor(args) => cli::doctor::doctor(cli, args),
-        Command::Completions { shell } => {
-            let mut command = Cli::command();
-            clap_complete::generate(*shell, &mut command, "tierstream", &mut std::io::stdout());
-            Ok(ExitCode::SUCCESS)
-        }
-        Command::Man => {
-            clap_mangen::Man::new(Cli::command()).render(&mut std::io::stdout())?;
-            Ok(ExitCode::SUCCESS)
-        }
-    }
-}
-
-/// One line for the error with its causes, one for the hint.
-fn report(error: &anyhow::Error) {
-    eprintln!("error: {error:#}");
-    if let Some(hint) = error.downcast_ref::<tierstream::Error>().and_then(|e| e.hint()) {
-        eprintln!("hint: {hint}");
+        Command::Completions { shell } => cli::man::completions(*shell),
+        Command::Man => cli::man::man(),
     }
 }

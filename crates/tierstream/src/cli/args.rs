@@ -16,9 +16,12 @@ pub(crate) struct Cli {
     /// Print one JSON object on stdout (docs/json.md) and nothing else there
     #[arg(long, global = true)]
     pub(crate) json: bool,
-    /// Print timings after the text, and llama.cpp's log on stderr
+    /// Print timings after the text
     #[arg(long, short, global = true)]
     pub(crate) verbose: bool,
+    /// Print llama.cpp's log on stderr
+    #[arg(long, global = true)]
+    pub(crate) log: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -74,33 +77,58 @@ pub(crate) struct ModelArgs {
     pub(crate) seed: u32,
 }
 
+const RUN_EXAMPLES: &str = "\
+Examples:
+  tierstream run demo                                  chat
+  tierstream run model.gguf --ram 8GiB 'Once upon a time'
+  git diff | tierstream run model.gguf --verbose
+  tierstream run model.gguf --experts 25% --temp 0 --json 'Why is the sky blue?'
+
+Exit codes: 0, 1 for errors, 2 for wrong flags, 130 after Ctrl-C.";
+
 #[derive(Debug, Args)]
+#[command(after_help = RUN_EXAMPLES)]
 pub(crate) struct Run {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
     /// The prompt; `-` or a pipe: standard input
     pub(crate) prompt: Option<String>,
     /// Token ids instead of text, for models without a tokenizer (1,2,3)
-    #[arg(long, value_delimiter = ',', conflicts_with = "prompt")]
+    #[arg(long, value_delimiter = ',', conflicts_with = "prompt", value_name = "IDS")]
     pub(crate) prompt_tokens: Option<Vec<i32>>,
-    /// Most tokens to generate
-    #[arg(long, short, default_value_t = 256)]
-    pub(crate) n: u32,
-    /// 0: always the most likely token
-    #[arg(long, default_value_t = 0.8)]
+    /// Most tokens to generate [default: 256; the whole answer if there is a chat template]
+    #[arg(long, short, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) n: Option<u32>,
+    /// How far from the most likely token to stray; 0: not at all
+    #[arg(long, default_value_t = 0.8, value_parser = temperature)]
     pub(crate) temp: f32,
     /// Draw from this many most likely tokens; 0: from all
-    #[arg(long, default_value_t = 40)]
+    #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(i32).range(0..))]
     pub(crate) top_k: i32,
     /// Draw from the most likely tokens that together have this probability
-    #[arg(long, default_value_t = 0.95)]
+    #[arg(long, default_value_t = 0.95, value_parser = share)]
     pub(crate) top_p: f32,
     /// Leave out tokens less likely than this share of the most likely one
-    #[arg(long, default_value_t = 0.05)]
+    #[arg(long, default_value_t = 0.05, value_parser = share)]
     pub(crate) min_p: f32,
     /// Give the prompt to the model as it is, without its chat template
     #[arg(long)]
     pub(crate) raw: bool,
+}
+
+/// Reads a temperature; the chat's `/set` does too.
+pub(crate) fn temperature(text: &str) -> Result<f32, String> {
+    match text.parse::<f32>() {
+        Ok(t) if t.is_finite() && t >= 0.0 => Ok(t),
+        _ => Err("a temperature is a number from 0 on".to_owned()),
+    }
+}
+
+fn share(text: &str) -> Result<f32, String> {
+    match text.parse::<f32>() {
+        Ok(p) if (0.0..=1.0).contains(&p) => Ok(p),
+        _ => Err("a share is a number from 0 to 1".to_owned()),
+    }
 }
 
 #[derive(Debug, Args)]
@@ -186,7 +214,7 @@ pub(crate) struct BenchTurn {
 pub(crate) struct Doctor {
     /// A model or folder on the drive to look at [default: the current folder]
     pub(crate) path: Option<PathBuf>,
-    /// Do not measure read rates
+    /// Do not measure read rates (for a folder, that writes a file of 256 MiB there for a while)
     #[arg(long)]
     pub(crate) no_measure: bool,
 }

@@ -1,1 +1,382 @@
-//! The chat of `tierstream run`.
+//! The chat of `tierstream run` on a terminal.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use rustyline::completion::Completer;
+use rustyline::config::Configurer;
+use rustyline::error::ReadlineError;
+use rustyline::highlight::Highlighter;
+use rustyline::hint::Hinter;
+use rustyline::history::DefaultHistory;
+use rustyline::validate::{ValidationContext, ValidationResult, Validator};
+use rustyline::{Config, Editor, Helper};
+use tierstream::size::Bytes;
+use tierstream::{Engine, Generate, Generation, Stop, Token, cache};
+
+use super::args::{self, Run};
+use super::output::{self, Tokens};
+use super::report::{Report, lines, percent};
+use super::{run, show};
+
+/// Lines that are remembered.
+const HISTORY_LINES: usize = 1000;
+
+const HELP: &str = "\
+/help            this list
+/clear           forget the conversation
+/show            what is in the model
+/stats           what the conversation took
+/set temp VALUE  how far from the most likely token to stray; 0: not at all
+/set seed VALUE  seed of sampling
+/set n VALUE     most tokens of an answer
+/bye             leave (so does Ctrl-D)
+Ctrl-C stops an answer. A line that ends with \\ goes on in the next one, as does a text
+between \"\"\" and \"\"\".";
+
+const COMMANDS: &[&str] =
+    &["/help", "/clear", "/show", "/stats", "/set temp ", "/set seed ", "/set n ", "/bye"];
+
+/// What a line asks for.
+#[derive(Debug, PartialEq)]
+enum Line<'a> {
+    Nothing,
+    Say(String),
+    Help,
+    Clear,
+    Show,
+    Stats,
+    Set(&'a str, &'a str),
+    Bye,
+    Unknown(&'a str),
+}
+
+/// A conversation.
+pub(crate) struct Chat<'a> {
+    engine: &'a mut Engine,
+    options: Generate,
+    /// Tokens of context.
+    n_ctx: usize,
+    /// Messages go through the model's template; otherwise it goes on from plain text.
+    template: bool,
+    verbose: bool,
+    /// Role and content.
+    messages: Vec<(&'static str, String)>,
+    /// The tokens that the context holds.
+    held: Vec<Token>,
+    last: Option<Generation>,
+    answers: usize,
+}
+
+impl<'a> Chat<'a> {
+    pub(crate) fn new(engine: &'a mut Engine, args: &Run, verbose: bool) -> anyhow::Result<Self> {
+        if !engine.model().vocab().has_text() {
+            return Err(run::no_tokenizer());
+        }
+        let template = run::uses_template(engine, args.raw);
+        if template {
+            let probe = engine.model().vocab().apply_chat_template(&[("user", "a")]);
+            probe.map_err(run::bad_template)?;
+        }
+        let options = Generate {
+            max_tokens: run::max_tokens(args, engine),
+            sampling: run::sampling(args),
+        };
+        let n_ctx = engine.context().options().n_ctx as usize;
+        Ok(Self {
+            engine,
+            options,
+            n_ctx,
+            template,
+            verbose,
+            messages: Vec::new(),
+            held: Vec::new(),
+            last: None,
+            answers: 0,
+        })
+    }
+
+    pub(crate) fn run(mut self) -> anyhow::Result<ExitCode> {
+        let mut editor = editor()?;
+        let history = history_file();
+        if let Some(path) = &history {
+            // There is none the first time.
+            let _ = editor.load_history(path);
+        }
+        if !self.template {
+            output::note("this model has no chat template: it goes on from what you write");
+        }
+        output::stderr("/help lists the commands, /bye leaves");
+        loop {
+            let line = match editor.readline(">>> ") {
+                Ok(line) => line,
+                Err(ReadlineError::Interrupted) => {
+                    output::stderr("/bye or Ctrl-D leaves");
+                    continue;
+                }
+                Err(ReadlineError::Eof) => break,
+                Err(error) => return Err(anyhow::Error::new(error).context("cannot read a line")),
+            };
+            if !line.trim().is_empty() {
+                editor.add_history_entry(line.as_str())?;
+                // After each line, since a terminal may be closed at any time.
+                let saved = history.as_ref().map_or(Ok(()), |path| editor.append_history(path));
+                drop(saved);
+            }
+            match parse(&line) {
+                Line::Bye => break,
+                line => self.act(line)?,
+            }
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    /// Only what makes the chat impossible is an error.
+    fn act(&mut self, line: Line<'_>) -> anyhow::Result<()> {
+        match line {
+            Line::Nothing | Line::Bye => {}
+            Line::Say(text) => self.answer(text)?,
+            Line::Help => output::stderr(HELP),
+            Line::Clear => self.clear(),
+            Line::Show => {
+                let info = show::Info::new(self.engine.file(), &show::Asked::of_context(self.n_ctx))?;
+                output::stderr(info.to_string().trim_end());
+            }
+            Line::Stats => output::stderr(self.stats().trim_end()),
+            Line::Set(name, value) => match self.set(name, value) {
+                Ok(()) => output::stderr(&format!("{name} is {value}")),
+                Err(why) => output::stderr(&why),
+            },
+            Line::Unknown(command) => {
+                output::stderr(&format!("there is no {command}; /help lists the commands"));
+            }
+        }
+        Ok(())
+    }
+
+    fn clear(&mut self) {
+        self.engine.clear();
+        self.messages.clear();
+        self.held.clear();
+        output::stderr("the conversation is forgotten");
+    }
+
+    fn set(&mut self, name: &str, value: &str) -> Result<(), String> {
+        let number = |least: u32| match value.parse::<u32>() {
+            Ok(n) if n >= least => Ok(n),
+            _ => Err(format!("{name} is a whole number from {least} on")),
+        };
+        match name {
+            "temp" => self.options.sampling.temperature = args::temperature(value)?,
+            "seed" => self.options.sampling.seed = number(0)?,
+            "n" => self.options.max_tokens = number(1)?,
+            _ => return Err("/set takes temp, seed or n, and a value".to_owned()),
+        }
+        Ok(())
+    }
+
+    fn stats(&self) -> String {
+        let all = self.engine.expert_counters();
+        let held = format!("{} of {} tokens", self.held.len(), self.n_ctx);
+        let mut rows = vec![("answers", self.answers.to_string()), ("context", held)];
+        if all.requests > 0 {
+            rows.push(("hit rate", percent(all.hit_rate())));
+            rows.push(("faults", all.faults.to_string()));
+            rows.push(("bytes read", Bytes(all.bytes_read).to_string()));
+        }
+        let mut text = lines(&rows);
+        if let Some(made) = &self.last {
+            let total = made.prompt_time + made.eval_time;
+            let report = Report { engine: self.engine, made, total };
+            text.push_str("\nThe last answer:\n");
+            text.push_str(&report.timings());
+        }
+        text
+    }
+
+    fn answer(&mut self, text: String) -> anyhow::Result<()> {
+        self.messages.push(("user", text));
+        let start = Instant::now();
+        let Some(prompt) = self.prompt()? else {
+            self.messages.pop();
+            output::stderr(&format!(
+                "the context of {} tokens has no room for that; /clear forgets the conversation, \
+                 --ctx makes it larger",
+                self.n_ctx
+            ));
+            return Ok(());
+        };
+        let mut out = Tokens::new(true, false);
+        let made = run::generate(self.engine, &prompt, &self.options, &mut out);
+        out.finish()?;
+        self.held.extend(&prompt);
+        self.held.extend(made.iter().flat_map(|m| &m.tokens));
+        // The last token, and all of a batch that was stopped, are not in the context.
+        self.held.truncate(self.engine.context().position() as usize);
+        match made {
+            Ok(made) => {
+                let report = Report { engine: self.engine, made: &made, total: start.elapsed() };
+                run::tell(&report, self.verbose);
+                if made.stop == Stop::ContextFull {
+                    output::stderr("/clear forgets the conversation, --ctx makes room for more");
+                }
+                if made.tokens.is_empty() {
+                    self.messages.pop();
+                } else {
+                    self.messages.push(("assistant", out.text));
+                    self.answers += 1;
+                }
+                self.last = Some(made);
+            }
+            Err(error) => {
+                self.messages.pop();
+                output::report(&error.into(), false);
+            }
+        }
+        Ok(())
+    }
+
+    /// The tokens to add for the last message; `None` where they do not fit. With a template, the
+    /// context is cut back to what it shares with the whole conversation as the template writes
+    /// it now: some leave out what the model thought.
+    fn prompt(&mut self) -> anyhow::Result<Option<Vec<Token>>> {
+        let vocab = self.engine.model().vocab();
+        let last = self.messages.last().map_or("", |(_, text)| text);
+        if !self.template {
+            let tokens = vocab.tokenize(last, self.held.is_empty(), false);
+            let tokens = tokens.map_err(tierstream::Error::from)?;
+            let fits = self.held.len() + tokens.len() <= self.n_ctx;
+            return Ok(fits.then_some(tokens));
+        }
+        let messages: Vec<(&str, &str)> =
+            self.messages.iter().map(|(role, text)| (*role, text.as_str())).collect();
+        let text = vocab.apply_chat_template(&messages).map_err(run::bad_template)?;
+        let mut tokens = vocab.tokenize(&text, true, true).map_err(tierstream::Error::from)?;
+        if tokens.len() > self.n_ctx {
+            return Ok(None);
+        }
+        let same = self.held.iter().zip(&tokens).take_while(|(a, b)| a == b).count();
+        // Something must be decoded to have a next token.
+        let mut kept = same.min(tokens.len().saturating_sub(1));
+        if kept < self.held.len() {
+            let position = u32::try_from(kept).expect("a context is smaller");
+            if !self.engine.context().forget_from(position) {
+                self.engine.clear();
+                kept = 0;
+            }
+            self.held.truncate(kept);
+        }
+        Ok(Some(tokens.split_off(kept)))
+    }
+}
+
+/// Reads a line as the user means it.
+fn parse(line: &str) -> Line<'_> {
+    let text = line.trim();
+    if text.is_empty() {
+        return Line::Nothing;
+    }
+    if let Some(quoted) = text.strip_prefix(QUOTES) {
+        let quoted = quoted.strip_suffix(QUOTES).unwrap_or(quoted);
+        let quoted = quoted.trim_matches('\n');
+        return if quoted.is_empty() { Line::Nothing } else { Line::Say(quoted.to_owned()) };
+    }
+    if !text.starts_with('/') {
+        return Line::Say(line.replace("\\\n", "\n"));
+    }
+    let words: Vec<&str> = text.split_whitespace().collect();
+    match words[..] {
+        ["/help" | "/?"] => Line::Help,
+        ["/clear"] => Line::Clear,
+        ["/show"] => Line::Show,
+        ["/stats"] => Line::Stats,
+        ["/set", name, value] => Line::Set(name, value),
+        ["/set", ..] => Line::Set("", ""),
+        ["/bye" | "/exit" | "/quit"] => Line::Bye,
+        _ => Line::Unknown(words[0]),
+    }
+}
+
+const QUOTES: &str = "\"\"\"";
+
+/// Whether Enter begins another line instead of sending.
+fn goes_on(input: &str) -> bool {
+    match input.trim_start().strip_prefix(QUOTES) {
+        Some(quoted) => !quoted.trim_end().ends_with(QUOTES),
+        None => input.ends_with('\\'),
+    }
+}
+
+fn editor() -> anyhow::Result<Editor<LineHelper, DefaultHistory>> {
+    let mut editor = Editor::with_config(Config::builder().build())?;
+    editor.set_max_history_size(HISTORY_LINES)?;
+    editor.set_helper(Some(LineHelper));
+    Ok(editor)
+}
+
+/// `None` where there can be none.
+fn history_file() -> Option<PathBuf> {
+    let dir = cache::dir();
+    std::fs::create_dir_all(&dir).ok()?;
+    Some(dir.join("history"))
+}
+
+/// Multi-line editing and completion of commands.
+struct LineHelper;
+
+impl Helper for LineHelper {}
+impl Highlighter for LineHelper {}
+
+impl Hinter for LineHelper {
+    type Hint = String;
+}
+
+impl Validator for LineHelper {
+    fn validate(&self, ctx: &mut ValidationContext<'_>) -> rustyline::Result<ValidationResult> {
+        let more = goes_on(ctx.input());
+        Ok(if more { ValidationResult::Incomplete } else { ValidationResult::Valid(None) })
+    }
+}
+
+impl Completer for LineHelper {
+    type Candidate = String;
+
+    fn complete(
+        &self,
+        line: &str,
+        pos: usize,
+        _: &rustyline::Context<'_>,
+    ) -> rustyline::Result<(usize, Vec<String>)> {
+        let typed = line.get(..pos).filter(|t| t.starts_with('/'));
+        let fits = |c: &&&str| typed.is_some_and(|t| c.starts_with(t));
+        Ok((0, COMMANDS.iter().filter(fits).map(|c| (*c).to_owned()).collect()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Line, goes_on, parse};
+
+    #[test]
+    fn commands_and_texts_are_told_apart() {
+        assert_eq!(parse("  "), Line::Nothing);
+        assert_eq!(parse("\"\"\"\"\"\""), Line::Nothing);
+        assert_eq!(parse("/set temp 0.5"), Line::Set("temp", "0.5"));
+        assert_eq!(parse("/set temp"), Line::Set("", ""));
+        assert_eq!(parse("/sing"), Line::Unknown("/sing"));
+        assert_eq!(parse(" /bye "), Line::Bye);
+        assert_eq!(parse("one \\\ntwo"), Line::Say("one \ntwo".into()));
+        assert_eq!(parse("\"\"\"\n/bye\n\nx\n\"\"\""), Line::Say("/bye\n\nx".into()));
+    }
+
+    #[test]
+    fn enter_sends_only_what_is_complete() {
+        for text in ["one", "\"\"\"one\"\"\"", "one \"\"\"", "\"\"\"\none\n\"\"\" "] {
+            assert!(!goes_on(text), "{text:?}");
+        }
+        for text in ["one\\", "\"\"\"", "\"\"\"one", "one\\\ntwo\\"] {
+            assert!(goes_on(text), "{text:?}");
+        }
+    }
+}

@@ -1,4 +1,331 @@
-//! `tierstream doctor`.
+//! `tierstream doctor`: what this machine can do, and how fast its drive is.
+
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
+
+use serde::Serialize;
+use tierstream::drive::{self, Rate, Scratch};
+use tierstream::machine::{self, Filesystem, Machine};
+use tierstream::size::Bytes;
+use tierstream::{DeviceInfo, Error, io, memory};
+
 use super::args::{Cli, Doctor};
-pub(crate) fn doctor(_cli: &Cli, _args: &Doctor) -> anyhow::Result<ExitCode> { anyhow::bail!("being written") }
+use super::open;
+use super::output::{self, Progress};
+use super::report::lines;
+
+/// Size of the file that is written to measure a folder's drive: more than drives cache.
+const SCRATCH_BYTES: u64 = 256 << 20;
+
+/// Size of the file that is written only to see how a folder's files can be read.
+const PROBE_BYTES: u64 = 64 << 10;
+
+/// For each depth.
+const MEASURE_TIME: Duration = Duration::from_millis(1500);
+
+/// Reads in flight of the measurements.
+const DEPTHS: [usize; 2] = [1, 8];
+
+/// The answer of `doctor`; `docs/json.md` tells what the fields are.
+#[derive(Debug, Serialize)]
+struct Report {
+    version: &'static str,
+    machine: Machine,
+    memory: Memory,
+    devices: Vec<Device>,
+    io_uring: Works,
+    storage: Storage,
+    drive: Drive,
+}
+
+#[derive(Debug, Serialize)]
+struct Memory {
+    total_bytes: u64,
+    available_bytes: u64,
+    cgroup_left_bytes: Option<u64>,
+}
+
+#[derive(Debug, Serialize)]
+struct Device {
+    name: String,
+    description: String,
+    kind: &'static str,
+    memory_free_bytes: u64,
+    memory_total_bytes: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct Works {
+    works: bool,
+    reason: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Storage {
+    path: PathBuf,
+    filesystem: Option<Filesystem>,
+    direct: Direct,
+}
+
+/// Direct I/O.
+#[derive(Debug, Serialize)]
+struct Direct {
+    works: bool,
+    mem_align: Option<u32>,
+    offset_align: Option<u32>,
+    reason: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Drive {
+    /// The file that was read; none for a file that was written for this.
+    file: Option<PathBuf>,
+    file_bytes: Option<u64>,
+    /// `bypassed`, `warm or cold`, or none when nothing was measured.
+    page_cache: Option<&'static str>,
+    reads: Vec<Rate>,
+    skipped: Option<String>,
+}
+
+pub(crate) fn doctor(cli: &Cli, args: &Doctor) -> anyhow::Result<ExitCode> {
+    let path = args.path.as_deref().unwrap_or(Path::new("."));
+    let path = if path.exists() { path.into() } else { open::named(path)? };
+    let progress = Progress::start("measuring the drive");
+    let report = report(&path, !args.no_measure, &progress)?;
+    drop(progress);
+    if cli.json {
+        output::json(&report)?;
+    } else {
+        output::print(&report.to_string())?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn report(path: &Path, measure: bool, progress: &Progress) -> tierstream::Result<Report> {
+    let unreadable = |source| Error::File { path: path.to_owned(), source };
+    let is_dir = fs::metadata(path).map_err(unreadable)?.is_dir();
+    let (direct, drive) =
+        if is_dir { folder(path, measure, progress) } else { file(path, measure)? };
+    let io_uring = drive::io_uring().err().map(|why| match machine::io_uring_disabled() {
+        Some(setting) => format!("{why} ({setting})"),
+        None => why,
+    });
+    Ok(Report {
+        version: env!("CARGO_PKG_VERSION"),
+        machine: Machine::here(),
+        memory: Memory {
+            total_bytes: memory::total_bytes(),
+            available_bytes: memory::available_bytes(),
+            cgroup_left_bytes: memory::cgroup_left_bytes(),
+        },
+        devices: tierstream::devices().into_iter().map(Device::from).collect(),
+        io_uring: Works { works: io_uring.is_none(), reason: io_uring },
+        storage: Storage {
+            path: fs::canonicalize(path).unwrap_or_else(|_| path.to_owned()),
+            filesystem: Filesystem::of(path),
+            direct,
+        },
+        drive,
+    })
+}
+
+/// Looks at a file, and reads it.
+fn file(path: &Path, measure: bool) -> tierstream::Result<(Direct, Drive)> {
+    let opened = io::File::open(path)?;
+    let drive = Drive::measured(path, measure)?;
+    let drive = Drive { file: Some(path.to_owned()), file_bytes: Some(opened.size()), ..drive };
+    Ok((Direct::of(&opened), drive))
+}
+
+/// Looks at a folder through a file that is written there. A folder that takes none is no error.
+fn folder(dir: &Path, measure: bool, progress: &Progress) -> (Direct, Drive) {
+    let bytes = if measure { SCRATCH_BYTES } else { PROBE_BYTES };
+    let look = || -> tierstream::Result<(Direct, Drive)> {
+        let failed = |source| Error::File { path: dir.to_owned(), source };
+        has_room(dir, bytes).map_err(failed)?;
+        let scratch =
+            Scratch::new(dir, bytes, &mut |share| progress.set(share * 0.5)).map_err(failed)?;
+        let opened = io::File::open(&scratch.path())?;
+        Ok((Direct::of(&opened), Drive::measured(&scratch.path(), measure)?))
+    };
+    look().unwrap_or_else(|error| {
+        let source = std::error::Error::source(&error).map(ToString::to_string);
+        let why = source.unwrap_or_else(|| error.to_string());
+        let why = format!("cannot write a file there to look at: {why}");
+        let direct =
+            Direct { works: false, mem_align: None, offset_align: None, reason: Some(why.clone()) };
+        (direct, Drive::skipped(why))
+    })
+}
+
+/// Filling a drive up to look at it would be no help.
+fn has_room(dir: &Path, bytes: u64) -> std::io::Result<()> {
+    let stat = rustix::fs::statvfs(dir)?;
+    let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+    if free < 2 * bytes {
+        return Err(std::io::Error::other(format!("only {} are free", Bytes(free))));
+    }
+    Ok(())
+}
+
+impl Drive {
+    fn skipped(why: impl Into<String>) -> Self {
+        let (reads, skipped) = (Vec::new(), Some(why.into()));
+        Self { file: None, file_bytes: None, page_cache: None, reads, skipped }
+    }
+
+    fn measured(path: &Path, measure: bool) -> tierstream::Result<Self> {
+        if !measure {
+            return Ok(Self::skipped("--no-measure"));
+        }
+        let mut reads = Vec::new();
+        for depth in DEPTHS {
+            reads.extend(drive::random_reads(path, depth, MEASURE_TIME)?);
+        }
+        let Some(first) = reads.first() else {
+            return Ok(Self::skipped("the file is smaller than a page"));
+        };
+        let page_cache = if first.direct { "bypassed" } else { "warm or cold" };
+        Ok(Self {
+            file: None,
+            file_bytes: Some(SCRATCH_BYTES),
+            page_cache: Some(page_cache),
+            reads,
+            skipped: None,
+        })
+    }
+}
+
+impl Direct {
+    fn of(file: &io::File) -> Self {
+        let state = file.direct_state();
+        let align = |n| state.direct.then_some(n);
+        Self {
+            works: state.direct,
+            mem_align: align(state.mem_align),
+            offset_align: align(state.offset_align),
+            reason: state.reason.clone(),
+        }
+    }
+}
+
+impl From<DeviceInfo> for Device {
+    fn from(d: DeviceInfo) -> Self {
+        Self {
+            name: d.name,
+            description: d.description,
+            kind: d.kind,
+            memory_free_bytes: d.memory_free_bytes,
+            memory_total_bytes: d.memory_total_bytes,
+        }
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let machine = &self.machine;
+        let processors = match (machine.processors_usable, machine.processors) {
+            (usable, all) if usable < all => format!("{usable} of {all} usable here"),
+            (_, all) => all.to_string(),
+        };
+        let mut rows = vec![
+            ("tierstream", self.version.to_owned()),
+            ("system", format!("{} {}", machine.os, machine.kernel)),
+            ("processor", machine.cpu.clone()),
+            ("processors", processors),
+            ("features", machine.features.join(" ")),
+            ("memory", self.memory.to_string()),
+        ];
+        rows.extend(self.devices.iter().map(|d| ("computes on", d.to_string())));
+        rows.push(("io_uring", yes_or(self.io_uring.works, "works", &self.io_uring.reason)));
+        rows.extend(self.storage.rows());
+        rows.extend(self.drive.rows());
+        f.write_str(&lines(&rows))
+    }
+}
+
+fn yes_or(works: bool, yes: &str, reason: &Option<String>) -> String {
+    match reason {
+        _ if works => yes.to_owned(),
+        Some(reason) => format!("no: {reason}"),
+        None => "no".to_owned(),
+    }
+}
+
+impl fmt::Display for Memory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} available of {}", Bytes(self.available_bytes), Bytes(self.total_bytes))?;
+        match self.cgroup_left_bytes {
+            Some(left) => write!(f, ", the memory cgroup leaves {}", Bytes(left)),
+            None => f.write_str(", no cgroup limit"),
+        }
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({}, {})", self.name, self.kind, output::printable(&self.description))?;
+        match self.kind {
+            "cpu" | "accel" => Ok(()),
+            _ => {
+                let (free, total) = (Bytes(self.memory_free_bytes), Bytes(self.memory_total_bytes));
+                write!(f, ", {free} free of {total}")
+            }
+        }
+    }
+}
+
+impl Storage {
+    fn rows(&self) -> Vec<(&'static str, String)> {
+        let filesystem = match &self.filesystem {
+            None => "unknown".to_owned(),
+            Some(f) => {
+                let spins = match f.rotational {
+                    Some(true) => ", a spinning disk",
+                    Some(false) | None => "",
+                };
+                format!("{} on {} ({}{spins})", f.kind, f.mount.display(), f.source)
+            }
+        };
+        let direct = match (self.direct.mem_align, self.direct.offset_align) {
+            (Some(mem), Some(offset)) => {
+                format!("works, aligned to {offset} bytes in the file and {mem} in memory")
+            }
+            _ => yes_or(false, "", &self.direct.reason),
+        };
+        vec![
+            ("path", output::printable(&self.path.display().to_string())),
+            ("filesystem", filesystem),
+            ("direct reads", direct),
+        ]
+    }
+}
+
+impl Drive {
+    fn rows(&self) -> Vec<(&'static str, String)> {
+        if let Some(why) = &self.skipped {
+            return vec![("read rates", format!("not measured: {why}"))];
+        }
+        let what = match (&self.file, self.file_bytes) {
+            (Some(_), Some(bytes)) if bytes < SCRATCH_BYTES => {
+                format!("this file, whose {} the drive itself may cache", Bytes(bytes))
+            }
+            (Some(_), _) => "this file".to_owned(),
+            (None, _) => format!("a new file of {}", Bytes(SCRATCH_BYTES)),
+        };
+        let cache = match self.page_cache {
+            Some("bypassed") => "past the page cache",
+            _ => "THROUGH THE PAGE CACHE, so perhaps from memory",
+        };
+        let mut rows: Vec<(&str, String)> = vec![("measured on", format!("{what}, {cache}"))];
+        rows.extend(self.reads.iter().map(|r| {
+            let block = Bytes(r.block_bytes);
+            let way = format!("random reads of {block}, {} at a time, {}", r.depth, r.engine);
+            ("read rate", format!("{} ({way})", output::rate(r.gbps * 1e9)))
+        }));
+        rows
+    }
+}

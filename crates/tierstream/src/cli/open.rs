@@ -1,22 +1,26 @@
 //! From flags to a loaded model, with a progress bar.
 
 use std::borrow::Cow;
-use std::io::IsTerminal;
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::Context as _;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tierstream::{Engine, Options, Weights, demo, io_config};
 
 use super::args::ModelArgs;
+use super::interrupt;
+use super::output::{self, Progress};
 
 /// The model's file; `demo` is the one in the program.
 pub(crate) fn path(args: &ModelArgs) -> anyhow::Result<Cow<'_, Path>> {
-    if args.model == Path::new("demo") {
+    named(&args.model)
+}
+
+/// The file that `model` names.
+pub(crate) fn named(model: &Path) -> anyhow::Result<Cow<'_, Path>> {
+    if model == Path::new("demo") {
         return Ok(Cow::Owned(demo::file().context("cannot write the demo model")?));
     }
-    Ok(Cow::Borrowed(&args.model))
+    Ok(Cow::Borrowed(model))
 }
 
 /// The flags as the library takes them.
@@ -35,30 +39,18 @@ pub(crate) fn options(args: &ModelArgs) -> Options {
     }
 }
 
-/// Loads the model; notes go to stderr.
+/// Loads the model; notes go to stderr. A request of [`interrupt`] ends it.
 pub(crate) fn engine(args: &ModelArgs, options: Options) -> anyhow::Result<Engine> {
     let path = path(args)?;
-    let bar = progress_bar();
+    let progress = Progress::start("loading");
     let engine = Engine::load(&path, options, &mut |done| {
-        bar.set_position((done * 1000.0) as u64);
-        true
+        progress.set(done);
+        !interrupt::requested()
     });
-    bar.finish_and_clear();
+    drop(progress);
     let engine = engine?;
     for note in engine.notes() {
-        eprintln!("note: {note}");
+        output::note(note);
     }
     Ok(engine)
-}
-
-/// Appears after a second, on a terminal only.
-fn progress_bar() -> ProgressBar {
-    let bar = ProgressBar::new(1000);
-    if !std::io::stderr().is_terminal() {
-        bar.set_draw_target(ProgressDrawTarget::hidden());
-    }
-    let style = ProgressStyle::with_template("loading {bar:30} {percent:>3} % {elapsed}");
-    bar.set_style(style.expect("a constant template").progress_chars("=> "));
-    bar.enable_steady_tick(Duration::from_secs(1));
-    bar
 }

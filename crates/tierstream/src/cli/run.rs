@@ -1,16 +1,192 @@
-//! `tierstream run`.
-use std::ops::ControlFlow;
-use std::io::Write;
-use std::process::ExitCode;
-use super::args::{Cli, Run};
-use super::open;
+//! `tierstream run`: text in, text out.
 
-pub(crate) fn run(_cli: &Cli, args: &Run) -> anyhow::Result<ExitCode> {
+use std::io::{self, IsTerminal, Read};
+use std::ops::ControlFlow;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::Context as _;
+use tierstream::{Engine, Generate, Generation, Sampling, Stop, Token};
+
+use super::args::{Cli, Run};
+use super::chat::Chat;
+use super::interrupt::{self, Running};
+use super::open;
+use super::output::{self, Failure, Progress, Tokens};
+use super::report::Report;
+
+/// Tokens of a completion when no number is given.
+const COMPLETION_TOKENS: u32 = 256;
+
+/// Most bytes of a prompt from standard input.
+const PROMPT_BYTES_MAX: u64 = 64 << 20;
+
+/// What the model is to go on from.
+enum Input {
+    Text(String),
+    Tokens(Vec<Token>),
+    Chat,
+}
+
+pub(crate) fn run(cli: &Cli, args: &Run) -> anyhow::Result<ExitCode> {
+    interrupt::install()?;
+    let input = input(cli, args)?;
+    let start = Instant::now();
+    let loading = Running::start(None);
     let mut engine = open::engine(&args.model, open::options(&args.model))?;
-    let prompt = engine.model().vocab().tokenize(args.prompt.as_deref().unwrap_or(""), true, false)?;
-    let g = tierstream::Generate { max_tokens: args.n, sampling: tierstream::Sampling { temperature: args.temp, top_k: args.top_k, top_p: args.top_p, min_p: args.min_p, seed: args.model.seed } };
-    let done = engine.generate(&prompt, &g, |_, b| { print!("{}", String::from_utf8_lossy(b)); let _ = std::io::stdout().flush(); ControlFlow::Continue(()) })?;
-    println!();
-    eprintln!("{:.1} tok/s {:?}", done.tok_s(), done.experts);
-    Ok(ExitCode::SUCCESS)
+    drop(loading);
+    let prompt = match input {
+        Input::Chat => return Chat::new(&mut engine, args, cli.verbose)?.run(),
+        Input::Tokens(tokens) => tokens,
+        Input::Text(text) => tokens(&engine, &text, args.raw)?,
+    };
+    check(&engine, &prompt)?;
+    let options = Generate {
+        max_tokens: max_tokens(args, &engine),
+        sampling: sampling(args),
+    };
+    let mut out = Tokens::new(engine.model().vocab().has_text(), cli.json);
+    let result = generate(&mut engine, &prompt, &options, &mut out);
+    let written = out.finish();
+    let made = result?;
+    written.context("cannot write to standard output")?;
+    let report = Report { engine: &engine, made: &made, total: start.elapsed() };
+    if cli.json {
+        output::json(&report.json(&out.text))?;
+    }
+    tell(&report, cli.verbose);
+    let interrupted = made.stop == Stop::Cancelled && interrupt::requested();
+    Ok(if interrupted { interrupt::exit_code() } else { ExitCode::SUCCESS })
+}
+
+/// Prints what a generation took on stderr.
+pub(crate) fn tell(report: &Report<'_>, verbose: bool) {
+    if verbose {
+        output::stderr(&format!("\n{}", report.timings()));
+    }
+    output::stderr(&output::styled("2", &report.summary()));
+}
+
+/// Generates into `out`, until the model, the options, Ctrl-C or a closed stdout ends it.
+pub(crate) fn generate(
+    engine: &mut Engine,
+    prompt: &[Token],
+    options: &Generate,
+    out: &mut Tokens,
+) -> tierstream::Result<Generation> {
+    let _running = Running::start(Some(engine.cancel_handle()));
+    let mut reading = Some(Progress::start("reading the prompt"));
+    let made = engine.generate(prompt, options, |token, bytes| {
+        reading.take();
+        if out.push(token, bytes) { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    });
+    // ggml's threads spin between decodes; nothing is decoded while a user reads.
+    engine.context().rest();
+    made
+}
+
+pub(crate) fn sampling(args: &Run) -> Sampling {
+    Sampling {
+        temperature: args.temp,
+        top_k: args.top_k,
+        top_p: args.top_p,
+        min_p: args.min_p,
+        seed: args.model.seed,
+    }
+}
+
+/// With a chat template the model knows where its answer ends.
+pub(crate) fn max_tokens(args: &Run, engine: &Engine) -> u32 {
+    let ends = uses_template(engine, args.raw);
+    args.n.unwrap_or(if ends { u32::MAX } else { COMPLETION_TOKENS })
+}
+
+pub(crate) fn uses_template(engine: &Engine, raw: bool) -> bool {
+    !raw && engine.model().vocab().chat_template().is_some()
+}
+
+fn input(cli: &Cli, args: &Run) -> anyhow::Result<Input> {
+    let terminal = io::stdin().is_terminal();
+    let text = match (&args.prompt_tokens, args.prompt.as_deref()) {
+        (Some(tokens), _) => return Ok(Input::Tokens(tokens.clone())),
+        (None, Some("-")) => from_stdin()?,
+        (None, Some(text)) => text.to_owned(),
+        (None, None) if !terminal => from_stdin()?,
+        (None, None) if cli.json || !io::stdout().is_terminal() => {
+            return Err(Failure::new(
+                "there is no prompt",
+                "give one as the second argument or through a pipe; a chat needs a terminal",
+            ));
+        }
+        (None, None) => return Ok(Input::Chat),
+    };
+    if text.is_empty() {
+        return Err(Failure::new(
+            "the prompt is empty",
+            "give one as the second argument or through a pipe; without any, on a terminal, there \
+             is a chat",
+        ));
+    }
+    Ok(Input::Text(text))
+}
+
+/// All of standard input but the end of its last line, which `echo` and editors add.
+fn from_stdin() -> anyhow::Result<String> {
+    let mut bytes = Vec::new();
+    let read = io::stdin().lock().take(PROMPT_BYTES_MAX + 1).read_to_end(&mut bytes);
+    read.context("cannot read the prompt from standard input")?;
+    if bytes.len() as u64 > PROMPT_BYTES_MAX {
+        return Err(Failure::new(
+            format!("the prompt on standard input is longer than {} MiB", PROMPT_BYTES_MAX >> 20),
+            "no context holds so much; was another file meant?",
+        ));
+    }
+    let mut text = String::from_utf8(bytes).map_err(|e| {
+        let at = e.utf8_error().valid_up_to();
+        let message = format!("the prompt on standard input is no UTF-8 text (at byte {at})");
+        Failure::new(message, "was another file meant? `iconv -t utf-8` converts other encodings")
+    })?;
+    if text.ends_with('\n') {
+        text.pop();
+        if text.ends_with('\r') {
+            text.pop();
+        }
+    }
+    Ok(text)
+}
+
+fn tokens(engine: &Engine, text: &str, raw: bool) -> anyhow::Result<Vec<Token>> {
+    let vocab = engine.model().vocab();
+    if !vocab.has_text() {
+        return Err(no_tokenizer());
+    }
+    let templated = uses_template(engine, raw);
+    let tokens = if templated {
+        let prompt = vocab.apply_chat_template(&[("user", text)]).map_err(bad_template)?;
+        vocab.tokenize(&prompt, true, true)
+    } else {
+        vocab.tokenize(text, true, false)
+    };
+    Ok(tokens.map_err(tierstream::Error::from)?)
+}
+
+pub(crate) fn no_tokenizer() -> anyhow::Error {
+    Failure::new("this model has no tokenizer", "give it token ids: --prompt-tokens 1,2,3")
+}
+
+pub(crate) fn bad_template(error: impl std::fmt::Display) -> anyhow::Error {
+    Failure::new(error, "--raw gives it the prompt as it is, without the template")
+}
+
+/// What the engine would refuse too, with a better hint.
+fn check(engine: &Engine, prompt: &[Token]) -> anyhow::Result<()> {
+    let n_vocab = engine.model().vocab().len();
+    let known = |t: &&Token| u32::try_from(**t).is_ok_and(|t| t < n_vocab);
+    match prompt.iter().find(|t| !known(t)) {
+        Some(t) => Err(Failure::new(
+            format!("token {t} is none of the model's"),
+            format!("its tokens are 0 to {}", n_vocab.saturating_sub(1)),
+        )),
+        None => Ok(()),
+    }
 }

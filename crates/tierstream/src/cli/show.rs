@@ -1,4 +1,334 @@
-//! `tierstream show`.
+//! `tierstream show`: what is in a model and what a budget would hold of it. Reads headers only.
+
+use std::collections::BTreeMap;
+use std::fmt;
 use std::process::ExitCode;
+
+use serde::Serialize;
+use tierstream::gguf::experts::{Family, MoeLayer};
+use tierstream::gguf::{Array, Experts, Model, Value};
+use tierstream::size::{Bytes, PoolShare};
+use tierstream::{DEFAULT_CTX, Error};
+
 use super::args::{Cli, Show};
-pub(crate) fn show(_cli: &Cli, _args: &Show) -> anyhow::Result<ExitCode> { anyhow::bail!("being written") }
+use super::open;
+use super::output;
+use super::report::lines;
+
+/// Memory of the program itself and of what it computes with, for estimates: measured 60-90 MiB
+/// with small models. Bytes.
+const PROGRAM_BYTES: u64 = 80 << 20;
+
+/// Bytes of a value in the KV cache, F16.
+const KV_VALUE_BYTES: u64 = 2;
+
+/// What the budget table and the estimates are asked for.
+#[derive(Debug, Default)]
+pub(crate) struct Asked {
+    ctx: Option<u32>,
+    ram: Option<u64>,
+    experts: Option<PoolShare>,
+}
+
+impl Asked {
+    /// Nothing but a length of context, tokens.
+    pub(crate) fn of_context(n_ctx: usize) -> Self {
+        Self { ctx: u32::try_from(n_ctx).ok(), ..Self::default() }
+    }
+}
+
+/// The answer of `show`; `docs/json.md` tells what the fields are.
+#[derive(Debug, Serialize)]
+pub(crate) struct Info {
+    model: String,
+    name: Option<String>,
+    architecture: String,
+    files: usize,
+    file_bytes: u64,
+    layers: Option<u32>,
+    moe_layers: usize,
+    experts: u32,
+    experts_used: u32,
+    record_bytes: Vec<u64>,
+    token_cycle_bytes: u64,
+    expert_bytes: u64,
+    dense_bytes: u64,
+    expert_types: BTreeMap<&'static str, u64>,
+    dense_types: BTreeMap<&'static str, u64>,
+    context_trained: Option<u32>,
+    tokenizer: Option<String>,
+    tokens: usize,
+    chat_template: bool,
+    context: u32,
+    kv_bytes_estimate: Option<u64>,
+    pool_bytes_min: u64,
+    budgets: Vec<Budget>,
+    llama_cpp_refuses: Option<String>,
+}
+
+/// What one size of the expert pool would hold.
+#[derive(Debug, Serialize)]
+struct Budget {
+    asked: String,
+    pool_bytes: u64,
+    experts_percent: f64,
+    rho: f64,
+    ram_bytes_estimate: Option<u64>,
+    enough: bool,
+}
+
+pub(crate) fn show(cli: &Cli, args: &Show) -> anyhow::Result<ExitCode> {
+    let path = open::path(&args.model)?;
+    let file = Model::open(&path).map_err(Error::from)?;
+    let asked = Asked {
+        ctx: args.model.ctx,
+        ram: args.model.ram.map(|b| b.0),
+        experts: args.model.experts,
+    };
+    let info = Info::new(&file, &asked)?;
+    if cli.json {
+        output::json(&info)?;
+    } else {
+        output::print(&info.to_string())?;
+    }
+    if let Some(why) = &info.llama_cpp_refuses {
+        output::note(format!("`run` will refuse this file: {why}"));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+impl Info {
+    pub(crate) fn new(file: &Model, asked: &Asked) -> tierstream::Result<Info> {
+        let experts = Experts::group(file)?;
+        let context_trained = file.arch_u32("context_length")?;
+        let context = asked.ctx.unwrap_or_else(|| {
+            context_trained.filter(|&n| n > 0).map_or(DEFAULT_CTX, |n| n.min(DEFAULT_CTX))
+        });
+        let kv = kv_bytes(file, context)?;
+        let (expert_types, dense_types) = types(file, &experts);
+        let most = |of: fn(&MoeLayer) -> u32| experts.layers().iter().map(of).max().unwrap_or(0);
+        let metadata = file.metadata();
+        let text = |key| metadata.str(key).ok().flatten().map(output::printable);
+        Ok(Info {
+            model: file.files()[0].path.display().to_string(),
+            name: text("general.name"),
+            architecture: output::printable(file.architecture()),
+            files: file.files().len(),
+            file_bytes: file.file_bytes(),
+            layers: file.block_count()?,
+            moe_layers: experts.layers().len(),
+            experts: most(|l| l.experts),
+            experts_used: most(|l| l.used),
+            record_bytes: experts.size_classes().iter().map(|c| c.record_bytes).collect(),
+            token_cycle_bytes: experts.token_cycle_bytes(),
+            expert_bytes: experts.expert_bytes(),
+            dense_bytes: experts.dense_bytes(),
+            expert_types,
+            dense_types,
+            context_trained,
+            tokenizer: text("tokenizer.ggml.model").filter(|t| t != "no_vocab" && t != "none"),
+            tokens: metadata.strings("tokenizer.ggml.tokens").ok().flatten().map_or(0, |t| t.len()),
+            chat_template: metadata.get("tokenizer.chat_template").is_some(),
+            context,
+            kv_bytes_estimate: kv,
+            pool_bytes_min: pool_bytes_min(&experts),
+            budgets: budgets(&experts, asked, kv),
+            llama_cpp_refuses: file.check_ggml().err().map(|e| e.to_string()),
+        })
+    }
+}
+
+fn is_streamed(layer: &&MoeLayer) -> bool {
+    layer.family == Family::Routed && !layer.next_token
+}
+
+/// The records that one token uses, in every layer that streams.
+fn pool_bytes_min(experts: &Experts) -> u64 {
+    let layers = experts.layers().iter().filter(is_streamed);
+    layers.map(|l| u64::from(l.used) * l.record_bytes).sum()
+}
+
+/// Bytes per type of the experts and of everything else.
+fn types(
+    file: &Model,
+    experts: &Experts,
+) -> (BTreeMap<&'static str, u64>, BTreeMap<&'static str, u64>) {
+    let mut of_experts = vec![false; file.tensors().len()];
+    for part in experts.layers().iter().flat_map(|l| &l.parts) {
+        of_experts[part.tensor] = true;
+    }
+    let (mut routed, mut dense) = (BTreeMap::new(), BTreeMap::new());
+    for (tensor, of_experts) in file.tensors().iter().zip(of_experts) {
+        let types = if of_experts { &mut routed } else { &mut dense };
+        *types.entry(tensor.ty.name()).or_default() += tensor.len;
+    }
+    (routed, dense)
+}
+
+/// The KV cache for `context` tokens in F16, if the metadata tells the sizes: keys and values of
+/// every layer, as llama.cpp's `llama_kv_cache` allocates them (`n_embd_k_gqa`, `n_embd_v_gqa` in
+/// `llama-hparams.cpp`). An upper bound for models whose layers see a window only. `None` for
+/// models that keep another state.
+fn kv_bytes(file: &Model, context: u32) -> tierstream::Result<Option<u64>> {
+    let recurrent = ["ssm.state_size", "wkv.head_size"];
+    if recurrent.iter().any(|key| file.metadata().get(&file.arch_key(key)).is_some()) {
+        return Ok(None);
+    }
+    let Some(layers) = file.block_count()? else { return Ok(None) };
+    let heads = per_layer(file, "attention.head_count", layers);
+    let heads_kv = per_layer(file, "attention.head_count_kv", layers).or_else(|| heads.clone());
+    let (Some(heads), Some(heads_kv)) = (heads, heads_kv) else { return Ok(None) };
+    let width = file.arch_u32("embedding_length")?;
+    let head = heads.iter().max().and_then(|n| width?.checked_div(*n)).map(u64::from);
+    let size = |key| -> tierstream::Result<Option<u64>> {
+        Ok(file.arch_u32(key)?.map(u64::from).or(head))
+    };
+    let (Some(key), Some(mut value)) =
+        (size("attention.key_length")?, size("attention.value_length")?)
+    else {
+        return Ok(None);
+    };
+    // Multi-head latent attention keeps one latent vector, of which the values are a part.
+    let latent = file.arch_u32("attention.kv_lora_rank")?.is_some();
+    if latent && heads_kv.iter().all(|&n| n == 1) {
+        value = 0;
+    }
+    let heads: u64 = heads_kv.iter().map(|&n| u64::from(n)).sum();
+    let bytes = (key + value).checked_mul(heads).and_then(|n| n.checked_mul(KV_VALUE_BYTES));
+    Ok(bytes.and_then(|n| n.checked_mul(u64::from(context))))
+}
+
+/// A number for all layers, or an array with one for each.
+fn per_layer(file: &Model, suffix: &str, layers: u32) -> Option<Vec<u32>> {
+    match file.metadata().get(&file.arch_key(suffix))? {
+        Value::Array(array) => of_array(array, layers),
+        value => {
+            let n = u32::try_from(value.integer()?).ok()?;
+            // Memory must not follow a number from a file.
+            (layers <= 4096).then(|| vec![n; layers as usize])
+        }
+    }
+}
+
+fn of_array(array: &Array, layers: u32) -> Option<Vec<u32>> {
+    let n = (layers as usize).min(array.len());
+    (0..n).map(|i| u32::try_from(array.integer(i)?).ok()).collect()
+}
+
+fn budgets(experts: &Experts, asked: &Asked, kv: Option<u64>) -> Vec<Budget> {
+    if experts.is_empty() {
+        return Vec::new();
+    }
+    let all = experts.expert_bytes();
+    let fixed = kv.map(|kv| experts.dense_bytes() + kv + PROGRAM_BYTES);
+    let budget = |asked: String, pool_bytes: u64| {
+        let pool_bytes = pool_bytes.min(all);
+        Budget {
+            asked,
+            pool_bytes,
+            experts_percent: 100.0 * pool_bytes as f64 / all as f64,
+            rho: pool_bytes as f64 / experts.token_cycle_bytes().max(1) as f64,
+            ram_bytes_estimate: fixed.map(|f| f + pool_bytes),
+            enough: pool_bytes >= pool_bytes_min(experts),
+        }
+    };
+    let share = |share: f64| (all as f64 * share).round() as u64;
+    let mut budgets: Vec<Budget> = [0.25, 0.5, 0.75, 1.0]
+        .map(|s| budget(PoolShare::Share(s).to_string(), share(s)))
+        .into();
+    if let Some(asked) = asked.experts {
+        let bytes = match asked {
+            PoolShare::Bytes(bytes) => bytes.0,
+            PoolShare::Share(s) => share(s),
+        };
+        budgets.push(budget(format!("--experts {asked}"), bytes));
+    }
+    if let Some(ram) = asked.ram {
+        let fixed = fixed.unwrap_or(experts.dense_bytes() + PROGRAM_BYTES);
+        budgets.push(budget(format!("--ram {}", Bytes(ram)), ram.saturating_sub(fixed)));
+    }
+    budgets
+}
+
+impl fmt::Display for Info {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let or_unknown = |n: Option<u32>| n.map_or("not in the file".to_owned(), |n| n.to_string());
+        let mut rows = vec![("model", output::printable(&self.model))];
+        rows.extend(self.name.clone().map(|name| ("name", name)));
+        let files = match self.files {
+            1 => String::new(),
+            n => format!(" in {n} files"),
+        };
+        rows.extend([
+            ("architecture", self.architecture.clone()),
+            ("size", format!("{}{files}", Bytes(self.file_bytes))),
+            ("layers", or_unknown(self.layers)),
+        ]);
+        rows.extend(self.expert_rows());
+        let kv = self.kv_bytes_estimate.map_or("not known from the file".to_owned(), |bytes| {
+            format!("about {} for {} tokens (estimate, F16)", Bytes(bytes), self.context)
+        });
+        let tokenizer = match &self.tokenizer {
+            Some(kind) => format!("{kind}, {} tokens", self.tokens),
+            None => "none: it takes token ids (--prompt-tokens)".to_owned(),
+        };
+        let template = if self.chat_template { "yes" } else { "no" };
+        rows.extend([
+            ("dense weights", types_text(self.dense_bytes, &self.dense_types)),
+            ("context trained", or_unknown(self.context_trained)),
+            ("KV cache", kv),
+            ("tokenizer", tokenizer),
+            ("chat template", template.to_owned()),
+        ]);
+        f.write_str(&lines(&rows))?;
+        if self.budgets.is_empty() { Ok(()) } else { self.fmt_budgets(f) }
+    }
+}
+
+impl Info {
+    fn expert_rows(&self) -> Vec<(&'static str, String)> {
+        if self.moe_layers == 0 {
+            let why = "none: this model is dense and does not stream";
+            return vec![("experts", why.to_owned())];
+        }
+        let records: Vec<String> = self.record_bytes.iter().map(|&b| Bytes(b).to_string()).collect();
+        vec![
+            ("MoE layers", self.moe_layers.to_string()),
+            ("experts", format!("{} in a layer, {} used by a token", self.experts, self.experts_used)),
+            ("expert weights", types_text(self.expert_bytes, &self.expert_types)),
+            ("expert record", records.join(", ")),
+            ("token cycle", format!("{} of expert records for a token", Bytes(self.token_cycle_bytes))),
+        ]
+    }
+
+    fn fmt_budgets(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let width = self.budgets.iter().map(|b| b.asked.len()).max().unwrap_or(0).max(7);
+        writeln!(f)?;
+        writeln!(f, "What a budget holds; memory in all is an estimate.")?;
+        let head = ["expert pool", "share", "token cycles", "memory in all"];
+        writeln!(f, "{:width$}  {:>11}  {:>7}  {:>12}  {:>13}", "", head[0], head[1], head[2], head[3])?;
+        for b in &self.budgets {
+            let ram = b.ram_bytes_estimate.map_or("?".to_owned(), |n| Bytes(n).to_string());
+            writeln!(
+                f,
+                "{:width$}  {:>11}  {:>5.1} %  {:>12.2}  {ram:>13}{}",
+                b.asked,
+                Bytes(b.pool_bytes).to_string(),
+                b.experts_percent,
+                b.rho,
+                if b.enough { "" } else { "  too small" }
+            )?;
+        }
+        let least = Bytes(self.pool_bytes_min);
+        writeln!(f, "The smallest pool that works: {least}, the records that one token uses.")
+    }
+}
+
+/// `15.19 MiB (Q4_0)`, or with the share of each type where there are several.
+fn types_text(all: u64, types: &BTreeMap<&'static str, u64>) -> String {
+    let each: Vec<String> = match types.len() {
+        0 | 1 => types.keys().map(|name| (*name).to_owned()).collect(),
+        _ => types.iter().map(|(name, &bytes)| format!("{name} {}", Bytes(bytes))).collect(),
+    };
+    format!("{} ({})", Bytes(all), each.join(", "))
+}

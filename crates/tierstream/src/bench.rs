@@ -1,0 +1,181 @@
+//! Measuring how fast tokens come, and how fast the drive could have delivered what they took.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+use tierstream_ggml::{Keep, Sampling, Token};
+use tierstream_io::{Chunk, Extent, Priority, Reader, Sink};
+
+use crate::engine::{Engine, Generate};
+use crate::error::Result;
+use crate::memory::Usage;
+use crate::verify::drawn_tokens;
+
+/// Most bytes read to measure the drive.
+const DRIVE_BYTES_MAX: u64 = 512 << 20;
+
+/// One measurement of decoding.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Turn {
+    /// Tokens decoded in the measured part.
+    pub tokens: usize,
+    /// Seconds per token, in order.
+    pub seconds: Vec<f64>,
+    /// Tokens per second over the measured part.
+    pub tok_s: f64,
+    /// Requests answered without a read, 0 to 1.
+    pub hit_rate: f64,
+    /// Records read per token.
+    pub faults_per_token: f64,
+    /// Bytes of records read per token.
+    pub bytes_per_token: f64,
+    /// Share of the time that computing waited for reads.
+    pub stall_share: f64,
+    /// Bytes per second of the same reads without computing, right after; absent when nothing
+    /// was read.
+    pub drive_bytes_per_s: Option<f64>,
+    /// Bytes of the pool, and bytes resident at the end.
+    pub pool_bytes: (u64, u64),
+    /// The most that the process had resident.
+    pub peak_rss_bytes: u64,
+    /// Seconds to load.
+    pub load_s: f64,
+    /// The storage engine that ran, and whether it passed the page cache.
+    pub io: Option<(String, bool)>,
+}
+
+/// Decodes `tokens` one by one, whatever the model would have said, and measures those after the
+/// first `warmup`.
+///
+/// # Errors
+/// As [`Engine::generate`].
+pub fn turn(engine: &mut Engine, tokens: &[Token], warmup: usize) -> Result<Turn> {
+    let (before, measured) = tokens.split_at(warmup.min(tokens.len()));
+    for &token in before {
+        engine.context().decode(&[token], Keep::Last, |_, _| {})?;
+    }
+    let counted = engine.expert_counters();
+    let stalled = engine.context().stall();
+    let mut seconds = Vec::with_capacity(measured.len());
+    for &token in measured {
+        let start = Instant::now();
+        engine.context().decode(&[token], Keep::Last, |_, _| {})?;
+        seconds.push(start.elapsed().as_secs_f64());
+    }
+    let used = engine.expert_counters().since(&counted);
+    let stall = engine.context().stall() - stalled;
+    engine.context().rest();
+    let total: f64 = seconds.iter().sum();
+    let n = measured.len().max(1) as f64;
+    let steps = measured.len() * engine.experts().layers().len();
+    let drive_bytes_per_s = match used.faults {
+        0 => None,
+        faults => Some(drive_rate(engine, (faults as usize).div_ceil(steps.max(1)), used.bytes_read)?),
+    };
+    let status = engine.model().reader().map(|r| r.status());
+    Ok(Turn {
+        tokens: measured.len(),
+        tok_s: if total > 0.0 { measured.len() as f64 / total } else { 0.0 },
+        seconds,
+        hit_rate: used.hit_rate(),
+        faults_per_token: used.faults as f64 / n,
+        bytes_per_token: used.bytes_read as f64 / n,
+        stall_share: if total > 0.0 { stall.as_secs_f64() / total } else { 0.0 },
+        drive_bytes_per_s,
+        pool_bytes: engine.model().pool_bytes(),
+        peak_rss_bytes: Usage::now().peak_rss_bytes,
+        load_s: engine.load_time().as_secs_f64(),
+        io: status.map(|s| (s.engine.to_owned(), s.direct)),
+    })
+}
+
+/// Bytes per second when `at_once` random records of the model are read at a time, through the
+/// same reader, with nothing else going on. Reads about `bytes`, at most 512 MiB.
+fn drive_rate(engine: &Engine, at_once: usize, bytes: u64) -> Result<f64> {
+    let (Some(reader), files) = (engine.model().reader(), engine.model().files()) else {
+        return Ok(0.0);
+    };
+    let reader: Arc<Reader> = reader.clone();
+    let experts = engine.experts();
+    let mut random = drawn_tokens(4096, 1 << 30, 1).into_iter().cycle();
+    let mut draw = |n: usize| random.next().expect("endless").unsigned_abs() as usize % n;
+    let limit = bytes.clamp(1 << 20, DRIVE_BYTES_MAX);
+    let mut read = 0;
+    let start = Instant::now();
+    while read < limit {
+        let layer = draw(experts.layers().len());
+        let mut extents = Vec::new();
+        for _ in 0..at_once {
+            let expert = draw(experts.layers()[layer].experts as usize);
+            let record = experts.record(layer, u32::try_from(expert).expect("experts are u32"));
+            for e in record.into_iter().flatten() {
+                extents.push(Extent { file: files[e.file], offset: e.offset, len: e.len });
+                read += e.len;
+            }
+        }
+        reader.submit(Priority::Demand, extents, Arc::new(Discard)).wait()?;
+    }
+    Ok(read as f64 / start.elapsed().as_secs_f64())
+}
+
+struct Discard;
+
+impl Sink for Discard {
+    fn chunk(&self, _: Chunk) {}
+
+    fn done(&self, _: usize, _: Result<(), tierstream_io::Error>) {}
+}
+
+/// Token ids to measure with: what the model itself writes after `prompt`, since routing follows
+/// the text; drawn from the seed for models without a tokenizer.
+///
+/// # Errors
+/// As [`Engine::generate`].
+pub fn tokens(engine: &mut Engine, prompt: &str, n: usize, seed: u32) -> Result<Vec<Token>> {
+    let vocab = engine.model().vocab();
+    if !vocab.has_text() {
+        return Ok(drawn_tokens(n, vocab.len(), seed));
+    }
+    let mut tokens = vocab.tokenize(prompt, true, false)?;
+    while tokens.len() < n {
+        let rest = u32::try_from(n - tokens.len()).unwrap_or(u32::MAX);
+        let options =
+            Generate { max_tokens: rest, sampling: Sampling { seed, ..Sampling::default() } };
+        engine.clear();
+        let go_on = |_, _: &[u8]| std::ops::ControlFlow::Continue(());
+        let made = engine.generate(&tokens, &options, go_on)?;
+        // A text that has ended goes on with another beginning.
+        if made.tokens.is_empty() {
+            tokens.extend(engine.model().vocab().tokenize(prompt, false, false)?);
+        }
+        tokens.extend(made.tokens);
+    }
+    tokens.truncate(n);
+    engine.clear();
+    Ok(tokens)
+}
+
+/// The middle of `values`, their least and their greatest.
+pub fn median_min_max(values: impl IntoIterator<Item = f64>) -> (f64, f64, f64) {
+    let mut values: Vec<f64> = values.into_iter().collect();
+    values.sort_by(f64::total_cmp);
+    let middle = match values.len() {
+        0 => return (0.0, 0.0, 0.0),
+        n if n % 2 == 1 => values[n / 2],
+        n => f64::midpoint(values[n / 2 - 1], values[n / 2]),
+    };
+    (middle, values[0], values[values.len() - 1])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::median_min_max;
+
+    #[test]
+    fn median_of_odd_even_and_none() {
+        assert_eq!(median_min_max([3.0, 1.0, 2.0]), (2.0, 1.0, 3.0));
+        assert_eq!(median_min_max([4.0, 1.0, 2.0, 3.0]), (2.5, 1.0, 4.0));
+        assert_eq!(median_min_max([]), (0.0, 0.0, 0.0));
+    }
+}

@@ -1,0 +1,308 @@
+//! What every verb writes with: text and JSON on stdout, all else on stderr; errors with hints.
+
+use std::fmt::Display;
+use std::io::{self, IsTerminal, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
+use tierstream::Token;
+
+/// A progress bar appears when something takes longer than this.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Redraws of a progress bar.
+const TICK: Duration = Duration::from_millis(100);
+
+/// An error of the program's own, with what a user can do about it.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub(crate) struct Failure {
+    message: String,
+    hint: String,
+}
+
+impl Failure {
+    pub(crate) fn new(message: impl Display, hint: impl Display) -> anyhow::Error {
+        Self { message: message.to_string(), hint: hint.to_string() }.into()
+    }
+}
+
+/// The answer of a verb that failed, with `--json`.
+#[derive(Debug, Serialize)]
+struct JsonError {
+    error: String,
+    hint: Option<String>,
+}
+
+/// Prints `text` on stdout, as it is.
+pub(crate) fn print(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()
+}
+
+/// Prints the one object of a verb with `--json`.
+pub(crate) fn json(value: &impl Serialize) -> anyhow::Result<()> {
+    let mut text = serde_json::to_string_pretty(value)?;
+    text.push('\n');
+    Ok(print(&text)?)
+}
+
+/// Prints a note on stderr.
+pub(crate) fn note(text: impl Display) {
+    stderr(&format!("note: {}", printable(&text.to_string())));
+}
+
+/// Prints a line on stderr. Nobody is left to tell when that is closed.
+pub(crate) fn stderr(line: &str) {
+    let _ = writeln!(io::stderr(), "{line}");
+}
+
+/// Tells of an error: one line for it and its causes, one for the hint; or the JSON object.
+pub(crate) fn report(error: &anyhow::Error, json: bool) {
+    let hint = error
+        .downcast_ref::<tierstream::Error>()
+        .and_then(|e| e.hint())
+        .or_else(|| error.downcast_ref::<Failure>().map(|f| f.hint.clone()));
+    if json {
+        let _ = self::json(&JsonError { error: format!("{error:#}"), hint });
+        return;
+    }
+    stderr(&format!("{} {}", styled("1;31", "error:"), printable(&format!("{error:#}"))));
+    if let Some(hint) = hint {
+        stderr(&format!("{} {}", styled("1;36", "hint:"), printable(&hint)));
+    }
+}
+
+/// Whether the error is that of a reader who has seen enough, as `head` has.
+pub(crate) fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    let io = error.chain().filter_map(|e| e.downcast_ref::<io::Error>());
+    io.into_iter().any(|e| e.kind() == io::ErrorKind::BrokenPipe)
+}
+
+/// `text` in an ANSI style, for stderr; plain where that is no terminal or colour is not wanted.
+pub(crate) fn styled(style: &str, text: &str) -> String {
+    let wanted = std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
+        && std::env::var_os("TERM").is_none_or(|v| v != "dumb");
+    if wanted && io::stderr().is_terminal() {
+        format!("\x1b[{style}m{text}\x1b[0m")
+    } else {
+        text.to_owned()
+    }
+}
+
+/// What a terminal may get of a text from a file: no control characters, which could move its
+/// cursor or write its title.
+pub(crate) fn printable(text: &str) -> String {
+    let keep = |c: char| !c.is_control() || c == '\n' || c == '\t';
+    text.chars().map(|c| if keep(c) { c } else { '\u{fffd}' }).collect()
+}
+
+/// Bytes per second as drives are sold: `2.51 GB/s`.
+pub(crate) fn rate(bytes_per_s: f64) -> String {
+    format!("{:.2} GB/s", bytes_per_s / 1e9)
+}
+
+/// Joins the bytes of tokens into characters.
+#[derive(Debug, Default)]
+pub(crate) struct Utf8 {
+    held: Vec<u8>,
+}
+
+impl Utf8 {
+    /// Takes bytes and gives the characters that are complete; those that are none become U+FFFD.
+    pub(crate) fn push(&mut self, bytes: &[u8]) -> String {
+        self.held.extend_from_slice(bytes);
+        let mut text = String::new();
+        loop {
+            let (valid, skip) = match std::str::from_utf8(&self.held) {
+                Ok(_) => (self.held.len(), None),
+                Err(e) => (e.valid_up_to(), e.error_len()),
+            };
+            text.push_str(&String::from_utf8_lossy(&self.held[..valid]));
+            self.held.drain(..valid + skip.unwrap_or(0));
+            if skip.is_none() {
+                return text;
+            }
+            text.push('\u{fffd}');
+        }
+    }
+
+    /// What is left: a character that never became complete.
+    pub(crate) fn finish(&mut self) -> String {
+        let rest = String::from_utf8_lossy(&self.held).into_owned();
+        self.held.clear();
+        rest
+    }
+}
+
+/// Writes generated tokens to stdout as they come: text, or ids where there is no tokenizer.
+#[derive(Debug)]
+pub(crate) struct Tokens {
+    /// Nothing is printed, for `--json`.
+    silent: bool,
+    has_text: bool,
+    terminal: bool,
+    utf8: Utf8,
+    /// All text so far.
+    pub(crate) text: String,
+    written: bool,
+    failed: Option<io::Error>,
+}
+
+impl Tokens {
+    pub(crate) fn new(has_text: bool, silent: bool) -> Self {
+        Self {
+            silent,
+            has_text,
+            terminal: io::stdout().is_terminal(),
+            utf8: Utf8::default(),
+            text: String::new(),
+            written: false,
+            failed: None,
+        }
+    }
+
+    /// False when stdout takes no more.
+    #[must_use]
+    pub(crate) fn push(&mut self, token: Token, bytes: &[u8]) -> bool {
+        if self.has_text {
+            let text = self.utf8.push(bytes);
+            self.write(&text);
+        } else {
+            let space = if self.written { " " } else { "" };
+            self.write(&format!("{space}{token}"));
+        }
+        self.failed.is_none()
+    }
+
+    fn write(&mut self, text: &str) {
+        if self.has_text {
+            self.text.push_str(text);
+        }
+        if self.silent || text.is_empty() || self.failed.is_some() {
+            return;
+        }
+        self.written = true;
+        let result = if self.terminal { print(&printable(text)) } else { print(text) };
+        self.failed = result.err();
+    }
+
+    /// Writes what is held back and ends the line.
+    pub(crate) fn finish(&mut self) -> io::Result<()> {
+        let rest = self.utf8.finish();
+        self.write(&rest);
+        if !self.silent && self.failed.is_none() {
+            self.failed = print("\n").err();
+        }
+        self.failed.take().map_or(Ok(()), Err)
+    }
+}
+
+/// A bar, or a spinner, that appears after a second, on a terminal only. Gone when dropped.
+#[derive(Debug)]
+pub(crate) struct Progress {
+    /// Thousandths; [`u32::MAX`] where there is no share to tell.
+    done: Arc<AtomicU32>,
+    stop: Option<mpsc::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Progress {
+    pub(crate) fn start(label: &'static str) -> Self {
+        let done = Arc::new(AtomicU32::new(u32::MAX));
+        let mut this = Self { done: done.clone(), stop: None, thread: None };
+        if io::stderr().is_terminal() {
+            let (stop, stopped) = mpsc::channel();
+            let draw = move || draw(label, &done, &stopped);
+            // Without its thread there is no bar, and nothing else is lost.
+            this.thread = std::thread::Builder::new().name("progress".into()).spawn(draw).ok();
+            this.stop = Some(stop);
+        }
+        this
+    }
+
+    /// `share` of the work is done, 0 to 1.
+    pub(crate) fn set(&self, share: f32) {
+        self.done.store((share.clamp(0.0, 1.0) * 1000.0) as u32, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.stop.take();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn draw(label: &'static str, done: &AtomicU32, stopped: &mpsc::Receiver<()>) {
+    let goes_on = |wait| stopped.recv_timeout(wait) == Err(mpsc::RecvTimeoutError::Timeout);
+    if !goes_on(PATIENCE) {
+        return;
+    }
+    let style = |t| ProgressStyle::with_template(t).expect("a constant template");
+    let bar = ProgressBar::with_draw_target(Some(1000), ProgressDrawTarget::stderr())
+        .with_message(label);
+    bar.set_style(style("{spinner} {msg} {elapsed}"));
+    let mut has_share = false;
+    loop {
+        let share = done.load(Ordering::Relaxed);
+        if share != u32::MAX {
+            if !has_share {
+                bar.set_style(
+                    style("{msg} {bar:30} {percent:>3} % {elapsed}").progress_chars("=> "),
+                );
+                has_share = true;
+            }
+            bar.set_position(u64::from(share));
+        }
+        bar.tick();
+        if !goes_on(TICK) {
+            break;
+        }
+    }
+    bar.finish_and_clear();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Utf8, printable};
+
+    #[test]
+    fn characters_are_held_back_until_complete() {
+        let mut utf8 = Utf8::default();
+        let bytes = "aé→😀b".as_bytes();
+        for split in 1..=4 {
+            let mut text = String::new();
+            for piece in bytes.chunks(split) {
+                let new = utf8.push(piece);
+                assert!(!new.contains('\u{fffd}'), "{new:?}");
+                text.push_str(&new);
+            }
+            assert_eq!(text, "aé→😀b");
+            assert_eq!(utf8.finish(), "");
+        }
+    }
+
+    #[test]
+    fn what_is_no_character_is_replaced() {
+        let mut utf8 = Utf8::default();
+        assert_eq!(utf8.push(b"a\xff\xfeb\xe2\x82"), "a\u{fffd}\u{fffd}b");
+        assert_eq!(utf8.push(b"c"), "\u{fffd}c");
+        assert_eq!(utf8.push(b"\xf0\x9f"), "");
+        assert_eq!(utf8.finish(), "\u{fffd}");
+        assert_eq!(utf8.finish(), "");
+    }
+
+    #[test]
+    fn terminals_get_no_control_characters() {
+        assert_eq!(printable("a\x1b]0;t\x07\n\tb\u{9b}"), "a\u{fffd}]0;t\u{fffd}\n\tb\u{fffd}");
+    }
+}

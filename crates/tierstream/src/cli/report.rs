@@ -1,0 +1,251 @@
+//! What a generation took: the line after the text, the block of `--verbose`, the JSON object.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use serde::Serialize;
+use tierstream::memory::Usage;
+use tierstream::size::Bytes;
+use tierstream::{Engine, Generation, Stop, Token};
+
+/// Why there is no reader to tell of.
+const NOT_STREAMED: &str = "nothing of this model streams: llama.cpp has loaded it";
+
+/// A generation and the engine that made it.
+pub(crate) struct Report<'a> {
+    pub(crate) engine: &'a Engine,
+    pub(crate) made: &'a Generation,
+    /// From the start of the program's work to the last token.
+    pub(crate) total: Duration,
+}
+
+/// The answer of `run --json`; `docs/json.md` tells what the fields are.
+#[derive(Debug, Serialize)]
+pub(crate) struct RunJson<'a> {
+    model: String,
+    text: &'a str,
+    tokens: &'a [Token],
+    prompt_tokens: usize,
+    stop: Stop,
+    tok_s: Option<f64>,
+    prompt_tok_s: Option<f64>,
+    total_s: f64,
+    load_s: f64,
+    prompt_s: f64,
+    eval_s: f64,
+    stall_s: f64,
+    stall_share: f64,
+    experts: ExpertsJson,
+    io: IoJson,
+    peak_rss_bytes: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct ExpertsJson {
+    total_bytes: u64,
+    budget_bytes: u64,
+    resident_bytes: u64,
+    requests: u64,
+    hits: u64,
+    hit_rate: Option<f64>,
+    faults: u64,
+    evictions: u64,
+    bytes_read: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct IoJson {
+    engine: Option<&'static str>,
+    direct: bool,
+    reason: Option<String>,
+}
+
+impl<'a> Report<'a> {
+    /// One line: speed, hit rate, bytes from the drive and the path that they took.
+    pub(crate) fn summary(&self) -> String {
+        let n = self.made.tokens.len();
+        let mut line = format!("{n} token{}", if n == 1 { "" } else { "s" });
+        if let Some(rate) = self.tok_s() {
+            let _ = write!(line, ", {rate:.1} tok/s");
+        }
+        match self.hit_rate() {
+            Some(hits) => {
+                let read = Bytes(self.made.experts.bytes_read);
+                let _ = write!(line, ", hit rate {}, {read} read from the drive", percent(hits));
+                if let Some(path) = self.path() {
+                    let _ = write!(line, " ({path})");
+                }
+            }
+            None => line.push_str(", nothing streamed"),
+        }
+        match self.made.stop {
+            Stop::Cancelled => line.push_str(", stopped"),
+            Stop::ContextFull => line.push_str(", the context is full"),
+            Stop::End | Stop::Length => {}
+        }
+        line
+    }
+
+    /// The block that Ollama prints with `--verbose`, and below it what is ours.
+    pub(crate) fn timings(&self) -> String {
+        let made = self.made;
+        let mut rows: Vec<(&str, String)> = vec![
+            ("total duration", duration(self.total)),
+            ("load duration", duration(self.engine.load_time())),
+            ("prompt eval count", format!("{} token(s)", made.prompt_tokens)),
+            ("prompt eval duration", duration(made.prompt_time)),
+            ("prompt eval rate", format!("{:.2} tokens/s", made.prompt_tok_s())),
+            ("eval count", format!("{} token(s)", made.tokens.len())),
+            ("eval duration", duration(made.eval_time)),
+            ("eval rate", format!("{:.2} tokens/s", made.tok_s())),
+        ];
+        rows.extend(self.streaming());
+        rows.push(("peak memory", Bytes(Usage::now().peak_rss_bytes).to_string()));
+        lines(&rows)
+    }
+
+    fn streaming(&self) -> Vec<(&'static str, String)> {
+        let Some(reader) = self.engine.model().reader() else {
+            return vec![("experts", NOT_STREAMED.to_owned())];
+        };
+        let used = &self.made.experts;
+        let (budget, resident) = self.engine.model().pool_bytes();
+        let all = self.engine.model().expert_bytes();
+        let path = match reader.status().reason {
+            Some(reason) => format!("{} ({reason})", self.path().unwrap_or_default()),
+            None => self.path().unwrap_or_default(),
+        };
+        let per_token = used.faults as f64 / self.made.tokens.len().max(1) as f64;
+        let pool = format!(
+            "{} of {} ({}), {} resident",
+            Bytes(budget),
+            Bytes(all),
+            percent(budget as f64 / all.max(1) as f64),
+            Bytes(resident)
+        );
+        let hits = self.hit_rate().map_or_else(|| "no requests".to_owned(), percent);
+        vec![
+            ("expert pool", pool),
+            ("hit rate", format!("{hits} ({} of {})", used.hits, used.requests)),
+            ("faults", format!("{} ({per_token:.1} per token)", used.faults)),
+            ("bytes read", Bytes(used.bytes_read).to_string()),
+            ("stall share", percent(self.stall_share())),
+            ("io path", path),
+        ]
+    }
+
+    pub(crate) fn json(&self, text: &'a str) -> RunJson<'a> {
+        let (made, model) = (self.made, self.engine.model());
+        let (budget_bytes, resident_bytes) = model.pool_bytes();
+        let status = model.reader().map(|r| r.status());
+        let used = &made.experts;
+        RunJson {
+            model: model.path().display().to_string(),
+            text,
+            tokens: &made.tokens,
+            prompt_tokens: made.prompt_tokens,
+            stop: made.stop,
+            tok_s: self.tok_s(),
+            prompt_tok_s: some_rate(made.prompt_tok_s()),
+            total_s: self.total.as_secs_f64(),
+            load_s: self.engine.load_time().as_secs_f64(),
+            prompt_s: made.prompt_time.as_secs_f64(),
+            eval_s: made.eval_time.as_secs_f64(),
+            stall_s: made.stall.as_secs_f64(),
+            stall_share: self.stall_share(),
+            experts: ExpertsJson {
+                total_bytes: model.expert_bytes(),
+                budget_bytes,
+                resident_bytes,
+                requests: used.requests,
+                hits: used.hits,
+                hit_rate: self.hit_rate(),
+                faults: used.faults,
+                evictions: used.evictions,
+                bytes_read: used.bytes_read,
+            },
+            io: match status {
+                Some(s) => IoJson { engine: Some(s.engine), direct: s.direct, reason: s.reason },
+                None => {
+                    IoJson { engine: None, direct: false, reason: Some(NOT_STREAMED.to_owned()) }
+                }
+            },
+            peak_rss_bytes: Usage::now().peak_rss_bytes,
+        }
+    }
+
+    /// The path that reads really took.
+    fn path(&self) -> Option<String> {
+        let status = self.engine.model().reader()?.status();
+        let way = if status.direct { "direct" } else { "through the page cache" };
+        Some(format!("{}, {way}", status.engine))
+    }
+
+    fn tok_s(&self) -> Option<f64> {
+        some_rate(self.made.tok_s())
+    }
+
+    fn hit_rate(&self) -> Option<f64> {
+        (self.made.experts.requests > 0).then(|| self.made.experts.hit_rate())
+    }
+
+    fn stall_share(&self) -> f64 {
+        let busy = self.made.prompt_time + self.made.eval_time;
+        if busy.is_zero() { 0.0 } else { self.made.stall.as_secs_f64() / busy.as_secs_f64() }
+    }
+}
+
+fn some_rate(rate: f64) -> Option<f64> {
+    (rate > 0.0).then_some(rate)
+}
+
+/// `93.1 %` of a share from 0 to 1.
+pub(crate) fn percent(share: f64) -> String {
+    format!("{:.1} %", share * 100.0)
+}
+
+/// Names and values under each other.
+pub(crate) fn lines(rows: &[(&str, String)]) -> String {
+    let width = rows.iter().map(|(name, _)| name.len() + 1).max().unwrap_or(0);
+    let mut text = String::new();
+    for (name, value) in rows {
+        let _ = writeln!(text, "{:width$} {value}", format!("{name}:"));
+    }
+    text
+}
+
+/// As Go, and so Ollama, writes durations: `1m2.5s`, `4.709213s`, `289.25ms`.
+fn duration(d: Duration) -> String {
+    let d = Duration::from_micros(u64::try_from(d.as_micros()).unwrap_or(u64::MAX));
+    let (minutes, seconds) = (d.as_secs() / 60, d - Duration::from_secs(d.as_secs() / 60 * 60));
+    match minutes {
+        0 => format!("{d:?}"),
+        1..60 => format!("{minutes}m{}s", seconds.as_secs_f64()),
+        _ => format!("{}h{}m{}s", minutes / 60, minutes % 60, seconds.as_secs_f64()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Duration, duration, lines};
+
+    #[test]
+    fn durations_are_written_as_ollama_does() {
+        for (micros, text) in [
+            (0, "0ns"),
+            (250, "250µs"),
+            (289_250, "289.25ms"),
+            (4_709_213, "4.709213s"),
+            (62_500_000, "1m2.5s"),
+            (3_600_000_000, "1h0m0s"),
+        ] {
+            assert_eq!(duration(Duration::from_micros(micros)), text);
+        }
+    }
+
+    #[test]
+    fn values_stand_under_each_other() {
+        let rows = [("a", "1".to_owned()), ("long", "2".to_owned())];
+        assert_eq!(lines(&rows), "a:    1\nlong: 2\n");
+    }
+}
