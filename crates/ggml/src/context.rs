@@ -33,6 +33,9 @@ impl Default for ContextOptions {
 /// Largest context: positions are 32-bit in llama.cpp, and rounded up by it. Tokens.
 const N_CTX_MAX: u32 = 1 << 30;
 
+/// `GGML_MAX_N_THREADS` (ggml.h).
+const N_THREADS_MAX: u32 = 512;
+
 /// Which rows of logits a decode keeps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Keep {
@@ -110,9 +113,9 @@ impl Context {
             return Err(failed("context, batch and threads must be at least 1".to_owned()));
         }
         let threads = i32::try_from(options.n_threads).unwrap_or(i32::MAX);
-        if options.n_ctx > N_CTX_MAX || threads > GGML_MAX_N_THREADS as i32 {
+        if options.n_ctx > N_CTX_MAX || options.n_threads > N_THREADS_MAX {
             return Err(failed(format!(
-                "the most are {N_CTX_MAX} tokens and {GGML_MAX_N_THREADS} threads"
+                "the most are {N_CTX_MAX} tokens and {N_THREADS_MAX} threads"
             )));
         }
         let cancel = Cancel::default();
