@@ -30,8 +30,9 @@ impl Default for ContextOptions {
     }
 }
 
-/// Largest context: positions are 32-bit in llama.cpp, and rounded up by it. Tokens.
-const N_CTX_MAX: u32 = 1 << 30;
+/// Largest context, tokens: above any trained one, and far below what overflows llama.cpp's 32-bit
+/// positions. Its books alone take some 44 bytes a token, before it asks for the KV cache.
+const N_CTX_MAX: u32 = 1 << 24;
 
 /// `GGML_MAX_N_THREADS` (ggml.h).
 const N_THREADS_MAX: u32 = 512;

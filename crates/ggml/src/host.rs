@@ -671,3 +671,6 @@ fn set(tensor: &mut ggml_tensor, values: &[i32]) {
     // SAFETY: an allocated tensor; ggml checks the size.
     unsafe { ggml_backend_tensor_set(tensor, values.as_ptr().cast(), 0, size_of_val(values)) };
 }
+
+#[cfg(test)]
+mod tests;

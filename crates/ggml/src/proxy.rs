@@ -190,6 +190,8 @@ impl Control {
         *self.awaited() = None;
         match arrived {
             _ if self.is_cancelled() => Err(Error::Cancelled),
+            // Reset already, but the reads are cancelled.
+            Err(tierstream_io::Error::Cancelled) => Err(Error::Cancelled),
             arrived => Ok(arrived?),
         }
     }

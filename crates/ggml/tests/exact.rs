@@ -54,7 +54,8 @@ fn check_counters(model: &Model, room: Room, what: &str) {
     match room {
         Room::Preloaded => assert_eq!(c.bytes_read, model.expert_bytes(), "{what}: {c:?}"),
         Room::Share(1.0) => assert!(c.faults > 0 && c.evictions == 0, "{what}: {c:?}"),
-        _ => assert!(c.faults > c.first_touches, "{what}: records come again: {c:?}"),
+        Room::Floor(_) => assert!(c.faults > c.first_touches, "{what}: records come again: {c:?}"),
+        Room::Share(_) => assert!(c.faults >= c.first_touches, "{what}: {c:?}"),
     }
 }
 

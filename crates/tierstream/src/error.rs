@@ -52,8 +52,8 @@ impl Error {
     pub fn hint(&self) -> Option<String> {
         use tierstream_ggml::Error as E;
         match self {
-            Error::Gguf(e) => e.hint(),
-            Error::Engine(E::Gguf(e)) => e.hint(),
+            Error::Gguf(e) => gguf_hint(e),
+            Error::Engine(E::Gguf(e)) => gguf_hint(e),
             Error::Ram { least_bytes, .. } => {
                 Some(format!("give it --ram {}, or a smaller --ctx", round_up_mib(*least_bytes)))
             }
@@ -71,6 +71,16 @@ impl Error {
             Error::Engine(E::Io(e)) | Error::Io(e) => io_hint(e),
             _ => None,
         }
+    }
+}
+
+fn gguf_hint(error: &tierstream_gguf::Error) -> Option<String> {
+    use tierstream_gguf::ErrorKind as K;
+    match error.kind() {
+        K::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+            Some("check the path; `demo` names the small model in the program".to_owned())
+        }
+        _ => error.hint(),
     }
 }
 

@@ -129,6 +129,10 @@ fn rotational(path: &Path) -> Option<bool> {
     let device = fs::metadata(path).ok()?.dev();
     let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
     let block = fs::canonicalize(format!("/sys/dev/block/{major}:{minor}")).ok()?;
+    // Virtual drives do not know what is below them, and some say that they spin.
+    if block.components().any(|c| c.as_os_str().to_string_lossy().starts_with("virtio")) {
+        return None;
+    }
     // A partition's queue is that of its drive.
     let of = |dir: &Path| fs::read_to_string(dir.join("queue/rotational")).ok();
     let said = of(&block).or_else(|| of(block.parent()?))?;

@@ -65,6 +65,10 @@ pub(crate) struct Chat<'a> {
     messages: Vec<(&'static str, String)>,
     /// The tokens that the context holds.
     held: Vec<Token>,
+    /// Tokens of the last answer that it does not hold yet.
+    pending: Vec<Token>,
+    /// What `held` and `pending` are in the words of the template; `None` where that is not known.
+    rendered: Option<String>,
     last: Option<Generation>,
     answers: usize,
 }
@@ -92,6 +96,8 @@ impl<'a> Chat<'a> {
             verbose,
             messages: Vec::new(),
             held: Vec::new(),
+            pending: Vec::new(),
+            rendered: None,
             last: None,
             answers: 0,
         })
@@ -120,9 +126,11 @@ impl<'a> Chat<'a> {
             };
             if !line.trim().is_empty() {
                 editor.add_history_entry(line.as_str())?;
-                // After each line, since a terminal may be closed at any time.
-                let saved = history.as_ref().map_or(Ok(()), |path| editor.append_history(path));
-                drop(saved);
+                // After each line, since a terminal may be closed at any time. A chat without a
+                // history is better than none.
+                if let Some(path) = &history {
+                    let _ = editor.append_history(path);
+                }
             }
             match parse(&line) {
                 Line::Bye => break,
@@ -159,6 +167,8 @@ impl<'a> Chat<'a> {
         self.engine.clear();
         self.messages.clear();
         self.held.clear();
+        self.pending.clear();
+        self.rendered = None;
         output::stderr("the conversation is forgotten");
     }
 
@@ -196,8 +206,8 @@ impl<'a> Chat<'a> {
     }
 
     fn answer(&mut self, text: String) -> anyhow::Result<()> {
-        self.messages.push(("user", text));
         let start = Instant::now();
+        self.messages.push(("user", text));
         let Some(prompt) = self.prompt()? else {
             self.messages.pop();
             output::stderr(&format!(
@@ -207,13 +217,10 @@ impl<'a> Chat<'a> {
             ));
             return Ok(());
         };
+        let before = self.held.len();
         let mut out = Tokens::new(true, false);
-        let made = run::generate(self.engine, &prompt, &self.options, &mut out);
+        let made = run::generate(self.engine, &prompt.tokens, &self.options, &mut out);
         out.finish()?;
-        self.held.extend(&prompt);
-        self.held.extend(made.iter().flat_map(|m| &m.tokens));
-        // The last token, and all of a batch that was stopped, are not in the context.
-        self.held.truncate(self.engine.context().position() as usize);
         match made {
             Ok(made) => {
                 let report = Report { engine: self.engine, made: &made, total: start.elapsed() };
@@ -222,53 +229,104 @@ impl<'a> Chat<'a> {
                     output::stderr("/clear forgets the conversation, --ctx makes room for more");
                 }
                 if made.tokens.is_empty() {
-                    self.messages.pop();
+                    self.take_back(before);
                 } else {
-                    self.messages.push(("assistant", out.text));
-                    self.answers += 1;
+                    self.keep(prompt, &made, out.text);
                 }
                 self.last = Some(made);
             }
             Err(error) => {
-                self.messages.pop();
+                self.take_back(before);
                 output::report(&error.into(), false);
             }
         }
         Ok(())
     }
 
-    /// The tokens to add for the last message; `None` where they do not fit. With a template, the
-    /// context is cut back to what it shares with the whole conversation as the template writes
-    /// it now: some leave out what the model thought.
-    fn prompt(&mut self) -> anyhow::Result<Option<Vec<Token>>> {
-        let vocab = self.engine.model().vocab();
-        let last = self.messages.last().map_or("", |(_, text)| text);
-        if !self.template {
-            let tokens = vocab.tokenize(last, self.held.is_empty(), false);
-            let tokens = tokens.map_err(tierstream::Error::from)?;
-            let fits = self.held.len() + tokens.len() <= self.n_ctx;
-            return Ok(fits.then_some(tokens));
+    fn keep(&mut self, prompt: Prompt, made: &Generation, answer: String) {
+        self.held.extend(prompt.tokens);
+        self.held.extend(&made.tokens);
+        let position = self.engine.context().position() as usize;
+        self.pending = self.held.split_off(position.min(self.held.len()));
+        self.rendered = prompt.rendered.map(|text| text + &answer);
+        self.messages.push(("assistant", answer));
+        self.answers += 1;
+    }
+
+    /// Forgets the last message, which got no answer, and what the context has of it.
+    fn take_back(&mut self, before: usize) {
+        self.messages.pop();
+        self.rendered = None;
+        if !self.cut(before) {
+            self.clear();
         }
+    }
+
+    /// Forgets the tokens from `len` on; false where the model's memory cannot be cut.
+    fn cut(&mut self, len: usize) -> bool {
+        let position = u32::try_from(len).expect("a context is smaller");
+        let cut = self.engine.context().forget_from(position);
+        if cut {
+            self.held.truncate(len);
+            self.pending.clear();
+        }
+        cut
+    }
+
+    /// The tokens to add for the last message; `None` where they do not fit.
+    fn prompt(&mut self) -> anyhow::Result<Option<Prompt>> {
+        let (added, rendered) = if self.template {
+            let (added, rendered) = self.templated()?;
+            (added, Some(rendered))
+        } else {
+            let vocab = self.engine.model().vocab();
+            let last = self.messages.last().map_or("", |(_, text)| text);
+            (vocab.tokenize(last, self.held.is_empty(), false).map_err(tierstream::Error::from)?, None)
+        };
+        let mut tokens = std::mem::take(&mut self.pending);
+        tokens.extend(added);
+        if self.held.len() + tokens.len() > self.n_ctx {
+            return Ok(None);
+        }
+        Ok(Some(Prompt { tokens, rendered }))
+    }
+
+    /// The whole conversation as the template writes it, and the tokens of that which neither the
+    /// context nor `pending` has.
+    ///
+    /// Where the new text only adds to the old one, the tokens of the answers stay as they were
+    /// drawn. Otherwise (some templates leave out what the model thought) the context is cut back
+    /// to what it shares with the new text.
+    fn templated(&mut self) -> anyhow::Result<(Vec<Token>, String)> {
+        let vocab = self.engine.model().vocab();
         let messages: Vec<(&str, &str)> =
             self.messages.iter().map(|(role, text)| (*role, text.as_str())).collect();
         let text = vocab.apply_chat_template(&messages).map_err(run::bad_template)?;
-        let mut tokens = vocab.tokenize(&text, true, true).map_err(tierstream::Error::from)?;
-        if tokens.len() > self.n_ctx {
-            return Ok(None);
+        let tokenize = |text: &str, special| {
+            vocab.tokenize(text, special, true).map_err(tierstream::Error::from)
+        };
+        if let Some(more) = self.rendered.as_ref().and_then(|had| text.strip_prefix(had.as_str())) {
+            return Ok((tokenize(more, false)?, text));
         }
+        let mut tokens = tokenize(&text, true)?;
         let same = self.held.iter().zip(&tokens).take_while(|(a, b)| a == b).count();
         // Something must be decoded to have a next token.
         let mut kept = same.min(tokens.len().saturating_sub(1));
-        if kept < self.held.len() {
-            let position = u32::try_from(kept).expect("a context is smaller");
-            if !self.engine.context().forget_from(position) {
-                self.engine.clear();
-                kept = 0;
-            }
-            self.held.truncate(kept);
+        if !self.cut(kept) {
+            self.engine.clear();
+            self.held.clear();
+            self.pending.clear();
+            kept = 0;
         }
-        Ok(Some(tokens.split_off(kept)))
+        Ok((tokens.split_off(kept), text))
     }
+}
+
+/// What is to be decoded for a message.
+struct Prompt {
+    tokens: Vec<Token>,
+    /// With a template: all of the conversation up to the answer.
+    rendered: Option<String>,
 }
 
 /// Reads a line as the user means it.

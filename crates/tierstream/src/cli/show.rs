@@ -15,9 +15,9 @@ use super::open;
 use super::output;
 use super::report::lines;
 
-/// Memory of the program itself and of what it computes with, for estimates: measured 60-90 MiB
-/// with small models. Bytes.
-const PROGRAM_BYTES: u64 = 80 << 20;
+/// What `--ram` sets aside for the program itself and for computing, for estimates: measured with
+/// small models. Bytes.
+const PROGRAM_BYTES: u64 = 128 << 20;
 
 /// Bytes of a value in the KV cache, F16.
 const KV_VALUE_BYTES: u64 = 2;

@@ -1,0 +1,128 @@
+//! What is no model, or not within the limits, is an error that says what and why: never a panic.
+
+use std::fs;
+use std::path::Path;
+
+use crate::support::{demo, fed, json, output, stderr, stdout, tierstream};
+
+/// The error of `tierstream ARGS`, with the folder of the test left out.
+fn error(args: &[&str], dir: &Path) -> String {
+    let output = output(args);
+    assert_eq!(output.status.code(), Some(1), "{args:?}: {output:?}");
+    assert_eq!(stdout(&output), "", "{args:?}");
+    stderr(&output).replace(dir.to_str().unwrap(), "DIR")
+}
+
+#[test]
+fn files_that_are_no_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let whole = fs::read(demo()).unwrap();
+    let file = |name: &str, bytes: &[u8]| fs::write(dir.path().join(name), bytes).unwrap();
+    fs::create_dir(dir.path().join("folder")).unwrap();
+    file("empty", b"");
+    file("text", b"This is no model, but a text.\n");
+    file("cut-in-header", &whole[..1000]);
+    file("cut-in-data", &whole[..whole.len() - 1000]);
+    let mut all = String::new();
+    for name in ["folder", "empty", "text", "cut-in-header", "cut-in-data", "missing"] {
+        let path = dir.path().join(name);
+        let path = path.to_str().unwrap();
+        let run = error(&["run", path, "Hello"], dir.path());
+        assert_eq!(run, error(&["show", path], dir.path()));
+        assert!(run.contains("DIR"), "{run}");
+        all.push_str(&run);
+        let output = output(["run", path, "Hello", "--json"]);
+        assert_eq!(output.status.code(), Some(1));
+        let object: serde_json::Value = serde_json::from_str(stdout(&output)).unwrap();
+        assert!(run.contains(object["error"].as_str().unwrap()), "{object}");
+        assert_eq!(stderr(&output), "");
+    }
+    insta::assert_snapshot!(all);
+}
+
+#[test]
+fn budgets_that_are_too_small() {
+    let demo = demo();
+    let demo = demo.to_str().unwrap();
+    let floor = json(&["show", demo])["pool_bytes_min"].as_u64().unwrap();
+    for experts in ["1%", "0", "1MiB"] {
+        let text = error(&["run", demo, "Hello", "--experts", experts], Path::new("/-"));
+        assert!(text.contains(&floor.to_string()), "{text}");
+        let hint = text.lines().find_map(|l| l.strip_prefix("hint: give it --experts ")).unwrap();
+        let helped = output(["run", demo, "Hello", "-n", "2", "--experts", hint]);
+        assert!(helped.status.success(), "{}", stderr(&helped));
+    }
+    let text = error(&["run", demo, "Hello", "--ram", "1MiB"], Path::new("/-"));
+    assert!(text.starts_with("error: 1.0 MiB is too little memory for this model"), "{text}");
+    assert!(text.contains("\nhint: give it --ram "), "{text}");
+}
+
+#[test]
+fn prompts_that_are_none() {
+    let demo = demo();
+    let demo = demo.to_str().unwrap();
+    for input in ["", "\n", "\r\n"] {
+        let output = fed(&["run", demo], input.as_bytes());
+        assert_eq!(output.status.code(), Some(1));
+        assert!(stderr(&output).starts_with("error: the prompt is empty\nhint: "), "{output:?}");
+    }
+    let output = fed(&["run", demo, "-"], b"abc\xff");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("no UTF-8 text (at byte 3)"), "{output:?}");
+    let long = "word ".repeat(3000);
+    let output = fed(&["run", demo], long.as_bytes());
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("of a context of 1024\nhint: a larger --ctx"), "{output:?}");
+    let text = error(&["run", demo, "--prompt-tokens", "1,8192"], Path::new("/-"));
+    assert_eq!(text, "error: token 8192 is none of the model's\nhint: its tokens are 0 to 8191\n");
+}
+
+#[test]
+fn flags_that_are_none() {
+    for args in [
+        &["run", "demo", "--no-such-flag"][..],
+        &["run", "demo", "--experts", "101%"],
+        &["run", "demo", "--temp", "nan"],
+        &["run", "demo", "--prompt-tokens", "1,x"],
+        &["run", "demo", "-n", "0"],
+        &["run", "demo", "Hello", "--io", "floppy"],
+        &["dance"],
+    ] {
+        let output = output(args);
+        assert_eq!(output.status.code(), Some(2), "{args:?}");
+        assert_eq!(stdout(&output), "");
+        assert!(stderr(&output).starts_with("error: "), "{output:?}");
+    }
+}
+
+#[test]
+fn a_file_without_permission() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("secret.gguf");
+    fs::copy(demo(), &path).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0)).unwrap();
+    let output = output(["show", path.to_str().unwrap()]);
+    if fs::File::open(&path).is_ok() {
+        // Root reads everything; then so does the program.
+        assert!(output.status.success(), "{output:?}");
+        return;
+    }
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("Permission denied"), "{output:?}");
+    assert!(stderr(&output).contains("secret.gguf"), "{output:?}");
+}
+
+#[test]
+fn a_cache_that_cannot_be_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("file");
+    fs::write(&file, b"").unwrap();
+    let output = tierstream()
+        .args(["run", "demo", "Hello"])
+        .env("TIERSTREAM_CACHE", file.join("cache"))
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).starts_with("error: cannot write the demo model: "), "{output:?}");
+}

@@ -1,0 +1,132 @@
+//! The chat, on a terminal.
+
+use std::fs;
+
+use rustix::process::Signal;
+
+use crate::support::{Terminal, demo, demo_with, signal, tierstream};
+
+#[test]
+fn a_conversation() {
+    let cache = tempfile::tempdir().unwrap();
+    let mut chat = Terminal::new(cache.path(), ["run", "demo", "-n", "12", "--experts", "50%"]);
+    let greeting = chat.wait_for(">>> ");
+    assert!(greeting.contains("note: this model has no chat template"), "{greeting}");
+    assert!(chat.ask("Once upon a time").contains("12 tokens, "));
+    assert!(chat.ask("/set n 3").contains("n is 3"));
+    assert!(chat.ask("there was").contains("3 tokens, "));
+    assert!(chat.ask("/set n 0").contains("n is a whole number from 1 on"));
+    assert!(chat.ask("/set temp x").contains("a temperature is a number from 0 on"));
+    assert!(chat.ask("/set temp 0").contains("temp is 0"));
+    let stats = chat.ask("/stats");
+    for part in ["answers:    2", "eval rate:", "hit rate:", "io path:"] {
+        assert!(stats.contains(part), "{part}: {stats}");
+    }
+    assert!(chat.ask("/show").contains("architecture:    qwen3moe"));
+    assert!(chat.ask("/help").contains("/bye"));
+    assert!(chat.ask("/dance").contains("there is no /dance; /help"));
+    assert!(chat.ask("/clear").contains("the conversation is forgotten"));
+    assert!(chat.ask("/stats").contains("context:    0 of 1024 tokens"));
+    // Ctrl-C at the prompt, then Ctrl-D.
+    chat.send("half a line\x03");
+    chat.wait_for("/bye or Ctrl-D leaves");
+    chat.wait_for("\n>>> ");
+    chat.send("\x04");
+    assert_eq!(chat.exit().code(), Some(0));
+    let history = fs::read_to_string(cache.path().join("history")).unwrap();
+    assert!(history.contains("Once upon a time"), "{history}");
+}
+
+#[test]
+fn texts_of_several_lines() {
+    let cache = tempfile::tempdir().unwrap();
+    let mut chat = Terminal::new(cache.path(), ["run", "demo", "-n", "2", "--verbose"]);
+    chat.wait_for(">>> ");
+    let one = prompt_tokens(&chat.ask("a"));
+    chat.send("\"\"\"a\r");
+    chat.send("/bye\r");
+    chat.send("b\"\"\"\r");
+    let quoted = prompt_tokens(&chat.wait_for("tok/s"));
+    chat.wait_for("\n>>> ");
+    chat.send("fn main() {\\\r");
+    chat.send("}\r");
+    let escaped = prompt_tokens(&chat.wait_for("tok/s"));
+    assert!(one <= 2 && quoted > one + 2 && escaped > one + 2, "{one} {quoted} {escaped}");
+    chat.wait_for("\n>>> ");
+    chat.send("/bye\r");
+    assert_eq!(chat.exit().code(), Some(0));
+}
+
+/// Of the timings of `--verbose`.
+fn prompt_tokens(shown: &str) -> usize {
+    let count = shown.split("prompt eval count:").nth(1).expect(shown);
+    count.split_whitespace().next().unwrap().parse().unwrap()
+}
+
+#[test]
+fn a_full_context_is_said_and_can_be_cleared() {
+    let cache = tempfile::tempdir().unwrap();
+    let mut chat = Terminal::new(cache.path(), ["run", "demo", "-n", "1000", "--ctx", "64", "--temp", "0"]);
+    chat.wait_for(">>> ");
+    let full = chat.ask("It was a cold evening");
+    assert!(full.contains(", the context is full"), "{full}");
+    assert!(full.contains("/clear forgets the conversation"), "{full}");
+    let refused = chat.ask("and so on");
+    assert!(refused.contains("the context of 64 tokens has no room for that; /clear"), "{refused}");
+    chat.ask("/clear");
+    assert!(chat.ask("It was a cold evening").contains("tok/s"));
+    chat.send("\x04");
+    assert_eq!(chat.exit().code(), Some(0));
+}
+
+#[test]
+fn signals() {
+    let cache = tempfile::tempdir().unwrap();
+    let args = ["run", "demo", "-n", "1000000", "--ctx", "200000", "--temp", "0"];
+    let mut chat = Terminal::new(cache.path(), args);
+    chat.wait_for(">>> ");
+    chat.send("It was\r");
+    chat.wait_for("\n");
+    // So much is generated text.
+    chat.wait_until(|shown| (shown.len() > 400).then_some(400));
+    signal(&chat.child, Signal::INT);
+    chat.wait_for(", stopped");
+    chat.wait_for("\n>>> ");
+    // The chat goes on after that.
+    assert!(chat.ask("/set n 3").contains("n is 3"));
+    assert!(chat.ask("and then").contains("3 tokens, "));
+    // At the prompt nothing is there to stop but the program.
+    signal(&chat.child, Signal::TERM);
+    assert_eq!(chat.exit().code(), Some(130));
+}
+
+#[test]
+fn a_template_sees_the_whole_conversation_and_nothing_is_read_twice() {
+    let cache = tempfile::tempdir().unwrap();
+    let template = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n\
+                    {% endfor %}<|im_start|>assistant\n";
+    let model = demo_with(cache.path(), "tokenizer.chat_template", template);
+    let args = ["run", model.to_str().unwrap(), "-n", "20", "--temp", "0", "--verbose"];
+    let mut chat = Terminal::new(cache.path(), args);
+    let greeting = chat.wait_for(">>> ");
+    assert!(!greeting.contains("no chat template"), "{greeting}");
+    let first = prompt_tokens(&chat.ask("Hello"));
+    let second = prompt_tokens(&chat.ask("Hello"));
+    // The end of the answer comes on top, and its last token.
+    assert!((first..first + 20).contains(&second), "{first} {second}");
+    let held = format!("context:    {} of", first + second + 2 * 20 - 2);
+    let stats = chat.ask("/stats");
+    assert!(stats.contains(&held), "{held}: {stats}");
+    chat.send("/bye\r");
+    assert_eq!(chat.exit().code(), Some(0));
+}
+
+#[test]
+fn there_is_no_chat_without_a_terminal() {
+    let cache = tempfile::tempdir().unwrap();
+    let mut chat = Terminal::new(cache.path(), ["run", demo().to_str().unwrap(), "--json"]);
+    chat.wait_for("\"error\": \"there is no prompt\"");
+    assert_eq!(chat.exit().code(), Some(1));
+    let output = tierstream().arg("run").arg(demo()).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+}

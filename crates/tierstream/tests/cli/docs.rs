@@ -1,0 +1,41 @@
+//! Help, completions and the man page.
+
+use crate::support::{output, stderr, stdout};
+
+const VERBS: [&str; 7] = ["run", "show", "verify", "bench", "doctor", "completions", "man"];
+
+#[test]
+fn completions_know_every_verb() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let output = output(["completions", shell]);
+        assert!(output.status.success(), "{output:?}");
+        for verb in VERBS {
+            assert!(stdout(&output).contains(verb), "{shell}: {verb}");
+        }
+        assert!(stdout(&output).contains("prompt-tokens"), "{shell}");
+    }
+}
+
+#[test]
+fn the_man_page_knows_every_verb_and_its_flags() {
+    let output = output(["man"]);
+    assert!(output.status.success(), "{output:?}");
+    let page = stdout(&output).replace("\\-", "-");
+    for verb in VERBS {
+        let heading = format!(".SH \"TIERSTREAM {}\"", verb.to_uppercase());
+        assert!(page.contains(&heading), "{verb}");
+    }
+    for flag in ["--prompt-tokens", "--no-measure", "--against", "--ram", "--json"] {
+        assert!(page.contains(flag), "{flag}");
+    }
+    assert!(!page.contains("TURN"), "hidden verbs stay hidden");
+}
+
+#[test]
+fn without_a_verb_there_is_help() {
+    let output = output::<&str>([]);
+    assert_eq!(output.status.code(), Some(2));
+    for verb in VERBS {
+        assert!(stderr(&output).contains(verb), "{verb}");
+    }
+}

@@ -1,0 +1,103 @@
+//! The objects of `--json` keep their shape, and `docs/json.md` tells of every field.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::support::{PROMPT, json, output, stderr, stdout};
+
+/// Fields that may be null on another machine.
+const NULLABLE: &[&str] = &["cgroup_left_bytes", "rotational", "mem_align", "offset_align", "reason"];
+
+/// `value` with types for values, but for the fields in `keep`; one element for an array.
+fn shape(value: &Value, name: &str, keep: &[&str]) -> Value {
+    let type_ = |name: &str| Value::from(format!("<{name}>"));
+    match value {
+        _ if keep.contains(&name) => value.clone(),
+        _ if NULLABLE.contains(&name) => type_("value or null"),
+        Value::Object(fields) => {
+            fields.iter().map(|(k, v)| (k.clone(), shape(v, k, keep))).collect()
+        }
+        Value::Array(items) => items.iter().take(1).map(|v| shape(v, name, keep)).collect(),
+        Value::Null => Value::Null,
+        Value::Bool(_) => type_("bool"),
+        Value::Number(_) => type_("number"),
+        Value::String(_) => type_("string"),
+    }
+}
+
+fn names(value: &Value, all: &mut BTreeSet<String>) {
+    match value {
+        Value::Object(fields) => fields.iter().for_each(|(name, value)| {
+            // Types of tensors are names in the file's words.
+            if !name.chars().any(|c| c.is_uppercase()) {
+                all.insert(name.clone());
+            }
+            names(value, all);
+        }),
+        Value::Array(items) => items.iter().for_each(|item| names(item, all)),
+        _ => {}
+    }
+}
+
+fn run() -> Value {
+    json(&["run", "demo", PROMPT, "-n", "6", "--experts", "50%"])
+}
+
+fn show() -> Value {
+    json(&["show", "demo", "--ram", "1GiB"])
+}
+
+fn doctor() -> Value {
+    json(&["doctor", "demo"])
+}
+
+#[test]
+fn run_object() {
+    let keep = ["stop", "total_bytes", "budget_bytes"];
+    insta::assert_json_snapshot!(shape(&run(), "", &keep));
+}
+
+#[test]
+fn run_numbers_agree() {
+    let object = run();
+    let experts = &object["experts"];
+    let n = |name: &str| experts[name].as_u64().unwrap();
+    assert_eq!(n("requests"), n("hits") + n("faults"));
+    assert_eq!(n("bytes_read"), n("faults") * 41_472);
+    assert!(n("faults") > 0 && n("resident_bytes") <= n("budget_bytes"));
+    assert_eq!(object["tokens"].as_array().unwrap().len(), 6);
+    assert!(object["tok_s"].as_f64().unwrap() > 0.0);
+    assert!(object["peak_rss_bytes"].as_u64().unwrap() > 10 << 20);
+}
+
+#[test]
+fn show_object() {
+    let mut object = show();
+    object["model"] = "PATH".into();
+    insta::assert_json_snapshot!(object);
+}
+
+#[test]
+fn doctor_object() {
+    insta::assert_json_snapshot!(shape(&doctor(), "", &["page_cache_none"]));
+}
+
+#[test]
+fn error_object() {
+    let output = output(["show", "/no/such/model.gguf", "--json"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(stderr(&output), "");
+    insta::assert_snapshot!(stdout(&output));
+}
+
+#[test]
+fn every_field_is_documented() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/json.md");
+    let text = std::fs::read_to_string(path).unwrap();
+    let mut all = BTreeSet::new();
+    [run(), show(), doctor()].iter().for_each(|object| names(object, &mut all));
+    let missing: Vec<&String> = all.iter().filter(|name| !text.contains(&format!("`{name}`"))).collect();
+    assert!(missing.is_empty(), "docs/json.md does not tell of {missing:?}");
+}

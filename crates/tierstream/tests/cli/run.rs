@@ -1,0 +1,178 @@
+//! `tierstream run` with pipes.
+
+use std::fs::File;
+use std::io::Read;
+use std::process::{Child, Stdio};
+
+use rustix::process::Signal;
+use tierstream_synth::{Arch, Spec};
+
+use crate::support::{
+    PROMPT, demo, demo_with, fed, json, output, signal, stderr, stdout, tierstream,
+};
+
+/// A run that does not end by itself.
+fn endless() -> Child {
+    tierstream()
+        .arg("run")
+        .arg(demo())
+        .args([PROMPT, "-n", "1000000", "--ctx", "200000", "--temp", "0"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+fn first_byte(child: &mut Child) {
+    child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+}
+
+#[test]
+fn text_goes_to_stdout_and_all_else_to_stderr() {
+    let args = ["run", "demo", PROMPT, "-n", "24", "--temp", "0", "--experts", "50%"];
+    let plain = output(args);
+    assert!(plain.status.success(), "{plain:?}");
+    assert!(stdout(&plain).trim().len() > 24, "{plain:?}");
+    let lines: Vec<&str> = stderr(&plain).lines().filter(|l| !l.starts_with("note: ")).collect();
+    let [summary] = lines[..] else { panic!("one line on stderr: {lines:?}") };
+    assert!(summary.starts_with("24 tokens, "), "{summary}");
+    for part in ["tok/s", "hit rate", "read from the drive ("] {
+        assert!(summary.contains(part), "{part}: {summary}");
+    }
+    // A pipe gives the same text as an argument, and JSON the same as text.
+    let piped = fed(&["run", "demo", "-n", "24", "--temp", "0"], format!("{PROMPT}\n").as_bytes());
+    assert_eq!(stdout(&piped), stdout(&plain));
+    let object = json(&args);
+    assert_eq!(format!("{}\n", object["text"].as_str().unwrap()), stdout(&plain));
+    assert_eq!(object["tokens"].as_array().unwrap().len(), 24);
+}
+
+#[test]
+fn verbose_prints_ollamas_timings_and_ours() {
+    let output = output(["run", "demo", PROMPT, "-n", "16", "--experts", "25%", "--verbose"]);
+    let settings = {
+        let mut settings = insta::Settings::clone_current();
+        // Spaces too, since a longer number leaves fewer.
+        settings.add_filter(r"(?m)^note: .*\n", "");
+        settings.add_filter(r"[0-9][0-9.]*(ms|µs|s| tokens/s| tok/s| [KMG]iB| B| %)", "N$1");
+        settings.add_filter(r"\((\d+ of )?\d[\d.]*( per token)?\)", "(N)");
+        settings.add_filter(r"faults: ( +)\d+", "faults: ${1}N");
+        settings.add_filter(r"(uring|pread), (direct|through the page cache)( \(.*\)$)?", "PATH");
+        settings.add_filter(r" (MiB|KiB|GiB|B)\b", " UNIT");
+        settings.add_filter(r"N(ms|µs|s)\b", "TIME");
+        settings
+    };
+    settings.bind(|| insta::assert_snapshot!(stderr(&output)));
+}
+
+#[test]
+fn output_is_utf8_whatever_the_model_draws() {
+    // Flat sampling draws tokens that are parts of characters.
+    let wild = ["--temp", "9", "--top-k", "0", "--top-p", "1", "--min-p", "0", "-n", "400"];
+    let args: Vec<&str> = ["run", "demo", PROMPT].into_iter().chain(wild).collect();
+    let plain = output(&args);
+    assert!(plain.status.success());
+    let text = stdout(&plain);
+    assert!(!text.is_ascii(), "the test needs characters of several bytes");
+    assert_eq!(format!("{}\n", json(&args)["text"].as_str().unwrap()), text);
+}
+
+#[test]
+fn models_without_a_tokenizer_take_and_give_ids() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("synth.gguf");
+    Spec::new(Arch::Qwen3Moe).write(&path).unwrap();
+    let path = path.to_str().unwrap();
+    let args = ["run", path, "--prompt-tokens", "1,2,3", "-n", "5", "--temp", "0"];
+    let plain = output(args);
+    let ids: Vec<i64> = stdout(&plain).split(' ').map(|n| n.trim().parse().unwrap()).collect();
+    let object = json(&args);
+    let tokens: Vec<i64> =
+        object["tokens"].as_array().unwrap().iter().map(|n| n.as_i64().unwrap()).collect();
+    assert_eq!((ids.len(), &ids), (5, &tokens));
+    assert_eq!(object["prompt_tokens"], 3);
+    let refused = output(["run", path, "Hello"]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert_eq!(
+        stderr(&refused).lines().filter(|l| !l.starts_with("note: ")).collect::<Vec<_>>(),
+        [
+            "error: this model has no tokenizer",
+            "hint: give it token ids: --prompt-tokens 1,2,3"
+        ]
+    );
+}
+
+#[test]
+fn dense_models_run_and_say_that_nothing_streams() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("dense.gguf");
+    Spec::new(Arch::Llama).write(&path).unwrap();
+    let path = path.to_str().unwrap();
+    let args = ["run", path, "--prompt-tokens", "1,2,3", "-n", "5"];
+    let plain = output(args);
+    assert!(plain.status.success(), "{plain:?}");
+    assert!(stderr(&plain).contains("note: this model is dense"), "{plain:?}");
+    assert!(stderr(&plain).contains(", nothing streamed"), "{plain:?}");
+    let object = json(&args);
+    assert_eq!(object["experts"]["requests"], 0);
+    assert!(object["io"]["reason"].as_str().unwrap().contains("llama.cpp"), "{object}");
+}
+
+#[test]
+fn prompts_go_through_the_chat_template() {
+    let dir = tempfile::tempdir().unwrap();
+    let template = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n\
+                    {% endfor %}<|im_start|>assistant\n";
+    let path = demo_with(dir.path(), "tokenizer.chat_template", template);
+    let path = path.to_str().unwrap();
+    let count = |extra: &[&str]| {
+        let args = [&["run", path, "Hello", "-n", "2"], extra].concat();
+        json(&args)["prompt_tokens"].as_u64().unwrap()
+    };
+    assert!(count(&[]) > count(&["--raw"]) + 10);
+    assert_eq!(count(&["--raw"]), 1);
+    assert_eq!(json(&["show", path])["chat_template"], true);
+    // llama.cpp knows the usual templates only.
+    let path = demo_with(dir.path(), "tokenizer.chat_template", "{{ messages }}");
+    let output = output(["run", path.to_str().unwrap(), "Hello"]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(stderr(&output).contains("\nhint: --raw gives"), "{output:?}");
+}
+
+#[test]
+fn ctrl_c_stops_cleanly() {
+    let mut child = endless();
+    first_byte(&mut child);
+    signal(&child, Signal::INT);
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130), "{output:?}");
+    assert!(stderr(&output).trim_end().ends_with(", stopped"), "{output:?}");
+    assert!(output.stdout.ends_with(b"\n"));
+}
+
+#[test]
+fn a_closed_pipe_ends_the_program_without_a_word() {
+    let mut child = endless();
+    first_byte(&mut child);
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert_eq!(stderr(&output), "");
+    for args in [&["show", "demo"][..], &["man"], &["completions", "bash"], &["show", "demo", "--json"]] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = tierstream().args(args).stdout(writer).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{args:?}: {output:?}");
+        assert_eq!(stderr(&output), "", "{args:?}");
+    }
+}
+
+#[test]
+fn a_full_disk_is_an_error() {
+    let full = || File::options().write(true).open("/dev/full").unwrap();
+    for args in [&["run", "demo", "Hello"][..], &["show", "demo"], &["man"]] {
+        let output = tierstream().args(args).stdout(full()).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{args:?}: {output:?}");
+        assert!(stderr(&output).contains("No space left on device"), "{args:?}: {output:?}");
+    }
+}
