@@ -13,6 +13,14 @@ pub enum Error {
     /// A read failed, fell short, or the file changed under us.
     #[error(transparent)]
     Io(#[from] tierstream_io::Error),
+    /// The file says something on which llama.cpp would abort; it has not seen it.
+    #[error("{}: this model cannot be used: {reason}", path.display())]
+    Unusable {
+        /// The model file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// llama.cpp refused the model; `reason` is its own last error line.
     #[error("{}: llama.cpp cannot load this model: {reason}", path.display())]
     Load {

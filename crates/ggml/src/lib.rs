@@ -14,6 +14,7 @@ mod host;
 mod log;
 mod model;
 mod plan;
+mod precheck;
 mod proxy;
 mod residency;
 mod sampler;

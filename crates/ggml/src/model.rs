@@ -15,6 +15,7 @@ use crate::abi::*;
 use crate::context::{Context, ContextOptions};
 use crate::error::{Error, Result};
 use crate::log;
+use crate::precheck;
 use crate::proxy::{Device, check_callbacks};
 use crate::residency::{ExpertCounters, Layer, Part, Residency, Spec};
 use crate::vocab::Vocab;
@@ -109,7 +110,7 @@ impl Model {
     /// call [`Model::attach_pool`] before decoding. A dense model is loaded whole.
     ///
     /// # Errors
-    /// [`Error::Load`] when llama.cpp refuses the file, [`Error::SelfCheck`] when it does not
+    /// [`Error::Unusable`] and [`Error::Load`] when llama.cpp would abort on the file or refuses it, [`Error::SelfCheck`] when it does not
     /// behave as the proxy device needs, [`Error::Io`], [`Error::Cancelled`].
     pub fn load(
         file: &tierstream_gguf::Model,
@@ -118,6 +119,7 @@ impl Model {
         progress: Progress<'_>,
     ) -> Result<Model> {
         log::init();
+        precheck::check(file)?;
         let experts = tierstream_gguf::Experts::group(file)?;
         if weights != Weights::Streamed || experts.is_empty() {
             let (mmap, repack) = match weights {

@@ -8,9 +8,28 @@ use serde::Serialize;
 
 /// Processor features that ggml has kernels for, or will: names of `/proc/cpuinfo`.
 const FEATURES: &[&str] = &[
-    "avx", "avx2", "f16c", "fma", "bmi2", "avx_vnni", "avx512f", "avx512bw", "avx512vl",
-    "avx512_vnni", "avx512_vbmi", "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16", "asimd",
-    "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2",
+    "avx",
+    "avx2",
+    "f16c",
+    "fma",
+    "bmi2",
+    "avx_vnni",
+    "avx512f",
+    "avx512bw",
+    "avx512vl",
+    "avx512_vnni",
+    "avx512_vbmi",
+    "avx512_bf16",
+    "amx_tile",
+    "amx_int8",
+    "amx_bf16",
+    "asimd",
+    "asimdhp",
+    "asimddp",
+    "i8mm",
+    "bf16",
+    "sve",
+    "sve2",
 ];
 
 /// Processor and kernel.

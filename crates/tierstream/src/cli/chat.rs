@@ -83,10 +83,8 @@ impl<'a> Chat<'a> {
             let probe = engine.model().vocab().apply_chat_template(&[("user", "a")]);
             probe.map_err(run::bad_template)?;
         }
-        let options = Generate {
-            max_tokens: run::max_tokens(args, engine),
-            sampling: run::sampling(args),
-        };
+        let options =
+            Generate { max_tokens: run::max_tokens(args, engine), sampling: run::sampling(args) };
         let n_ctx = engine.context().options().n_ctx as usize;
         Ok(Self {
             engine,
@@ -148,7 +146,8 @@ impl<'a> Chat<'a> {
             Line::Help => output::stderr(HELP),
             Line::Clear => self.clear(),
             Line::Show => {
-                let info = show::Info::new(self.engine.file(), &show::Asked::of_context(self.n_ctx))?;
+                let info =
+                    show::Info::new(self.engine.file(), &show::Asked::of_context(self.n_ctx))?;
                 output::stderr(info.to_string().trim_end());
             }
             Line::Stats => output::stderr(self.stats().trim_end()),
@@ -281,7 +280,12 @@ impl<'a> Chat<'a> {
         } else {
             let vocab = self.engine.model().vocab();
             let last = self.messages.last().map_or("", |(_, text)| text);
-            (vocab.tokenize(last, self.held.is_empty(), false).map_err(tierstream::Error::from)?, None)
+            (
+                vocab
+                    .tokenize(last, self.held.is_empty(), false)
+                    .map_err(tierstream::Error::from)?,
+                None,
+            )
         };
         let mut tokens = std::mem::take(&mut self.pending);
         tokens.extend(added);

@@ -27,7 +27,7 @@ pub(crate) struct Failure {
 }
 
 impl Failure {
-    pub(crate) fn new(message: impl Display, hint: impl Display) -> anyhow::Error {
+    pub(crate) fn error(message: impl Display, hint: impl Display) -> anyhow::Error {
         Self { message: message.to_string(), hint: hint.to_string() }.into()
     }
 }
@@ -248,8 +248,8 @@ fn draw(label: &'static str, done: &AtomicU32, stopped: &mpsc::Receiver<()>) {
         return;
     }
     let style = |t| ProgressStyle::with_template(t).expect("a constant template");
-    let bar = ProgressBar::with_draw_target(Some(1000), ProgressDrawTarget::stderr())
-        .with_message(label);
+    let bar =
+        ProgressBar::with_draw_target(Some(1000), ProgressDrawTarget::stderr()).with_message(label);
     bar.set_style(style("{spinner} {msg} {elapsed}"));
     let mut has_share = false;
     loop {

@@ -41,10 +41,7 @@ pub(crate) fn run(cli: &Cli, args: &Run) -> anyhow::Result<ExitCode> {
         Input::Text(text) => tokens(&engine, &text, args.raw)?,
     };
     check(&engine, &prompt)?;
-    let options = Generate {
-        max_tokens: max_tokens(args, &engine),
-        sampling: sampling(args),
-    };
+    let options = Generate { max_tokens: max_tokens(args, &engine), sampling: sampling(args) };
     let mut out = Tokens::new(engine.model().vocab().has_text(), cli.json);
     let result = generate(&mut engine, &prompt, &options, &mut out);
     let written = out.finish();
@@ -113,7 +110,7 @@ fn input(cli: &Cli, args: &Run) -> anyhow::Result<Input> {
         (None, Some(text)) => text.to_owned(),
         (None, None) if !terminal => from_stdin()?,
         (None, None) if cli.json || !io::stdout().is_terminal() => {
-            return Err(Failure::new(
+            return Err(Failure::error(
                 "there is no prompt",
                 "give one as the second argument or through a pipe; a chat needs a terminal",
             ));
@@ -121,7 +118,7 @@ fn input(cli: &Cli, args: &Run) -> anyhow::Result<Input> {
         (None, None) => return Ok(Input::Chat),
     };
     if text.is_empty() {
-        return Err(Failure::new(
+        return Err(Failure::error(
             "the prompt is empty",
             "give one as the second argument or through a pipe; without any, on a terminal, there \
              is a chat",
@@ -136,7 +133,7 @@ fn from_stdin() -> anyhow::Result<String> {
     let read = io::stdin().lock().take(PROMPT_BYTES_MAX + 1).read_to_end(&mut bytes);
     read.context("cannot read the prompt from standard input")?;
     if bytes.len() as u64 > PROMPT_BYTES_MAX {
-        return Err(Failure::new(
+        return Err(Failure::error(
             format!("the prompt on standard input is longer than {} MiB", PROMPT_BYTES_MAX >> 20),
             "no context holds so much; was another file meant?",
         ));
@@ -144,7 +141,7 @@ fn from_stdin() -> anyhow::Result<String> {
     let mut text = String::from_utf8(bytes).map_err(|e| {
         let at = e.utf8_error().valid_up_to();
         let message = format!("the prompt on standard input is no UTF-8 text (at byte {at})");
-        Failure::new(message, "was another file meant? `iconv -t utf-8` converts other encodings")
+        Failure::error(message, "was another file meant? `iconv -t utf-8` converts other encodings")
     })?;
     if text.ends_with('\n') {
         text.pop();
@@ -171,11 +168,11 @@ fn tokens(engine: &Engine, text: &str, raw: bool) -> anyhow::Result<Vec<Token>> 
 }
 
 pub(crate) fn no_tokenizer() -> anyhow::Error {
-    Failure::new("this model has no tokenizer", "give it token ids: --prompt-tokens 1,2,3")
+    Failure::error("this model has no tokenizer", "give it token ids: --prompt-tokens 1,2,3")
 }
 
 pub(crate) fn bad_template(error: impl std::fmt::Display) -> anyhow::Error {
-    Failure::new(error, "--raw gives it the prompt as it is, without the template")
+    Failure::error(error, "--raw gives it the prompt as it is, without the template")
 }
 
 /// What the engine would refuse too, with a better hint.
@@ -183,7 +180,7 @@ fn check(engine: &Engine, prompt: &[Token]) -> anyhow::Result<()> {
     let n_vocab = engine.model().vocab().len();
     let known = |t: &&Token| u32::try_from(**t).is_ok_and(|t| t < n_vocab);
     match prompt.iter().find(|t| !known(t)) {
-        Some(t) => Err(Failure::new(
+        Some(t) => Err(Failure::error(
             format!("token {t} is none of the model's"),
             format!("its tokens are 0 to {}", n_vocab.saturating_sub(1)),
         )),

@@ -233,9 +233,8 @@ fn budgets(experts: &Experts, asked: &Asked, kv: Option<u64>) -> Vec<Budget> {
         }
     };
     let share = |share: f64| (all as f64 * share).round() as u64;
-    let mut budgets: Vec<Budget> = [0.25, 0.5, 0.75, 1.0]
-        .map(|s| budget(PoolShare::Share(s).to_string(), share(s)))
-        .into();
+    let mut budgets: Vec<Budget> =
+        [0.25, 0.5, 0.75, 1.0].map(|s| budget(PoolShare::Share(s).to_string(), share(s))).into();
     if let Some(asked) = asked.experts {
         let bytes = match asked {
             PoolShare::Bytes(bytes) => bytes.0,
@@ -291,13 +290,20 @@ impl Info {
             let why = "none: this model is dense and does not stream";
             return vec![("experts", why.to_owned())];
         }
-        let records: Vec<String> = self.record_bytes.iter().map(|&b| Bytes(b).to_string()).collect();
+        let records: Vec<String> =
+            self.record_bytes.iter().map(|&b| Bytes(b).to_string()).collect();
         vec![
             ("MoE layers", self.moe_layers.to_string()),
-            ("experts", format!("{} in a layer, {} used by a token", self.experts, self.experts_used)),
+            (
+                "experts",
+                format!("{} in a layer, {} used by a token", self.experts, self.experts_used),
+            ),
             ("expert weights", types_text(self.expert_bytes, &self.expert_types)),
             ("expert record", records.join(", ")),
-            ("token cycle", format!("{} of expert records for a token", Bytes(self.token_cycle_bytes))),
+            (
+                "token cycle",
+                format!("{} of expert records for a token", Bytes(self.token_cycle_bytes)),
+            ),
         ]
     }
 
@@ -306,7 +312,11 @@ impl Info {
         writeln!(f)?;
         writeln!(f, "What a budget holds; memory in all is an estimate.")?;
         let head = ["expert pool", "share", "token cycles", "memory in all"];
-        writeln!(f, "{:width$}  {:>11}  {:>7}  {:>12}  {:>13}", "", head[0], head[1], head[2], head[3])?;
+        writeln!(
+            f,
+            "{:width$}  {:>11}  {:>7}  {:>12}  {:>13}",
+            "", head[0], head[1], head[2], head[3]
+        )?;
         for b in &self.budgets {
             let ram = b.ram_bytes_estimate.map_or("?".to_owned(), |n| Bytes(n).to_string());
             writeln!(

@@ -34,7 +34,9 @@ fn files_that_are_no_model() {
         let output = output(["run", path, "Hello", "--json"]);
         assert_eq!(output.status.code(), Some(1));
         let object: serde_json::Value = serde_json::from_str(stdout(&output)).unwrap();
-        assert!(run.contains(object["error"].as_str().unwrap()), "{object}");
+        let told = object["error"].as_str().unwrap().replace(dir.path().to_str().unwrap(), "DIR");
+        assert!(run.starts_with(&format!("error: {told}\n")), "{object}");
+        assert_eq!(run.contains("\nhint: "), object["hint"].is_string());
         assert_eq!(stderr(&output), "");
     }
     insta::assert_snapshot!(all);
@@ -101,7 +103,7 @@ fn a_file_without_permission() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("secret.gguf");
     fs::copy(demo(), &path).unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o000)).unwrap();
     let output = output(["show", path.to_str().unwrap()]);
     if fs::File::open(&path).is_ok() {
         // Root reads everything; then so does the program.

@@ -9,7 +9,8 @@ use crate::support::{Terminal, demo, demo_with, signal, tierstream};
 #[test]
 fn a_conversation() {
     let cache = tempfile::tempdir().unwrap();
-    let mut chat = Terminal::new(cache.path(), ["run", "demo", "-n", "12", "--experts", "50%"]);
+    let mut chat =
+        Terminal::new(cache.path(), ["run", "demo", "-n", "12", "--experts", "50%", "-t", "1"]);
     let greeting = chat.wait_for(">>> ");
     assert!(greeting.contains("note: this model has no chat template"), "{greeting}");
     assert!(chat.ask("Once upon a time").contains("12 tokens, "));
@@ -40,7 +41,7 @@ fn a_conversation() {
 #[test]
 fn texts_of_several_lines() {
     let cache = tempfile::tempdir().unwrap();
-    let mut chat = Terminal::new(cache.path(), ["run", "demo", "-n", "2", "--verbose"]);
+    let mut chat = Terminal::new(cache.path(), ["run", "demo", "-n", "2", "--verbose", "-t", "1"]);
     chat.wait_for(">>> ");
     let one = prompt_tokens(&chat.ask("a"));
     chat.send("\"\"\"a\r");
@@ -66,7 +67,10 @@ fn prompt_tokens(shown: &str) -> usize {
 #[test]
 fn a_full_context_is_said_and_can_be_cleared() {
     let cache = tempfile::tempdir().unwrap();
-    let mut chat = Terminal::new(cache.path(), ["run", "demo", "-n", "1000", "--ctx", "64", "--temp", "0"]);
+    let mut chat = Terminal::new(
+        cache.path(),
+        ["run", "demo", "-n", "1000", "--ctx", "64", "--temp", "0", "-t", "1"],
+    );
     chat.wait_for(">>> ");
     let full = chat.ask("It was a cold evening");
     assert!(full.contains(", the context is full"), "{full}");
@@ -82,7 +86,7 @@ fn a_full_context_is_said_and_can_be_cleared() {
 #[test]
 fn signals() {
     let cache = tempfile::tempdir().unwrap();
-    let args = ["run", "demo", "-n", "1000000", "--ctx", "200000", "--temp", "0"];
+    let args = ["run", "demo", "-n", "1000000", "--ctx", "200000", "--temp", "0", "-t", "1"];
     let mut chat = Terminal::new(cache.path(), args);
     chat.wait_for(">>> ");
     chat.send("It was\r");
@@ -106,7 +110,7 @@ fn a_template_sees_the_whole_conversation_and_nothing_is_read_twice() {
     let template = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n\
                     {% endfor %}<|im_start|>assistant\n";
     let model = demo_with(cache.path(), "tokenizer.chat_template", template);
-    let args = ["run", model.to_str().unwrap(), "-n", "20", "--temp", "0", "--verbose"];
+    let args = ["run", model.to_str().unwrap(), "-n", "20", "--temp", "0", "--verbose", "-t", "1"];
     let mut chat = Terminal::new(cache.path(), args);
     let greeting = chat.wait_for(">>> ");
     assert!(!greeting.contains("no chat template"), "{greeting}");

@@ -23,9 +23,15 @@ fn a_folder_is_measured_and_left_as_it_was() {
 fn a_file_is_looked_at_without_measuring() {
     let output = output(["doctor", "demo", "--no-measure"]);
     assert!(output.status.success(), "{output:?}");
-    for name in
-        ["system:", "processor:", "features:", "memory:", "io_uring:", "filesystem:", "direct reads:"]
-    {
+    for name in [
+        "system:",
+        "processor:",
+        "features:",
+        "memory:",
+        "io_uring:",
+        "filesystem:",
+        "direct reads:",
+    ] {
         assert!(stdout(&output).contains(name), "{name}: {}", stdout(&output));
     }
     assert!(stdout(&output).contains("not measured: --no-measure"));

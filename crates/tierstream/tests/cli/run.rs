@@ -16,7 +16,7 @@ fn endless() -> Child {
     tierstream()
         .arg("run")
         .arg(demo())
-        .args([PROMPT, "-n", "1000000", "--ctx", "200000", "--temp", "0"])
+        .args([PROMPT, "-n", "1000000", "--ctx", "200000", "--temp", "0", "-t", "1"])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
@@ -68,7 +68,8 @@ fn verbose_prints_ollamas_timings_and_ours() {
 #[test]
 fn output_is_utf8_whatever_the_model_draws() {
     // Flat sampling draws tokens that are parts of characters.
-    let wild = ["--temp", "9", "--top-k", "0", "--top-p", "1", "--min-p", "0", "-n", "400"];
+    let wild =
+        ["--temp", "9", "--top-k", "0", "--top-p", "1", "--min-p", "0", "-n", "200", "-t", "1"];
     let args: Vec<&str> = ["run", "demo", PROMPT].into_iter().chain(wild).collect();
     let plain = output(&args);
     assert!(plain.status.success());
@@ -95,10 +96,7 @@ fn models_without_a_tokenizer_take_and_give_ids() {
     assert_eq!(refused.status.code(), Some(1));
     assert_eq!(
         stderr(&refused).lines().filter(|l| !l.starts_with("note: ")).collect::<Vec<_>>(),
-        [
-            "error: this model has no tokenizer",
-            "hint: give it token ids: --prompt-tokens 1,2,3"
-        ]
+        ["error: this model has no tokenizer", "hint: give it token ids: --prompt-tokens 1,2,3"]
     );
 }
 
@@ -158,7 +156,9 @@ fn a_closed_pipe_ends_the_program_without_a_word() {
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     assert_eq!(stderr(&output), "");
-    for args in [&["show", "demo"][..], &["man"], &["completions", "bash"], &["show", "demo", "--json"]] {
+    for args in
+        [&["show", "demo"][..], &["man"], &["completions", "bash"], &["show", "demo", "--json"]]
+    {
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
         let output = tierstream().args(args).stdout(writer).output().unwrap();
