@@ -15,6 +15,9 @@ use crate::error::{Error, Result};
 const LAYERS_MAX: u32 = 512;
 const EXPERTS_MAX: u32 = 1024;
 
+/// Of `llama_expert_gating_func_type` (llama-hparams.h).
+const GATING_MAX: u32 = 4;
+
 /// Names of `rope.scaling.type` (`LLAMA_ROPE_SCALING_TYPES`, llama-model.cpp).
 const ROPE_SCALINGS: [&str; 4] = ["none", "linear", "yarn", "longrope"];
 
@@ -48,7 +51,7 @@ fn check_layers(model: &Model) -> Verdict {
     let n = layers.unwrap_or(1); // llama.cpp itself complains when the key is missing
     verdict([
         ((1..=LAYERS_MAX).contains(&n), format!("it has {n} layers; 1 to {LAYERS_MAX} are possible")),
-        (next_token <= n, format!("{next_token} of its {n} layers predict further tokens")),
+        (next_token < n.max(1), format!("{next_token} of its {n} layers predict further tokens")),
     ])
 }
 
@@ -56,6 +59,7 @@ fn check_experts(model: &Model) -> Verdict {
     let experts = model.expert_count()?.unwrap_or(0);
     let groups = model.arch_u32("expert_group_count")?.unwrap_or(0);
     let groups_used = model.arch_u32("expert_group_used_count")?.unwrap_or(0);
+    let gating = model.arch_u32("expert_gating_func")?.unwrap_or(0);
     let layers = model.block_count()?.unwrap_or(1).min(LAYERS_MAX);
     let used = match model.metadata().get(&model.arch_key("expert_used_count")) {
         Some(Value::Array(per_layer)) => (0..per_layer.len().min(layers as usize))
@@ -69,6 +73,7 @@ fn check_experts(model: &Model) -> Verdict {
     verdict([
         (experts <= EXPERTS_MAX, format!("it has {experts} experts; {EXPERTS_MAX} are possible")),
         (used <= count, format!("a token uses {used} of its {experts} experts")),
+        (gating <= GATING_MAX, format!("its router has the unknown gating function {gating}")),
         (experts == 0 || used > 0, "no token uses any of its experts".to_owned()),
         (groups < experts.max(1), format!("its {experts} experts form {groups} groups")),
         (
@@ -105,11 +110,12 @@ fn check_rope(model: &Model) -> Verdict {
         None => 0,
     };
     let rotated = model.arch_u32("rope.dimension_count")?.map_or(head, i128::from);
+    let rotated_swa = model.arch_u32("rope.dimension_count_swa")?.map_or(rotated, i128::from);
     let whole = WHOLE_HEADS_ROTATE.contains(&model.architecture());
     verdict([
         scaling,
         (
-            rotated % 2 == 0 && (rotated <= head || heads <= 0) && (!whole || rotated == head),
+            rotated % 2 == 0 && (rotated <= head || heads <= 0) && (!whole || rotated == head && rotated_swa == head),
             format!("positions rotate {rotated} of the {head} numbers in a head"),
         ),
     ])
@@ -143,6 +149,12 @@ fn check_vocabulary(model: &Model) -> Verdict {
         (
             matches!(kind, "no_vocab" | "none") || twice.is_none(),
             format!("its token {:?} appears twice", String::from_utf8_lossy(twice.unwrap_or(b""))),
+        ),
+        (
+            kind != "llama" || (0..=255).all(|byte: u8| {
+                seen.contains(format!("<0x{byte:02X}>").as_bytes()) || seen.contains(&[byte][..])
+            }),
+            "its tokenizer has no token for some bytes".to_owned(),
         ),
     ])
 }

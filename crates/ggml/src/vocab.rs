@@ -42,8 +42,13 @@ impl Vocab<'_> {
 
     /// Whether `token` ends a generation.
     pub fn is_end(&self, token: Token) -> bool {
-        // SAFETY: a live vocabulary; llama.cpp knows ids of its own only.
-        self.has_text() && unsafe { llama_vocab_is_eog(self.vocab, token) }
+        // SAFETY: a live vocabulary and one of its tokens.
+        self.has_text() && self.contains(token) && unsafe { llama_vocab_is_eog(self.vocab, token) }
+    }
+
+    /// llama.cpp ends the process on ids that are not its own; its tokenizer can give such.
+    fn contains(&self, token: Token) -> bool {
+        u32::try_from(token).is_ok_and(|token| token < self.len())
     }
 
     /// The ids of `text`. `special`: add the model's begin-of-text token if it wants one.
@@ -76,9 +81,10 @@ impl Vocab<'_> {
         Err(Error::Vocab("llama.cpp cannot tokenize this text".into()))
     }
 
-    /// The bytes of `token`; often no whole UTF-8 character. Empty for control tokens.
+    /// The bytes of `token`; often no whole UTF-8 character. Empty for control tokens and for ids
+    /// that are no token.
     pub fn piece(&self, token: Token) -> Vec<u8> {
-        if !self.has_text() {
+        if !self.has_text() || !self.contains(token) {
             return Vec::new();
         }
         let mut bytes = vec![0u8; 64];

@@ -94,7 +94,8 @@ impl WeightTable {
         std::mem::take(&mut self.faults)
     }
 
-    fn place(&mut self, tensor: *mut ggml_tensor) -> Result<(), String> {
+    /// Takes `tensor`, which must be live, for the expert weights of its name.
+    pub(crate) fn place(&mut self, tensor: *mut ggml_tensor) -> Result<(), String> {
         // SAFETY: called from `alloc_buffer_n` with a live tensor; names are NUL-terminated.
         let name = unsafe { CStr::from_ptr((*tensor).name.as_ptr()) };
         let name = name.to_str().map_err(|_| "a tensor name is not UTF-8".to_owned())?;
