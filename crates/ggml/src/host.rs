@@ -3,32 +3,51 @@
 //!
 //! When every routed record is resident, the segment runs as llama.cpp built it, with two sources
 //! of each expert matmul exchanged for the call: the weights for a window of the pool, the ids for
-//! slots. When some are missing, each expert matmul is computed in groups of experts, resident
-//! ones first, while the reads of the others are in flight; rows are gathered, multiplied and
-//! scattered into the node's own output. A matmul with an expert's rows gives the same bits
-//! whatever other experts are in the call, provided that all rows of one expert stay in one call
-//! (ggml-cpu chooses its kernel by their number), so both ways are exact on the CPU backend.
+//! slots. When some are missing, the expert matmuls are computed in groups of experts, resident
+//! ones first, while the reads of the others are in flight (`gather`). A matmul with an expert's
+//! rows gives the same bits whatever other experts are in the call, provided that all rows of one
+//! expert stay in one call (ggml-cpu chooses its kernel by their number), so both ways are exact
+//! on the CPU backend.
 
 use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use tierstream_io::Priority;
-
+use self::gather::{Op, Scratch};
+use self::loads::Loads;
+use self::routed::Routed;
 use crate::abi::*;
 use crate::error::{Error, Result};
-use crate::plan::{ExpertOp, Plan, Routing, nodes, view};
+use crate::plan::{Plan, Routing, Segment, nodes, view};
 use crate::proxy::{Control, Device};
-use crate::residency::{Memory, Need, Placed, Residency, Step};
+use crate::residency::{Placed, Residency, Step};
+
+mod gather;
+mod loads;
+mod routed;
 
 /// Graphs whose plans are kept. llama.cpp alternates between a few (prefill, decode).
 const PLANS_KEPT: usize = 4;
 
-/// (token, expert) pairs in one gathered matmul, beyond which a new one is begun. Bounds the
-/// scratch memory: the rows of one expert are never split, so a batch of n tokens needs room for
-/// this many pairs and n more.
-const PAIRS_PER_CALL: usize = 1024;
+/// Why a graph was not computed to its end.
+enum Halt {
+    /// The inner backend said so.
+    Status(ggml_status),
+    Error(Error),
+}
+
+impl From<Error> for Halt {
+    fn from(error: Error) -> Self {
+        Halt::Error(error)
+    }
+}
+
+type Run<T = ()> = std::result::Result<T, Halt>;
+
+fn done(status: ggml_status) -> Run {
+    if status == GGML_STATUS_SUCCESS { Ok(()) } else { Err(Halt::Status(status)) }
+}
 
 /// Computes graphs on an inner backend. One per context.
 pub(crate) struct Executor {
@@ -59,40 +78,36 @@ impl Executor {
         // SAFETY: ggml passes a graph that stays as it is for the call.
         let graph = unsafe { &*graph };
         let plan = self.take_plan(device, graph)?;
-        let status = self.run_plan(device, graph, &plan.1);
-        self.plans.push(plan);
-        status
+        let run = self.run_plan(device, graph, &plan);
+        if graph.uid != 0 {
+            self.plans.push((graph.uid, plan));
+        }
+        match run {
+            Ok(()) => Ok(GGML_STATUS_SUCCESS),
+            Err(Halt::Status(status)) => Ok(status),
+            Err(Halt::Error(error)) => Err(error),
+        }
     }
 
-    fn run_plan(
-        &mut self,
-        device: &Device,
-        graph: &ggml_cgraph,
-        plan: &Plan,
-    ) -> Result<ggml_status> {
+    fn run_plan(&mut self, device: &Device, graph: &ggml_cgraph, plan: &Plan) -> Run {
         if !plan.has_experts() {
-            return Ok(self.run_nodes(graph, 0, nodes(graph).len(), graph.uid));
+            return self.run_nodes(graph, 0, nodes(graph).len(), graph.uid);
         }
         let no_pool = || Error::SelfCheck("expert weights are used before there is a pool".into());
         let residency = device.residency().ok_or_else(no_pool)?.clone();
         if let Some(bases) = &*residency.identity() {
-            return Ok(self.run_resident(&residency, graph, plan, bases));
+            return self.run_resident(&residency, graph, plan, bases);
         }
         for segment in &plan.segments {
             if self.control.is_cancelled() {
-                return Err(Error::Cancelled);
+                return Err(Error::Cancelled.into());
             }
-            let status = match &segment.routing {
-                None => self.run_nodes(graph, segment.start, segment.end, 0),
-                Some(routing) => {
-                    self.run_layer(&residency, graph, (segment.start, segment.end), routing)?
-                }
-            };
-            if status != GGML_STATUS_SUCCESS {
-                return Ok(status);
+            match &segment.routing {
+                None => self.run_nodes(graph, segment.start, segment.end, 0)?,
+                Some(routing) => self.run_layer(&residency, graph, segment, routing)?,
             }
         }
-        Ok(GGML_STATUS_SUCCESS)
+        Ok(())
     }
 
     /// Every record sits in expert order: only the weights need exchanging, in one call.
@@ -102,26 +117,28 @@ impl Executor {
         graph: &ggml_cgraph,
         plan: &Plan,
         bases: &[u32],
-    ) -> ggml_status {
+    ) -> Run {
         let all = nodes(graph);
-        let mut patch = Patch::default();
+        let routings = || plan.segments.iter().filter_map(|s| s.routing.as_ref());
         let mut windows = Vec::new();
-        for routing in plan.segments.iter().filter_map(|s| s.routing.as_ref()) {
-            let layer = residency.layer(routing.layer);
-            let base = bases[routing.layer];
-            for op in &routing.ops {
-                let last = base + layer.experts - 1;
-                let window = residency.window(routing.layer, op.part, base, last);
-                windows.push((all[op.node], Box::new(window)));
+        for routing in routings() {
+            let (base, experts) = (bases[routing.layer], residency.layer(routing.layer).experts);
+            for op in routing.ops() {
+                let window = residency.window(routing.layer, op.part, base, base + experts - 1);
+                windows.push((all[op.node], window));
             }
+        }
+        let mut patch = Patch::default();
+        for (node, window) in &mut windows {
+            patch.source(*node, 0, ptr::from_mut(window));
+        }
+        self.run_nodes(graph, 0, all.len(), graph.uid)?;
+        for routing in routings() {
             // SAFETY: a live tensor of the graph.
             let tokens = unsafe { (*routing.ids).ne[1] };
             residency.count_resident(routing.layer, tokens.unsigned_abs());
         }
-        for (node, window) in &mut windows {
-            patch.source(*node, 0, ptr::from_mut(window.as_mut()));
-        }
-        self.run_nodes(graph, 0, all.len(), graph.uid)
+        Ok(())
     }
 
     /// One MoE layer: everything from its first expert matmul to the next layer's.
@@ -129,30 +146,25 @@ impl Executor {
         &mut self,
         residency: &Arc<Residency>,
         graph: &ggml_cgraph,
-        (start, end): (usize, usize),
+        segment: &Segment,
         routing: &Routing,
-    ) -> Result<ggml_status> {
-        self.synchronize();
+    ) -> Run {
+        synchronize(self.inner);
         let layer = residency.layer(routing.layer);
-        self.routed.read(routing, layer.experts).map_err(|reason| Error::Graph {
-            layer: layer.block,
-            reason,
-        })?;
+        self.routed
+            .read(routing, layer.experts)
+            .map_err(|reason| Error::Graph { layer: layer.block, reason })?;
         if self.routed.pairs() == 0 {
-            return Ok(self.run_nodes(graph, start, end, 0));
+            return self.run_nodes(graph, segment.start, segment.end, 0);
         }
         let cancelled = || self.control.is_cancelled();
         let mut step = residency.acquire(routing.layer, self.routed.needs(), &cancelled)?;
-        let status = if step.arriving().is_empty() {
-            let placed = step.hits().to_vec();
-            self.run_whole(residency, graph, (start, end), routing, &placed)?
+        if step.arriving().is_empty() {
+            self.run_whole(residency, graph, segment, routing, step.hits())?;
         } else {
-            self.run_in_groups(residency, graph, (start, end), routing, &mut step)?
-        };
-        if status == GGML_STATUS_SUCCESS {
-            step.finish()?; // else reads may be under way that nobody has waited for
+            self.run_in_groups(residency, graph, segment, routing, &mut step)?;
         }
-        Ok(status)
+        Ok(step.finish()?)
     }
 
     /// All routed records are resident: the segment as it is, over slots.
@@ -160,17 +172,16 @@ impl Executor {
         &mut self,
         residency: &Residency,
         graph: &ggml_cgraph,
-        (start, end): (usize, usize),
+        segment: &Segment,
         routing: &Routing,
         placed: &[Placed],
-    ) -> Result<ggml_status> {
+    ) -> Run {
         let (low, high) = slot_range(placed);
         self.routed.map(placed, low);
         let mut ids = self.scratch.ids(&self.routed)?;
         let all = nodes(graph);
         let mut windows: Vec<_> = routing
-            .ops
-            .iter()
+            .ops()
             .map(|op| (all[op.node], residency.window(routing.layer, op.part, low, high)))
             .collect();
         let mut patch = Patch::default();
@@ -178,7 +189,7 @@ impl Executor {
             patch.source(*node, 0, ptr::from_mut(window));
             patch.source(*node, 2, &raw mut ids);
         }
-        Ok(self.run_nodes(graph, start, end, 0))
+        self.run_nodes(graph, segment.start, segment.end, 0)
     }
 
     /// Some routed records are missing: expert matmuls in groups, all else as it is.
@@ -186,124 +197,71 @@ impl Executor {
         &mut self,
         residency: &Residency,
         graph: &ggml_cgraph,
-        (start, end): (usize, usize),
+        segment: &Segment,
         routing: &Routing,
         step: &mut Step,
-    ) -> Result<ggml_status> {
-        let mut loads = Loads::new(&routing.ops, step);
-        let mut at = start;
-        for (index, op) in routing.ops.iter().enumerate() {
-            let mut status = self.run_nodes(graph, at, op.node, 0);
-            if status == GGML_STATUS_SUCCESS {
-                let node = nodes(graph)[op.node];
-                status = self.run_op(residency, routing, node, index, &mut loads, step)?;
-            }
-            if status != GGML_STATUS_SUCCESS {
-                return Ok(status);
-            }
-            at = op.node + 1;
+    ) -> Run {
+        let mut loads = Loads::new(&routing.stages, step);
+        let all = nodes(graph);
+        let mut at = segment.start;
+        for (index, stage) in routing.stages.iter().enumerate() {
+            let ops: Vec<Op> =
+                stage.ops.iter().map(|op| Op { node: all[op.node], part: op.part }).collect();
+            self.run_nodes(graph, at, stage.first(), 0)?;
+            self.run_stage(residency, routing.layer, &ops, index, &mut loads, step)?;
+            at = stage.last() + 1;
         }
-        Ok(self.run_nodes(graph, at, end, 0))
+        self.run_nodes(graph, at, segment.end, 0)
     }
 
-    /// One expert matmul: resident records first, then each group as it arrives.
-    fn run_op(
-        &mut self,
-        residency: &Residency,
-        routing: &Routing,
-        node: *mut ggml_tensor,
-        op: usize,
-        loads: &mut Loads,
-        step: &mut Step,
-    ) -> Result<ggml_status> {
-        let part = routing.ops[op].part;
-        let hits = step.hits().to_vec();
-        let mut status = self.run_experts(residency, routing.layer, part, node, &hits)?;
-        for group in 0..step.arriving().len() {
-            if self.control.is_cancelled() {
-                return Err(Error::Cancelled);
-            }
-            if status != GGML_STATUS_SUCCESS {
-                break;
-            }
-            let waiting = Instant::now();
-            let load = loads.of(op, group);
-            self.control.wait_for(step.ticket(load))?;
-            let waited = u64::try_from(waiting.elapsed().as_nanos()).unwrap_or(u64::MAX);
-            self.control.stall_ns.fetch_add(waited, Ordering::Relaxed);
-            step.arrived(load)?;
-            let placed = step.arriving()[group].clone();
-            status = self.run_experts(residency, routing.layer, part, node, &placed)?;
-            loads.computed(step, op, group);
-        }
-        Ok(status)
-    }
-
-    /// The rows of `placed` experts of one expert matmul, in as many calls as the scratch allows.
-    fn run_experts(
+    /// The matmuls of a stage: resident records first, then each group as it arrives.
+    fn run_stage(
         &mut self,
         residency: &Residency,
         layer: usize,
-        part: usize,
-        node: *mut ggml_tensor,
-        placed: &[Placed],
-    ) -> Result<ggml_status> {
-        let mut rest = placed;
-        while !rest.is_empty() {
-            let mut pairs = 0;
-            let fits = |p: &&Placed| {
-                let first = pairs == 0;
-                pairs += self.routed.rows_of(p.expert).len();
-                first || pairs <= PAIRS_PER_CALL
-            };
-            let n = rest.iter().take_while(fits).count();
-            let (now, later) = rest.split_at(n);
-            let (low, high) = slot_range(now);
-            let window = residency.window(layer, part, low, high);
-            let status = self.scratch.gathered_matmul(self.inner, node, &window, now, low, &self.routed);
-            let status = status.map_err(|e| match e {
-                Error::Graph { reason, .. } => {
-                    Error::Graph { layer: residency.layer(layer).block, reason }
-                }
-                other => other,
-            })?;
-            if status != GGML_STATUS_SUCCESS {
-                return Ok(status);
+        ops: &[Op],
+        stage: usize,
+        loads: &mut Loads,
+        step: &mut Step,
+    ) -> Run {
+        let Self { inner, control, routed, scratch, .. } = self;
+        done(scratch.compute(*inner, residency, layer, ops, step.hits(), routed)?)?;
+        for group in 0..step.arriving().len() {
+            if control.is_cancelled() {
+                return Err(Error::Cancelled.into());
             }
-            rest = later;
+            let waiting = Instant::now();
+            let load = loads.of(stage, group);
+            control.wait_for(step.ticket(load))?;
+            let waited = u64::try_from(waiting.elapsed().as_nanos()).unwrap_or(u64::MAX);
+            control.stall_ns.fetch_add(waited, Ordering::Relaxed);
+            step.arrived(load)?;
+            let placed = &step.arriving()[group];
+            done(scratch.compute(*inner, residency, layer, ops, placed, routed)?)?;
+            loads.computed(step, stage, group);
         }
-        Ok(GGML_STATUS_SUCCESS)
+        Ok(())
     }
 
-    fn run_nodes(&self, graph: &ggml_cgraph, start: usize, end: usize, uid: u64) -> ggml_status {
+    fn run_nodes(&self, graph: &ggml_cgraph, start: usize, end: usize, uid: u64) -> Run {
         if start == end {
-            return GGML_STATUS_SUCCESS;
+            return Ok(());
         }
         let mut view = view(graph, start, end);
         view.uid = uid;
-        compute_on(self.inner, &mut view)
-    }
-
-    /// Waits until the inner backend has computed what it was given.
-    fn synchronize(&self) {
-        // SAFETY: a live backend; the slot may be empty.
-        unsafe {
-            if let Some(f) = (*self.inner).iface.synchronize {
-                f(self.inner);
-            }
-        }
+        done(compute_on(self.inner, &mut view))
     }
 
     /// The plan of `graph`, taken out of the cache or made.
-    fn take_plan(&mut self, device: &Device, graph: &ggml_cgraph) -> Result<(u64, Plan)> {
+    fn take_plan(&mut self, device: &Device, graph: &ggml_cgraph) -> Result<Plan> {
         let known = self.plans.iter().position(|(uid, _)| *uid == graph.uid && graph.uid != 0);
         if let Some(index) = known {
-            return Ok(self.plans.remove(index));
+            return Ok(self.plans.remove(index).1);
         }
         if self.plans.len() >= PLANS_KEPT {
             self.plans.remove(0);
         }
-        Ok((graph.uid, Plan::new(graph, &device.weight_table())?))
+        Plan::new(graph, &device.weight_table())
     }
 }
 
@@ -312,62 +270,19 @@ fn compute_on(backend: ggml_backend_t, graph: &mut ggml_cgraph) -> ggml_status {
     unsafe { (*backend).iface.graph_compute.expect("every backend computes")(backend, graph) }
 }
 
+/// Waits until `backend` has computed what it was given.
+fn synchronize(backend: ggml_backend_t) {
+    // SAFETY: a live backend; the slot may be empty.
+    unsafe {
+        if let Some(f) = (*backend).iface.synchronize {
+            f(backend);
+        }
+    }
+}
+
 fn slot_range(placed: &[Placed]) -> (u32, u32) {
     let slots = placed.iter().map(|p| p.slot);
     (slots.clone().min().unwrap_or(0), slots.max().unwrap_or(0))
-}
-
-/// The order in which the parts of the missing records are read.
-///
-/// A load belongs to one expert matmul and one group. Loads start in the order in which they are
-/// computed, each as soon as the group that last used its slots has been computed with that part.
-/// Different parts lie in different memory, so with one or two groups everything starts at once.
-struct Loads {
-    parts: Vec<usize>,
-    groups: usize,
-    /// Groups that may be in the slots at one time.
-    turns: usize,
-    /// Loads started, in order; index = op * groups + group.
-    started: Vec<usize>,
-    /// Groups computed, per op.
-    computed: Vec<usize>,
-}
-
-impl Loads {
-    fn new(ops: &[ExpertOp], step: &mut Step) -> Self {
-        let groups = step.arriving();
-        let shared = groups.len() > 1 && groups[0].iter().any(|p| groups[1].iter().any(|q| p.slot == q.slot));
-        let mut this = Self {
-            parts: ops.iter().map(|op| op.part).collect(),
-            groups: groups.len(),
-            turns: if shared { 1 } else { 2 },
-            started: Vec::with_capacity(ops.len() * groups.len()),
-            computed: vec![0; ops.len()],
-        };
-        this.start(step);
-        this
-    }
-
-    fn start(&mut self, step: &mut Step) {
-        while self.started.len() < self.parts.len() * self.groups {
-            let (op, group) = (self.started.len() / self.groups, self.started.len() % self.groups);
-            if group >= self.computed[op] + self.turns {
-                break;
-            }
-            let placed = step.arriving()[group].clone();
-            self.started.push(step.load(self.parts[op], &placed, Priority::Demand));
-        }
-    }
-
-    /// The load of a group for an expert matmul, which has been started.
-    fn of(&self, op: usize, group: usize) -> usize {
-        self.started[op * self.groups + group]
-    }
-
-    fn computed(&mut self, step: &mut Step, op: usize, group: usize) {
-        self.computed[op] = group + 1;
-        self.start(step);
-    }
 }
 
 /// Sources of nodes, exchanged for the time of a call.
@@ -392,284 +307,6 @@ impl Drop for Patch {
             unsafe { (*node).src[index] = original };
         }
     }
-}
-
-/// The routing of one batch in one layer, on the host.
-#[derive(Default)]
-struct Routed {
-    /// Expert of each pair, `n_used` a token; pair = token * n_used + rank.
-    experts: Vec<u32>,
-    /// What the matmul gets instead: slot - low.
-    slots: Vec<i32>,
-    n_used: usize,
-    n_tokens: usize,
-    needs: Vec<Need>,
-    /// Pairs in the order of their experts.
-    by_expert: Vec<u32>,
-    /// Where an expert's pairs begin in `by_expert`; one more than experts.
-    starts: Vec<u32>,
-    raw: Vec<u8>,
-}
-
-impl Routed {
-    /// Reads the ids of a routing, which the backend has computed.
-    fn read(&mut self, routing: &Routing, n_experts: u32) -> Result<(), String> {
-        // SAFETY: a live, allocated tensor of the graph.
-        let ids = unsafe { &*routing.ids };
-        if ids.type_ != GGML_TYPE_I32 || ids.ne[2] != 1 || ids.ne[3] != 1 {
-            return Err("the selected experts are no I32 matrix".into());
-        }
-        let size = |n: i64| usize::try_from(n).unwrap_or(0);
-        (self.n_used, self.n_tokens) = (size(ids.ne[0]), size(ids.ne[1]));
-        self.experts.clear();
-        // SAFETY: as above; the bytes of a view span its strides.
-        unsafe {
-            self.raw.resize(ggml_nbytes(ids), 0);
-            ggml_backend_tensor_get(ids, self.raw.as_mut_ptr().cast(), 0, self.raw.len());
-        }
-        for token in 0..self.n_tokens {
-            for rank in 0..self.n_used {
-                let at = token * ids.nb[1] + rank * ids.nb[0];
-                let bytes = self.raw[at..at + 4].try_into().expect("four bytes");
-                let id = i32::from_ne_bytes(bytes);
-                match u32::try_from(id) {
-                    Ok(id) if id < n_experts => self.experts.push(id),
-                    _ => return Err(format!("expert {id} selected of {n_experts}")),
-                }
-            }
-        }
-        self.index(n_experts);
-        Ok(())
-    }
-
-    /// Sorts the pairs by expert (counting sort) and lists the distinct experts.
-    fn index(&mut self, n_experts: u32) {
-        self.starts.clear();
-        self.starts.resize(n_experts as usize + 1, 0);
-        for &e in &self.experts {
-            self.starts[e as usize + 1] += 1;
-        }
-        self.needs.clear();
-        for e in 0..n_experts as usize {
-            if self.starts[e + 1] > 0 {
-                self.needs.push(Need { expert: u32::try_from(e).expect("below n_experts"), last_row: 0 });
-            }
-            self.starts[e + 1] += self.starts[e];
-        }
-        self.by_expert.clear();
-        self.by_expert.resize(self.experts.len(), 0);
-        let mut next = self.starts.clone();
-        for (pair, &e) in (0u32..).zip(&self.experts) {
-            self.by_expert[next[e as usize] as usize] = pair;
-            next[e as usize] += 1;
-        }
-        let n_used = u32::try_from(self.n_used.max(1)).expect("top-k is small");
-        for need in &mut self.needs {
-            let end = self.starts[need.expert as usize + 1] as usize;
-            need.last_row = self.by_expert[end - 1] / n_used;
-        }
-    }
-
-    fn pairs(&self) -> usize {
-        self.experts.len()
-    }
-
-    /// Distinct experts, with the last token that needs each.
-    fn needs(&self) -> &[Need] {
-        &self.needs
-    }
-
-    /// Pairs that are routed to `expert`, ascending.
-    fn rows_of(&self, expert: u32) -> &[u32] {
-        let e = expert as usize;
-        &self.by_expert[self.starts[e] as usize..self.starts[e + 1] as usize]
-    }
-
-    /// Fills `slots` for all pairs. Every routed expert must be in `placed`.
-    fn map(&mut self, placed: &[Placed], low: u32) {
-        self.slots.clear();
-        self.slots.resize(self.experts.len(), 0);
-        for p in placed {
-            let slot = i32::try_from(p.slot - low).expect("slots fit ggml's ids");
-            let e = p.expert as usize;
-            for at in self.starts[e]..self.starts[e + 1] {
-                self.slots[self.by_expert[at as usize] as usize] = slot;
-            }
-        }
-    }
-}
-
-/// Memory and tensors for what the executor adds to a graph.
-struct Scratch {
-    buffer_type: ggml_backend_buffer_type_t,
-    memory: Option<Memory>,
-    /// Tensor headers of one gathered matmul, without data.
-    context: *mut ggml_context,
-}
-
-/// Headers of one gathered matmul: tensors and a small graph.
-const CONTEXT_BYTES: usize = 64 * 1024;
-
-impl Scratch {
-    fn new(inner: ggml_backend_t) -> Self {
-        let params =
-            ggml_init_params { mem_size: CONTEXT_BYTES, mem_buffer: ptr::null_mut(), no_alloc: true };
-        // SAFETY: a live backend; ggml_init returns null or a context.
-        unsafe {
-            Self {
-                buffer_type: ggml_backend_get_default_buffer_type(inner.cast()).cast(),
-                memory: None,
-                context: ggml_init(params),
-            }
-        }
-    }
-
-    fn memory(&mut self, bytes: usize) -> Result<&Memory> {
-        if self.memory.as_ref().is_none_or(|m| m.bytes() < bytes) {
-            self.memory = None; // give the old one back first
-            self.memory = Some(Memory::scratch(self.buffer_type, bytes)?);
-        }
-        Ok(self.memory.as_ref().expect("just made"))
-    }
-
-    /// A tensor with the slots of all pairs, shaped like the routing's ids.
-    fn ids(&mut self, routed: &Routed) -> Result<ggml_tensor> {
-        let memory = self.memory(routed.slots.len() * 4)?;
-        let shape = [routed.n_used, routed.n_tokens, 1];
-        let mut ids = memory.tensor(GGML_TYPE_I32, shape.map(to_ne), memory.base());
-        set(&mut ids, &routed.slots);
-        Ok(ids)
-    }
-
-    /// `node` (a `MUL_MAT_ID`) for the rows of `placed` only, with `window` as its matrices.
-    ///
-    /// rows = src1 at the pairs' rows; out = window\[slot\] x rows; node at the pairs = out.
-    fn gathered_matmul(
-        &mut self,
-        inner: ggml_backend_t,
-        node: *mut ggml_tensor,
-        window: &ggml_tensor,
-        placed: &[Placed],
-        low: u32,
-        routed: &Routed,
-    ) -> Result<ggml_status> {
-        // SAFETY: a live, allocated node of the graph and its source.
-        let (node, input) = unsafe { (&*node, &*(*node).src[1]) };
-        let unsupported = |reason: &str| Error::Graph { layer: 0, reason: reason.to_owned() };
-        let (inputs_per_token, input_rows, input_stride) =
-            row_layout(input).ok_or_else(|| unsupported("the expert matmul's input is not in rows"))?;
-        // SAFETY: a live tensor.
-        if !unsafe { ggml_is_contiguous(node) } {
-            return Err(unsupported("the expert matmul's output is not contiguous"));
-        }
-        let mut from = Vec::new();
-        let mut slots = Vec::new();
-        let mut to = Vec::new();
-        for p in placed {
-            let slot = i32::try_from(p.slot - low).expect("slots fit ggml's ids");
-            for &pair in routed.rows_of(p.expert) {
-                let (token, rank) = (pair as usize / routed.n_used, pair as usize % routed.n_used);
-                let row = token * inputs_per_token + rank % inputs_per_token;
-                from.push(i32::try_from(row).expect("rows fit ggml's ids"));
-                slots.push(slot);
-                to.push(i32::try_from(pair).expect("rows fit ggml's ids"));
-            }
-        }
-        let n = from.len();
-        let (k, m) = (input.ne[0], node.ne[0]);
-        // One input row for all: a single token's, shared by its experts. It need not be gathered.
-        let shared = input_rows == 1;
-        let bytes = |elements: usize| (elements * 4).next_multiple_of(Memory::ALIGNMENT);
-        let gathered = if shared { 0 } else { bytes(n * usize_of(k)) };
-        let index = bytes(n);
-        let memory = self.memory(gathered + bytes(n * usize_of(m)) + 3 * index)?;
-        let (base, buffer) = (memory.base(), memory.buffer());
-        let context = self.context;
-        // SAFETY: building a graph of fresh headers in our own context over live data: `place`
-        // puts each into the scratch in bounds, sources are detached from their own graph.
-        unsafe {
-            ggml_reset(context);
-            let mut at = base;
-            let mut place = |t: *mut ggml_tensor, bytes: usize| {
-                (*t).data = at.cast();
-                (*t).buffer = buffer.cast();
-                at = at.add(bytes);
-                t
-            };
-            let indices = |t: *mut ggml_tensor, values: &[i32]| {
-                set(&mut *t, values);
-                t
-            };
-            let n = to_ne(n);
-            let from_t = indices(place(ggml_new_tensor_1d(context, GGML_TYPE_I32, n), index), &from);
-            let to_t = indices(place(ggml_new_tensor_1d(context, GGML_TYPE_I32, n), index), &to);
-            let ids_shape = if shared { [n, 1] } else { [1, n] };
-            let ids_t = ggml_new_tensor_2d(context, GGML_TYPE_I32, ids_shape[0], ids_shape[1]);
-            let ids_t = indices(place(ids_t, index), &slots);
-
-            let source = ggml_new_tensor_2d(context, input.type_, k, to_ne(input_rows));
-            (*source).nb[1] = input_stride;
-            (*source).nb[2] = input_stride * input_rows;
-            (*source).nb[3] = (*source).nb[2];
-            (*source).data = input.data;
-            (*source).buffer = input.buffer;
-            let rows = if shared {
-                source
-            } else {
-                let rows = place(ggml_get_rows(context, source, from_t), gathered);
-                ggml_reshape_3d(context, rows, k, 1, n)
-            };
-            let weights = ggml_dup_tensor(context, window);
-            *weights = *window;
-            let out = ggml_mul_mat_id(context, weights, rows, ids_t);
-            (*out).op_params = node.op_params;
-            let out = place(out, bytes(usize_of(n * m)));
-            let target = ggml_new_tensor_2d(context, node.type_, m, node.ne[1] * node.ne[2]);
-            (*target).data = node.data;
-            (*target).buffer = node.buffer;
-            let out = ggml_reshape_2d(context, out, m, n);
-            let scatter = ggml_set_rows(context, target, out, to_t);
-
-            let graph: *mut ggml_cgraph = ggml_new_graph_custom(context, 16, false).cast();
-            ggml_build_forward_expand(graph.cast(), scatter);
-            let status = compute_on(inner, &mut *graph);
-            if let Some(f) = (*inner).iface.synchronize {
-                f(inner); // the indices in the scratch are about to be overwritten
-            }
-            Ok(status)
-        }
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        // SAFETY: ours, freed once.
-        unsafe { ggml_free(self.context) };
-    }
-}
-
-/// Rows per token, rows in all and bytes between rows of an expert matmul's input `[k, rows per
-/// token, tokens]`, if one stride leads through all rows.
-fn row_layout(input: &ggml_tensor) -> Option<(usize, usize, usize)> {
-    let (per_token, tokens) = (usize_of(input.ne[1]), usize_of(input.ne[2]));
-    let even = input.type_ == GGML_TYPE_F32 && input.nb[0] == 4 && input.ne[3] == 1;
-    let stride = if per_token == 1 { input.nb[2] } else { input.nb[1] };
-    (even && (per_token == 1 || tokens == 1 || input.nb[2] == per_token * stride))
-        .then_some((per_token, per_token * tokens, stride))
-}
-
-fn to_ne(n: usize) -> i64 {
-    i64::try_from(n).expect("shapes fit ggml's int64")
-}
-
-fn usize_of(ne: i64) -> usize {
-    usize::try_from(ne).expect("ggml's shapes are not negative")
-}
-
-/// Uploads `values` to a tensor of as many elements.
-fn set(tensor: &mut ggml_tensor, values: &[i32]) {
-    // SAFETY: an allocated tensor; ggml checks the size.
-    unsafe { ggml_backend_tensor_set(tensor, values.as_ptr().cast(), 0, size_of_val(values)) };
 }
 
 #[cfg(test)]

@@ -28,7 +28,45 @@ pub(crate) struct Routing {
     pub(crate) layer: usize,
     /// The selected experts, I32 `[n_used, n_tokens]`, often a strided view.
     pub(crate) ids: *mut ggml_tensor,
+    pub(crate) stages: Vec<Stage>,
+}
+
+impl Routing {
+    /// Every expert matmul, in the order of computing.
+    pub(crate) fn ops(&self) -> impl Iterator<Item = &ExpertOp> {
+        self.stages.iter().flat_map(|s| &s.ops)
+    }
+}
+
+/// Expert matmuls of the same input with nothing computed between them (gate and up), so that
+/// they can be computed as one: the outputs of all are allocated while each of them is.
+#[derive(Debug)]
+pub(crate) struct Stage {
     pub(crate) ops: Vec<ExpertOp>,
+}
+
+impl Stage {
+    /// The first node.
+    pub(crate) fn first(&self) -> usize {
+        self.ops[0].node
+    }
+
+    /// The last node.
+    pub(crate) fn last(&self) -> usize {
+        self.ops[self.ops.len() - 1].node
+    }
+
+    /// Whether node `next` of `nodes` belongs to this stage.
+    fn takes(&self, nodes: &[*mut ggml_tensor], next: usize) -> bool {
+        // SAFETY: nodes of a graph that ggml is about to compute.
+        let node = |index: usize| unsafe { &*nodes[index] };
+        let is_view = |op| {
+            [GGML_OP_NONE, GGML_OP_RESHAPE, GGML_OP_VIEW, GGML_OP_PERMUTE, GGML_OP_TRANSPOSE]
+                .contains(&op)
+        };
+        ptr::eq(node(self.last()).src[1], node(next).src[1])
+            && (self.last() + 1..next).all(|between| is_view(node(between).op))
+    }
 }
 
 /// Nodes `start..end` of the graph; those with a routing begin with its first expert matmul.
@@ -66,11 +104,15 @@ impl Plan {
                             routing.layer
                         )));
                     }
-                    routing.ops.push(op);
+                    match routing.stages.last_mut() {
+                        Some(stage) if stage.takes(nodes, index) => stage.ops.push(op),
+                        _ => routing.stages.push(Stage { ops: vec![op] }),
+                    }
                 }
                 _ => {
                     current.end = index;
-                    let routing = Some(Routing { layer, ids, ops: vec![op] });
+                    let stages = vec![Stage { ops: vec![op] }];
+                    let routing = Some(Routing { layer, ids, stages });
                     segments.push(Segment { start: index, end: nodes.len(), routing });
                 }
             }
@@ -119,7 +161,7 @@ pub(crate) fn view(graph: &ggml_cgraph, start: usize, end: usize) -> ggml_cgraph
 
 /// A record is loaded by the matmuls that read it: all of its parts, each once.
 fn check_whole(routing: &Routing, table: &WeightTable) -> Result<()> {
-    let mut parts: Vec<usize> = routing.ops.iter().map(|op| op.part).collect();
+    let mut parts: Vec<usize> = routing.ops().map(|op| op.part).collect();
     parts.sort_unstable();
     if parts.iter().copied().eq(0..table.parts_of(routing.layer)) {
         return Ok(());
@@ -270,9 +312,11 @@ mod tests {
         assert!(plan.has_experts() && plan.segments[0].routing.is_none());
         let first = plan.segments[1].routing.as_ref().unwrap();
         assert_eq!((first.layer, first.ids), (0, a));
-        assert_eq!(first.ops, [ExpertOp { node: 1, part: 0 }, ExpertOp { node: 3, part: 1 }]);
+        let ops = |r: &Routing| r.ops().copied().collect::<Vec<_>>();
+        assert_eq!(ops(first), [ExpertOp { node: 1, part: 0 }, ExpertOp { node: 3, part: 1 }]);
+        assert_eq!(first.stages.len(), 2, "something is computed between the two");
         let second = plan.segments[2].routing.as_ref().unwrap();
-        assert_eq!(second.ops, [ExpertOp { node: 5, part: 1 }, ExpertOp { node: 6, part: 0 }]);
+        assert_eq!(ops(second), [ExpertOp { node: 5, part: 1 }, ExpertOp { node: 6, part: 0 }]);
     }
 
     #[test]

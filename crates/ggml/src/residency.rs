@@ -303,34 +303,44 @@ impl Residency {
     /// Reads every record into its slot, in file order, if all fit; then kernels find each
     /// layer's experts in expert order and no look-up is needed. `progress` gets bytes done.
     pub(crate) fn load_all(self: &Arc<Self>, progress: &mut dyn FnMut(u64) -> bool) -> Result<()> {
-        let mut bases = Vec::with_capacity(self.layers.len());
         let mut done = 0;
+        let mut finish = |layer: usize, step: Step| -> Result<()> {
+            for load in 0..step.arriving().len() {
+                step.arrived(load)?;
+            }
+            let records: usize = step.arriving().iter().map(Vec::len).sum();
+            step.finish()?;
+            done += records as u64 * self.layers[layer].record_bytes();
+            if progress(done) { Ok(()) } else { Err(Error::Cancelled) }
+        };
+        // The next layer's reads are queued before this one's are waited for.
+        let mut under_way: Option<(usize, Step)> = None;
         for (index, layer) in self.layers.iter().enumerate() {
             let need: Vec<Need> =
                 (0..layer.experts).map(|expert| Need { expert, last_row: 0 }).collect();
             let mut step = self.acquire(index, &need, &|| false)?;
-            let placed: Vec<Placed> = step.arriving().iter().flatten().copied().collect();
-            for part in 0..layer.parts.len() {
-                step.load(part, &placed, Priority::Bulk);
+            let parts: Vec<usize> = (0..layer.parts.len()).collect();
+            for group in 0..step.arriving().len() {
+                step.load(&parts, group, Priority::Bulk);
             }
-            for load in 0..layer.parts.len() {
-                step.arrived(load)?;
+            if let Some((layer, step)) = under_way.replace((index, step)) {
+                finish(layer, step)?;
             }
-            step.finish()?;
-            done += placed.len() as u64 * layer.record_bytes();
-            if !progress(done) {
-                return Err(Error::Cancelled);
-            }
-            let pool = self.lock();
-            let slot = |expert| match pool.peek(record(index, expert)) {
-                Lookup::Resident(slot) => Some(slot.index),
-                _ => None,
-            };
-            bases.push(slot(0).filter(|base| {
-                (0..layer.experts).all(|e| slot(e) == Some(base + e))
-            }));
         }
-        let identity: Option<Vec<u32>> = bases.into_iter().collect();
+        if let Some((layer, step)) = under_way {
+            finish(layer, step)?;
+        }
+        let pool = self.lock();
+        let slot = |layer, expert| match pool.peek(record(layer, expert)) {
+            Lookup::Resident(slot) => Some(slot.index),
+            _ => None,
+        };
+        let in_order = |(layer, spec): (usize, &Layer)| {
+            let base = slot(layer, 0)?;
+            (0..spec.experts).all(|e| slot(layer, e) == Some(base + e)).then_some(base)
+        };
+        let identity = self.layers.iter().enumerate().map(in_order).collect();
+        drop(pool);
         *self.identity.write().unwrap_or_else(PoisonError::into_inner) = identity;
         Ok(())
     }
@@ -511,10 +521,11 @@ pub(crate) struct Step {
     loads: Vec<Load>,
 }
 
-/// Reads of one part of some records.
+/// Reads of some parts of a group's records.
 struct Load {
     ticket: Arc<Ticket>,
-    file: FileId,
+    /// Where the parts are; almost always one file.
+    files: Vec<FileId>,
 }
 
 impl Step {
@@ -529,25 +540,34 @@ impl Step {
         &self.groups
     }
 
-    /// Starts to read `part` of `placed`; returns the index for [`Step::arrived`].
-    pub(crate) fn load(&mut self, part: usize, placed: &[Placed], priority: Priority) -> usize {
+    /// Starts to read `parts` of the records of a group; returns the index for
+    /// [`Step::arrived`].
+    pub(crate) fn load(&mut self, parts: &[usize], group: usize, priority: Priority) -> usize {
         let residency = &self.residency;
         let layer = &residency.layers[self.layer];
-        let source = &layer.parts[part];
-        let pool = &residency.classes[layer.class].parts[part];
-        let mut extents = Vec::with_capacity(placed.len());
-        let mut targets = Vec::with_capacity(placed.len());
-        for p in placed {
-            extents.push(Extent {
-                file: source.file,
-                offset: source.offset + u64::from(p.expert) * source.bytes as u64,
-                len: source.bytes as u64,
-            });
-            targets.push(pool.data.cast::<u8>().wrapping_add(p.slot as usize * source.bytes));
+        let placed = &self.groups[group];
+        let mut extents = Vec::with_capacity(placed.len() * parts.len());
+        let mut targets = Vec::with_capacity(placed.len() * parts.len());
+        let mut files = Vec::with_capacity(1);
+        for &part in parts {
+            let source = &layer.parts[part];
+            let pool = &residency.classes[layer.class].parts[part];
+            if !files.contains(&source.file) {
+                files.push(source.file);
+            }
+            for p in placed {
+                extents.push(Extent {
+                    file: source.file,
+                    offset: source.offset + u64::from(p.expert) * source.bytes as u64,
+                    len: source.bytes as u64,
+                });
+                let slot = pool.data.cast::<u8>().wrapping_add(p.slot as usize * source.bytes);
+                targets.push(Target { slot, bytes: source.bytes });
+            }
         }
-        let sink = Arrival { targets, bytes: source.bytes, _residency: residency.clone() };
+        let sink = Arrival { targets, _residency: residency.clone() };
         let ticket = Arc::new(residency.reader.submit(priority, extents, Arc::new(sink)));
-        self.loads.push(Load { ticket, file: source.file });
+        self.loads.push(Load { ticket, files });
         self.loads.len() - 1
     }
 
@@ -559,9 +579,12 @@ impl Step {
     /// Waits until the reads of one [`Step::load`] have arrived. Fails also if the file was
     /// written to since it was opened.
     pub(crate) fn arrived(&self, load: usize) -> Result<()> {
-        let Load { ticket, file } = &self.loads[load];
+        let Load { ticket, files } = &self.loads[load];
         ticket.wait()?;
-        Ok(self.residency.reader.file(*file)?.check_unchanged()?)
+        for &file in files {
+            self.residency.reader.file(file)?.check_unchanged()?;
+        }
+        Ok(())
     }
 
     /// The layer is computed, with every part of its records loaded and [`Step::arrived`]: what was
@@ -603,12 +626,16 @@ impl Drop for Step {
 
 /// Copies what arrives into slots.
 struct Arrival {
-    /// Start of each piece's slot.
-    targets: Vec<*mut u8>,
-    /// Bytes of each piece.
-    bytes: usize,
+    /// Where each piece goes.
+    targets: Vec<Target>,
     /// Keeps the pool's memory while reads are under way.
     _residency: Arc<Residency>,
+}
+
+/// One part of a slot.
+struct Target {
+    slot: *mut u8,
+    bytes: usize,
 }
 
 // SAFETY: the targets are slots that this step has reserved and that nobody reads before the
@@ -620,11 +647,11 @@ unsafe impl Sync for Arrival {}
 impl Sink for Arrival {
     fn chunk(&self, chunk: Chunk) {
         let offset = usize::try_from(chunk.offset).expect("a piece is smaller than memory");
-        assert!(offset + chunk.len() <= self.bytes, "a chunk lies inside its piece");
+        let target = &self.targets[chunk.piece];
+        assert!(offset + chunk.len() <= target.bytes, "a chunk lies inside its piece");
         // SAFETY: in bounds of the slot (checked above); see the `Send` argument.
         unsafe {
-            let target = self.targets[chunk.piece].add(offset);
-            ptr::copy_nonoverlapping(chunk.as_ptr(), target, chunk.len());
+            ptr::copy_nonoverlapping(chunk.as_ptr(), target.slot.add(offset), chunk.len());
         }
     }
 

@@ -1,8 +1,10 @@
 //! What a request costs: replays a synthetic trace of 48 layers, 128 experts, top-8 under every
-//! policy and prints nanoseconds per request, everything included (request, reserve, commit, unpin).
+//! policy and prints nanoseconds per request, everything included (request, reserve, commit, unpin),
+//! and how far the slots of a layer lie apart at the end: slots from its lowest to its highest, per
+//! slot that it holds (1 is the best). Floors: the top-k, or "even", an even share for each layer.
 //!
 //! ```text
-//! cargo run --release -p tierstream-pool --example replay [tokens] [slots]
+//! cargo run --release -p tierstream-pool --example replay [tokens] [slots] [even]
 //! ```
 
 use std::time::Instant;
@@ -19,12 +21,18 @@ fn main() {
         arguments.next().map_or(default, |text| text.parse().expect("tokens and slots are numbers"))
     };
     let (tokens, slots) = (number(20_000), number(LAYERS * EXPERTS * 2 / 5));
+    let even = std::env::args().nth(3).is_some_and(|floors| floors == "even");
+    let floors = if even {
+        Pool::even_shares(&[EXPERTS; LAYERS as usize], slots)
+    } else {
+        vec![TOP_K; LAYERS as usize]
+    };
     let trace = trace(tokens);
     println!("{tokens} tokens, {slots} slots of {}", LAYERS * EXPERTS);
-    println!("policy    hits %  ns/request  us/token");
+    println!("policy    hits %  ns/request  us/token  span");
     for policy in Policy::ALL {
-        let layer = LayerSpec { class: 0, experts: EXPERTS, floor: TOP_K, record_bytes: 1 };
-        let layers = vec![layer; LAYERS as usize];
+        let layer = |&floor| LayerSpec { class: 0, experts: EXPERTS, floor, record_bytes: 1 };
+        let layers = floors.iter().map(layer).collect();
         let config = Config { layers, slots: vec![slots], policy, seed: 1 };
         let mut pool = Pool::new(config).expect("the floors fit");
         let start = Instant::now();
@@ -32,12 +40,21 @@ fn main() {
         let spent = start.elapsed().as_nanos() as f64;
         let total = pool.total();
         println!(
-            "{policy:<8}  {:6.2}  {:10.1}  {:8.1}",
+            "{policy:<8}  {:6.2}  {:10.1}  {:8.1}  {:4.1}",
             100.0 * total.hit_rate(),
             spent / total.requests as f64,
             spent / 1_000.0 / f64::from(tokens),
+            spread(&pool),
         );
     }
+}
+
+/// Slots in the spans of all layers per resident record.
+fn spread(pool: &Pool) -> f64 {
+    let spans = (0..LAYERS).filter_map(|layer| pool.span(layer));
+    let slots: u32 = spans.map(|(low, high)| high - low + 1).sum();
+    let held: u32 = (0..LAYERS).map(|layer| pool.resident(layer)).sum();
+    f64::from(slots) / f64::from(held)
 }
 
 fn replay(pool: &mut Pool, trace: &[u8]) {

@@ -1,5 +1,8 @@
-//! The slots of one class, and the floor-and-overflow rule over its layers.
+//! The slots of one class, the floor-and-overflow rule over its layers, and where their records lie.
 
+use std::ops::Range;
+
+use crate::free::{FreeSlots, even_shares};
 use crate::policy::{Candidates, Evictor};
 use crate::pool::Record;
 
@@ -55,7 +58,11 @@ impl LayerState {
 pub(crate) struct Class {
     slots: Vec<SlotState>,
     layers: Vec<LayerState>,
-    free: Vec<u32>,
+    free: FreeSlots,
+    /// Where each layer takes free slots first: its even share of the slots.
+    regions: Vec<Range<u32>>,
+    /// There is a slot for every record, so that each has a place of its own.
+    holds_all: bool,
     /// The sum of the layers' [`LayerState::lack`].
     lack: u32,
     /// The sum of the layers' [`LayerState::surplus`].
@@ -64,11 +71,19 @@ pub(crate) struct Class {
 }
 
 impl Class {
-    pub(crate) fn new(slots: u32, layers: Vec<LayerState>, evictor: Evictor) -> Self {
+    /// `experts` holds the number of experts of each layer.
+    pub(crate) fn new(
+        slots: u32,
+        layers: Vec<LayerState>,
+        experts: &[u32],
+        evictor: Evictor,
+    ) -> Self {
         let empty = SlotState { state: State::Free, layer: 0, expert: 0, pins: 0, used: 0 };
         Self {
             slots: vec![empty; slots as usize],
-            free: (0..slots).rev().collect(),
+            free: FreeSlots::all(slots),
+            regions: even_shares(experts, slots).collect(),
+            holds_all: experts.iter().copied().map(u64::from).sum::<u64>() <= u64::from(slots),
             lack: layers.iter().map(LayerState::lack).sum(),
             surplus: 0,
             layers,
@@ -98,7 +113,7 @@ impl Class {
     /// Number of [`take`](Self::take)s for `layer` that would succeed in a row.
     pub(crate) fn reservable(&self, layer: u32) -> u32 {
         let own = self.layer(layer);
-        let free = self.free.len() as u32;
+        let free = self.free.len();
         let to_floor = own.lack().min(free);
         let overflow = (free - to_floor).saturating_sub(self.lack - own.lack());
         to_floor + overflow + self.evictable_for(layer)
@@ -112,7 +127,7 @@ impl Class {
         expert: u32,
         now: u64,
     ) -> Option<(u32, Option<Record>)> {
-        let (slot, evicted) = match self.take_free(layer) {
+        let (slot, evicted) = match self.take_free(layer, expert) {
             Some(slot) => (slot, None),
             None => {
                 let slot = self.victim(layer, now)?;
@@ -163,7 +178,7 @@ impl Class {
         let entry = &mut self.slots[slot as usize];
         entry.pins = pins;
         if pins == 0 {
-            self.free.push(slot);
+            self.free.insert(slot);
         } else {
             entry.state = State::Draining;
         }
@@ -182,7 +197,7 @@ impl Class {
         }
         if entry.state == State::Draining {
             entry.state = State::Free;
-            self.free.push(slot);
+            self.free.insert(slot);
         } else {
             let layer = entry.layer;
             self.update(layer, |layer| layer.evictable += 1);
@@ -199,16 +214,28 @@ impl Class {
         let can = self.is_evictable(slot);
         if can {
             self.vacate(slot);
-            self.free.push(slot);
+            self.free.insert(slot);
         }
         can
     }
 
-    fn take_free(&mut self, layer: u32) -> Option<u32> {
+    /// Takes a free slot, if the layer may: the record's own place in a class that holds all, else
+    /// the lowest of the layer's region, else the one nearest to it.
+    fn take_free(&mut self, layer: u32, expert: u32) -> Option<u32> {
         let own = self.layer(layer);
         let others_lack = self.lack - own.lack();
-        let may = own.lack() > 0 || self.free.len() as u32 > others_lack;
-        if may { self.free.pop() } else { None }
+        if own.lack() == 0 && self.free.len() <= others_lack {
+            return None;
+        }
+        let region = &self.regions[layer as usize];
+        let place = region.start + expert;
+        let slot = if self.holds_all && self.free.contains(place) {
+            place
+        } else {
+            self.free.nearest(region)?
+        };
+        self.free.remove(slot);
+        Some(slot)
     }
 
     fn victim(&mut self, layer: u32, now: u64) -> Option<u32> {
@@ -233,7 +260,8 @@ impl Class {
         self.surplus - own.surplus() + own.evictable
     }
 
-    /// Takes the record out of a loading or resident slot. The slot is in no list afterwards.
+    /// Takes the record out of a loading or resident slot. The slot is not among the free ones
+    /// yet.
     fn vacate(&mut self, slot: u32) {
         self.evictor.policy().on_remove(slot);
         let entry = &mut self.slots[slot as usize];

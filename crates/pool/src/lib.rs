@@ -40,6 +40,26 @@
 //!   layer that holds more than its floor. The [`Policy`] chooses among them, and takes a record
 //!   that was used in the current step only when there is no other.
 //!
+//! # Where a layer's records lie
+//!
+//! A kernel that gets the slots from a layer's lowest to its highest pays for all that lie between,
+//! so a layer's slots should lie close together. The slots of a class are divided into one
+//! *region* per layer, in order, of its [even share](Pool::even_shares). A layer takes the lowest
+//! free slot of its region, or when there is none the free slot nearest to it. Only the choice
+//! among free slots follows the regions: the victims, and so the hit rates, are the same without
+//! them. What holds:
+//!
+//! - In a class with a slot for every record, the record of expert `e` lies at the base of its
+//!   layer's region plus `e`, and the regions are as large as the layers: the order is that of the
+//!   weights in the model file. It does not matter in which order the records came. The one
+//!   exception are slots of failed loads that are still pinned ([`Pool::abandon`]): a record whose
+//!   place is such a slot goes elsewhere.
+//! - With floors of [`Pool::even_shares`], every record lies in the region of its layer for ever
+//!   (with the same exception): no layer can hold more than its floor.
+//! - With lower floors a layer that takes a free slot gets one of its own region if there is one.
+//!   A layer that evicts another layer's record gets that one's slot, wherever it lies; every such
+//!   eviction mixes the regions, and only [`Pool::clear`] puts them in order again.
+//!
 //! # Example
 //!
 //! ```
@@ -76,6 +96,7 @@
 mod class;
 mod config;
 mod counters;
+mod free;
 mod policy;
 mod pool;
 

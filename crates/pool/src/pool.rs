@@ -3,6 +3,7 @@
 use crate::class::{Class, LayerState, State};
 use crate::config::{self, Config, Error, LayerSpec};
 use crate::counters::LayerCounters;
+use crate::free;
 use crate::policy::{Evictor, Shape};
 
 const ABSENT: u32 = u32::MAX;
@@ -113,7 +114,8 @@ impl Pool {
             .zip(states.into_iter().zip(experts))
             .map(|((class, &slots), (states, experts))| {
                 let shape = Shape { slots, experts: &experts, cycle, seed: config.seed ^ class };
-                Class::new(slots, states, Evictor::new(&config.policy, &shape))
+                let evictor = Evictor::new(&config.policy, &shape);
+                Class::new(slots, states, &experts, evictor)
             })
             .collect();
         Ok(Self {
@@ -131,6 +133,15 @@ impl Pool {
     #[must_use]
     pub fn least_slots(layers: &[LayerSpec], classes: usize) -> Vec<u32> {
         config::least_slots(layers, classes)
+    }
+
+    /// An even share of `slots` for each layer of a class, in proportion to its `experts`; together
+    /// they are all slots, or all experts when there are fewer. These are the sizes of the layers'
+    /// regions. With these as floors no record ever leaves the region of its layer, see the crate's
+    /// front page.
+    #[must_use]
+    pub fn even_shares(experts: &[u32], slots: u32) -> Vec<u32> {
+        free::even_shares(experts, slots).map(|share| share.end - share.start).collect()
     }
 
     /// Begins the next step: one MoE layer of one batch. Recency is measured in steps.
@@ -326,6 +337,16 @@ impl Pool {
     pub fn resident_bytes(&self) -> u64 {
         let layers = (0u32..).zip(&self.layers);
         layers.map(|(id, layer)| u64::from(self.resident(id)) * layer.record_bytes).sum()
+    }
+
+    /// Index of the lowest and of the highest slot that hold a record of this layer or wait for
+    /// one, `None` if there is none. Looks at every expert of the layer.
+    #[must_use]
+    pub fn span(&self, layer: u32) -> Option<(u32, u32)> {
+        let &Layer { base, experts, .. } = &self.layers[layer as usize];
+        let slots = &self.slot_of[base as usize..(base + experts) as usize];
+        let held = || slots.iter().copied().filter(|&slot| slot != ABSENT);
+        Some((held().min()?, held().max()?))
     }
 
     /// All resident records and their slots, by layer and expert.

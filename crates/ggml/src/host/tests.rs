@@ -8,8 +8,10 @@ use tierstream_io::wrap::{Action, Fault, Rule};
 use tierstream_io::{Config, Reader, Wrap};
 use tierstream_pool::Policy;
 
+use super::gather::to_ne;
 use super::*;
-use crate::residency::{Layer, Part, Spec};
+use crate::plan::{ExpertOp, Stage};
+use crate::residency::{Layer, Need, Part, Spec};
 
 const LAYERS: usize = 5;
 const EXPERTS: u32 = 16;
@@ -96,21 +98,29 @@ fn step(residency: &Arc<Residency>, layer: usize, need: &[Need], fate: u64) -> R
         return Err(Error::Cancelled);
     }
     let parts = residency.layer(layer).parts.len();
-    let ops: Vec<ExpertOp> = (0..parts).map(|part| ExpertOp { node: 0, part }).collect();
-    let mut loads = Loads::new(&ops, &mut step);
+    // Stages of one part each, or one of all.
+    let op = |part| ExpertOp { node: 0, part };
+    let stages: Vec<Stage> = match fate % 2 {
+        0 => (0..parts).map(|part| Stage { ops: vec![op(part)] }).collect(),
+        _ => vec![Stage { ops: (0..parts).map(op).collect() }],
+    };
+    let mut loads = Loads::new(&stages, &mut step);
     if fate == 1 {
         return Err(Error::Cancelled); // with reads under way
     }
-    for (op, &ExpertOp { part, .. }) in ops.iter().enumerate() {
-        let hits = step.hits().to_vec();
-        check(residency, layer, part, &hits);
+    for (index, stage) in stages.iter().enumerate() {
+        let look = |placed: &[Placed]| {
+            for op in &stage.ops {
+                check(residency, layer, op.part, placed);
+            }
+        };
+        look(step.hits());
         for group in 0..step.arriving().len() {
-            step.arrived(loads.of(op, group))?;
-            let placed = step.arriving()[group].clone();
-            check(residency, layer, part, &placed);
-            loads.computed(&mut step, op, group);
+            step.arrived(loads.of(index, group))?;
+            look(&step.arriving()[group]);
+            loads.computed(&mut step, index, group);
         }
-        check(residency, layer, part, &hits);
+        look(step.hits());
     }
     if fate == 2 {
         return Err(Error::Cancelled); // with everything there

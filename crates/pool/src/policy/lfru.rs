@@ -12,10 +12,9 @@ use super::{Candidates, Evict, Shape};
 /// with `n` uses since the record came into the pool, the last of them in step `t_last`. Of equal
 /// ones the least recent goes.
 ///
-/// The "LFRU" (frequency-weighted LRU) of expert caches such as vLLM's (pull request 37190). Theirs
-/// divide the frequency by the age; the exponential ranks alike, forgets old favourites sooner, and
-/// keeps the order between two uses, so that a heap can hold it. Unlike [`Lfu`](super::lfu::Lfu), it
-/// gives a favourite its full count back at the first new use, and forgets it with the eviction.
+/// The exponential keeps the order between two uses, so that a heap can hold it; a score that is
+/// divided by the age would not. Unlike [`Lfu`](super::lfu::Lfu), it gives a favourite its full
+/// count back at the first new use, and forgets it with the eviction.
 #[derive(Clone, Debug)]
 pub(crate) struct Lfru {
     unit: Unit,

@@ -1,0 +1,110 @@
+//! The routing of one batch in one layer, read back to the host and sorted by expert.
+
+use crate::abi::*;
+use crate::plan::Routing;
+use crate::residency::{Need, Placed};
+
+/// The routing of one batch in one layer, on the host.
+#[derive(Default)]
+pub(super) struct Routed {
+    /// Expert of each pair, `n_used` a token; pair = token * n_used + rank.
+    experts: Vec<u32>,
+    /// What the matmul gets instead: slot - low.
+    pub(super) slots: Vec<i32>,
+    pub(super) n_used: usize,
+    pub(super) n_tokens: usize,
+    needs: Vec<Need>,
+    /// Pairs in the order of their experts.
+    by_expert: Vec<u32>,
+    /// Where an expert's pairs begin in `by_expert`; one more than experts.
+    starts: Vec<u32>,
+    raw: Vec<u8>,
+}
+
+impl Routed {
+    /// Reads the ids of a routing, which the backend has computed.
+    pub(super) fn read(&mut self, routing: &Routing, n_experts: u32) -> Result<(), String> {
+        // SAFETY: a live, allocated tensor of the graph.
+        let ids = unsafe { &*routing.ids };
+        if ids.type_ != GGML_TYPE_I32 || ids.ne[2] != 1 || ids.ne[3] != 1 {
+            return Err("the selected experts are no I32 matrix".into());
+        }
+        let size = |n: i64| usize::try_from(n).unwrap_or(0);
+        (self.n_used, self.n_tokens) = (size(ids.ne[0]), size(ids.ne[1]));
+        self.experts.clear();
+        // SAFETY: as above; the bytes of a view span its strides.
+        unsafe {
+            self.raw.resize(ggml_nbytes(ids), 0);
+            ggml_backend_tensor_get(ids, self.raw.as_mut_ptr().cast(), 0, self.raw.len());
+        }
+        for token in 0..self.n_tokens {
+            for rank in 0..self.n_used {
+                let at = token * ids.nb[1] + rank * ids.nb[0];
+                let bytes = self.raw[at..at + 4].try_into().expect("four bytes");
+                let id = i32::from_ne_bytes(bytes);
+                match u32::try_from(id) {
+                    Ok(id) if id < n_experts => self.experts.push(id),
+                    _ => return Err(format!("expert {id} selected of {n_experts}")),
+                }
+            }
+        }
+        self.index(n_experts);
+        Ok(())
+    }
+
+    /// Sorts the pairs by expert (counting sort) and lists the distinct experts.
+    fn index(&mut self, n_experts: u32) {
+        self.starts.clear();
+        self.starts.resize(n_experts as usize + 1, 0);
+        for &e in &self.experts {
+            self.starts[e as usize + 1] += 1;
+        }
+        self.needs.clear();
+        for e in 0..n_experts as usize {
+            if self.starts[e + 1] > 0 {
+                self.needs.push(Need { expert: u32::try_from(e).expect("below n_experts"), last_row: 0 });
+            }
+            self.starts[e + 1] += self.starts[e];
+        }
+        self.by_expert.clear();
+        self.by_expert.resize(self.experts.len(), 0);
+        let mut next = self.starts.clone();
+        for (pair, &e) in (0u32..).zip(&self.experts) {
+            self.by_expert[next[e as usize] as usize] = pair;
+            next[e as usize] += 1;
+        }
+        let n_used = u32::try_from(self.n_used.max(1)).expect("top-k is small");
+        for need in &mut self.needs {
+            let end = self.starts[need.expert as usize + 1] as usize;
+            need.last_row = self.by_expert[end - 1] / n_used;
+        }
+    }
+
+    pub(super) fn pairs(&self) -> usize {
+        self.experts.len()
+    }
+
+    /// Distinct experts, with the last token that needs each.
+    pub(super) fn needs(&self) -> &[Need] {
+        &self.needs
+    }
+
+    /// Pairs that are routed to `expert`, ascending.
+    pub(super) fn rows_of(&self, expert: u32) -> &[u32] {
+        let e = expert as usize;
+        &self.by_expert[self.starts[e] as usize..self.starts[e + 1] as usize]
+    }
+
+    /// Fills `slots` for all pairs. Every routed expert must be in `placed`.
+    pub(super) fn map(&mut self, placed: &[Placed], low: u32) {
+        self.slots.clear();
+        self.slots.resize(self.experts.len(), 0);
+        for p in placed {
+            let slot = i32::try_from(p.slot - low).expect("slots fit ggml's ids");
+            let e = p.expert as usize;
+            for at in self.starts[e]..self.starts[e + 1] {
+                self.slots[self.by_expert[at as usize] as usize] = slot;
+            }
+        }
+    }
+}
