@@ -9,9 +9,9 @@ size=$(stat -Lc %s "$model")
 limit=$((size / 2))
 group=/sys/fs/cgroup/memory/tierstream-bench
 mkdir -p "$group"
-trap 'rmdir "$group"' EXIT
-echo "$limit" >"$group/memory.limit_in_bytes"
 ids=$(mktemp)
+trap 'rm -f "$ids"; rmdir "$group"' EXIT
+echo "$limit" >"$group/memory.limit_in_bytes"
 python3 -c "import random; random.seed(1); print([random.randrange(1000) for _ in range($tokens + 8)])" >"$ids"
 
 turn() {
@@ -28,4 +28,3 @@ for _ in $(seq "$turns"); do
     ours=$(turn --ram $((limit - 32 * 1024 * 1024)))
     echo "stock-mmap $stock tok/s  tierstream $ours tok/s  ratio $(python3 -c "print(round($ours / $stock, 2))")"
 done
-rm -f "$ids"

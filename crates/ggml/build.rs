@@ -67,7 +67,8 @@ fn main() {
 /// Where llama-cpp-sys-2 built and installed llama.cpp: its OUT_DIR. It exports only the folder of
 /// its CMake package in there, `lib/cmake`.
 fn built_llama() -> PathBuf {
-    let cmake = env::var("DEP_LLAMA_GGML_CMAKE_DIR").expect("llama-cpp-sys-2 exports ggml_cmake_dir");
+    let cmake =
+        env::var("DEP_LLAMA_GGML_CMAKE_DIR").expect("llama-cpp-sys-2 exports ggml_cmake_dir");
     Path::new(&cmake).ancestors().nth(2).expect("<out>/lib/cmake").to_owned()
 }
 
@@ -101,7 +102,8 @@ fn put_libraries_beside_programs(libraries: &Path) {
             fs::create_dir_all(&folder).expect("cargo's own folder");
             let link = folder.join(&name);
             let _ = fs::remove_file(&link); // of an earlier build
-            fs::copy(&path, &link).unwrap_or_else(|e| panic!("cannot write {}: {e}", link.display()));
+            fs::copy(&path, &link)
+                .unwrap_or_else(|e| panic!("cannot write {}: {e}", link.display()));
         }
     }
 }

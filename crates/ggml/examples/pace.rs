@@ -25,7 +25,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         Some(path) => PathBuf::from(path),
         None => {
             let spec = Spec::big(Arch::Qwen3Moe).scale_to(300 << 20);
-            println!("qwen3moe, {} layers, {} experts, {} used", spec.n_layer, spec.n_expert, spec.n_used);
+            println!(
+                "qwen3moe, {} layers, {} experts, {} used",
+                spec.n_layer, spec.n_expert, spec.n_used
+            );
             spec.write(dir.path().join("model.gguf"))?.files.remove(0)
         }
     };

@@ -154,7 +154,9 @@ impl Context {
         if let Some(mut newborn) = newborn {
             match (newborn.pop(), newborn.is_empty()) {
                 (Some(control), true) => context.cancel.control = Some(control),
-                _ => return Err(Error::SelfCheck("a context has one backend on our device".into())),
+                _ => {
+                    return Err(Error::SelfCheck("a context has one backend on our device".into()));
+                }
             }
         }
         context.attach_threads(threads)?;
@@ -190,7 +192,8 @@ impl Context {
     ///
     /// # Errors
     /// [`Error::Batch`] when the context is full or a token is none of the model's;
-    /// [`Error::Io`] when records could not be read, [`Error::Cancelled`], [`Error::Decode`].
+    /// [`Error::Io`] when records could not be read, [`Error::Cancelled`], [`Error::Decode`],
+    /// [`Error::NotANumber`] when a kept row holds a NaN or no finite value at all.
     /// After an error the context holds the batches before the failed one, or nothing where the
     /// model's memory cannot be cut; [`Context::position`] tells.
     pub fn decode(
@@ -230,7 +233,9 @@ impl Context {
             )));
         }
         match tokens.iter().find(|&&t| usize::try_from(t).map_or(true, |t| t >= self.n_vocab)) {
-            Some(t) => Err(Error::Batch(format!("token {t} is none of the model's {}", self.n_vocab))),
+            Some(t) => {
+                Err(Error::Batch(format!("token {t} is none of the model's {}", self.n_vocab)))
+            }
             None => Ok(()),
         }
     }
@@ -261,9 +266,13 @@ impl Context {
         // SAFETY: a live context; the batch's arrays have `n` entries and outlive the call.
         let status = unsafe { llama_decode(self.llama, batch) };
         let error = self.cancel.control.as_ref().and_then(|c| c.take_error());
+        let mut broken = false;
         if status == 0 && error.is_none() {
-            self.position += n.unsigned_abs();
-            return Ok(());
+            broken = !(0..self.rows).all(|index| is_numbers(self.logits(index)));
+            if !broken {
+                self.position += n.unsigned_abs();
+                return Ok(());
+            }
         }
         self.rows = 0;
         if !self.forget_from(self.position) {
@@ -271,6 +280,7 @@ impl Context {
         }
         Err(match (error, status) {
             (Some(error), _) => error,
+            (None, _) if broken => Error::NotANumber { path: self.model.path().to_owned() },
             (None, 2) => Error::Cancelled,
             (None, 1) => Error::Batch("the KV cache has no room for this batch".into()),
             (None, status) => Error::Decode { status, reason: log::complaints() },
@@ -367,7 +377,34 @@ impl Drop for Context {
     }
 }
 
+/// Whether something can be sampled from a row: no NaN, and not infinite everywhere.
+fn is_numbers(row: &[f32]) -> bool {
+    // Without branches, so that it is compiled to vector instructions.
+    let (nan, finite) = row.iter().fold((0u32, 0u32), |(nan, finite), x| {
+        (nan | u32::from(x.is_nan()), finite | u32::from(x.is_finite()))
+    });
+    nan == 0 && (finite != 0 || row.is_empty())
+}
+
 unsafe extern "C" fn abort(flag: *mut c_void) -> bool {
     // SAFETY: the context's own flag, which it keeps alive.
     contain(true, || unsafe { (*flag.cast::<AtomicBool>()).load(Ordering::Acquire) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_numbers;
+
+    #[test]
+    fn rows_that_cannot_be_sampled_from() {
+        let (inf, nan) = (f32::INFINITY, f32::NAN);
+        assert!(is_numbers(&[]) && is_numbers(&[0.0, -1e30]) && is_numbers(&[-inf, 3.0, inf]));
+        assert!(!is_numbers(&[-inf, inf]) && !is_numbers(&[-nan]));
+        for at in [0, 1, 77, 1000] {
+            let mut row = vec![1.0; 1001];
+            assert!(is_numbers(&row));
+            row[at] = nan;
+            assert!(!is_numbers(&row), "{at}");
+        }
+    }
 }

@@ -70,6 +70,15 @@ pub enum Error {
         /// What llama.cpp logged, or a plain sentence.
         reason: String,
     },
+    /// The logits are no numbers.
+    #[error(
+        "{}: the model computes no numbers: its weights are damaged or not what the file says",
+        path.display()
+    )]
+    NotANumber {
+        /// The model file.
+        path: PathBuf,
+    },
     /// The caller's cancel flag was seen.
     #[error("cancelled")]
     Cancelled,

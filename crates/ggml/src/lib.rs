@@ -7,6 +7,8 @@
 //! compute. llama.cpp itself is unmodified.
 
 mod abi;
+mod abort;
+mod backends;
 mod context;
 mod device;
 mod error;
@@ -15,12 +17,15 @@ mod log;
 mod model;
 mod plan;
 mod precheck;
+mod probe;
 mod proxy;
 mod residency;
 mod sampler;
 mod vocab;
 mod weights;
 
+pub use abort::on_abort;
+pub use backends::load_backends;
 pub use context::{Cancel, Context, ContextOptions, Keep};
 pub use device::{DeviceInfo, devices};
 pub use error::{Error, Result};

@@ -7,6 +7,9 @@ use std::sync::{Mutex, Once, PoisonError};
 use crate::abi::*;
 use crate::proxy::contain;
 
+/// What [`complaints`] says when there are none.
+pub(crate) const NO_REASON: &str = "no reason given";
+
 /// Complaints kept.
 const KEPT: usize = 8;
 
@@ -39,7 +42,7 @@ pub(crate) fn clear() {
 pub(crate) fn complaints() -> String {
     let mut kept = COMPLAINTS.lock().unwrap_or_else(PoisonError::into_inner);
     let lines: Vec<String> = kept.drain(..).collect();
-    if lines.is_empty() { "no reason given".to_owned() } else { lines.join("; ") }
+    if lines.is_empty() { NO_REASON.to_owned() } else { lines.join("; ") }
 }
 
 unsafe extern "C" fn callback(level: ggml_log_level, text: *const c_char, _: *mut c_void) {

@@ -6,8 +6,9 @@ use std::ffi::{CString, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::ptr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, TryLockError};
 
+use tierstream_gguf::FileIdentity;
 use tierstream_io::{FileId, Reader};
 use tierstream_pool::Policy;
 
@@ -16,7 +17,7 @@ use crate::context::{Context, ContextOptions};
 use crate::error::{Error, Result};
 use crate::log;
 use crate::precheck;
-use crate::proxy::{Device, check_callbacks};
+use crate::proxy::{Device, OwnedDevice, check_callbacks};
 use crate::residency::{ExpertCounters, Layer, Part, Residency, Spec};
 use crate::vocab::Vocab;
 use crate::weights::PartRef;
@@ -53,8 +54,10 @@ pub struct Model {
 pub(crate) struct Inner {
     llama: *mut llama_model,
     /// The proxy, for [`Weights::Streamed`] models with experts.
-    device: Option<Box<Device>>,
+    device: Option<OwnedDevice>,
     streamed: Option<Streamed>,
+    /// Held while the pool is made.
+    attaching: Mutex<()>,
     path: PathBuf,
 }
 
@@ -99,7 +102,8 @@ pub struct PoolOptions {
 pub enum PoolSize {
     /// At most this many bytes.
     Bytes(u64),
-    /// This share of all records, 0 to 1, rounded up to whole records.
+    /// This share of all records, 0 to 1, rounded up to whole records in each size class, and to
+    /// what a token needs in it.
     Share(f64),
 }
 
@@ -128,7 +132,6 @@ impl Model {
             };
             return Self::load_stock(file, mmap, repack, progress);
         }
-        let stamps = Stamp::of_files(file)?;
         let files = file.files().iter().map(|f| open(&reader, f)).collect::<Result<Vec<_>>>()?;
         // Layers that turn out to use their experts in a way that the proxy cannot serve are
         // loaded as llama.cpp does it. That is known once a graph was built.
@@ -146,16 +149,12 @@ impl Model {
                 resident: resident.clone(),
             };
             let model = Self::load_streamed(file, streamed, &experts, progress)?;
-            // llama.cpp has opened the files by their names, as we have.
-            Stamp::check(&stamps, file)?;
             let foreign = model.probe()?;
             if foreign.is_empty() {
                 return Ok(model);
             }
             let layers = &model.inner.streamed.as_ref().expect("just loaded so").layers;
-            resident.extend(foreign.into_iter().map(|(layer, op)| {
-                (layers[layer].block, format!("operation {op} reads its expert weights"))
-            }));
+            resident.extend(foreign.into_iter().map(|(layer, why)| (layers[layer].block, why)));
         }
     }
 
@@ -174,7 +173,9 @@ impl Model {
         params.use_extra_bufts = repack;
         let path = first_path(file);
         let llama = call_loader(&path, params, progress)?;
-        Ok(Model { inner: Arc::new(Inner { llama, device: None, streamed: None, path }) })
+        let model = Self::from_inner(llama, None, None, path);
+        check_identities(file)?;
+        Ok(model)
     }
 
     fn load_streamed(
@@ -190,7 +191,7 @@ impl Model {
         if cpu.is_null() {
             return Err(Error::Backend("ggml has no CPU backend".into()));
         }
-        let device = Device::new(cpu, names);
+        let device = Device::wrap(cpu, names);
         // SAFETY: as above.
         let plain = unsafe { ggml_backend_dev_buffer_type(cpu.cast()) };
         let pooled: BTreeSet<u32> = streamed.layers.iter().map(|l| l.block).collect();
@@ -208,10 +209,8 @@ impl Model {
             .map(|p| llama_model_tensor_buft_override { pattern: p.as_ptr(), buft: plain })
             .collect();
         overrides.last_mut().expect("never empty").buft = device.buffer_type().cast();
-        overrides.push(llama_model_tensor_buft_override {
-            pattern: ptr::null(),
-            buft: ptr::null_mut(),
-        });
+        overrides
+            .push(llama_model_tensor_buft_override { pattern: ptr::null(), buft: ptr::null_mut() });
         let mut devices = [device.handle().cast(), ptr::null_mut()];
         // SAFETY: a plain struct of defaults.
         let mut params = unsafe { llama_model_default_params() };
@@ -225,11 +224,20 @@ impl Model {
         let llama = call_loader(&path, params, progress)?;
         let read = before.zip(thread_read_bytes()).map(|(before, after)| after - before);
         device.weight_table().restore_names();
-        let model = Model {
-            inner: Arc::new(Inner { llama, device: Some(device), streamed: Some(streamed), path }),
-        };
+        let model = Self::from_inner(llama, Some(device), Some(streamed), path);
+        check_identities(file)?;
         model.check_load(file, read)?;
         Ok(model)
+    }
+
+    fn from_inner(
+        llama: *mut llama_model,
+        device: Option<OwnedDevice>,
+        streamed: Option<Streamed>,
+        path: PathBuf,
+    ) -> Model {
+        let attaching = Mutex::new(());
+        Model { inner: Arc::new(Inner { llama, device, streamed, attaching, path }) }
     }
 
     /// Every expert tensor is with us, untouched, and its bytes were not read.
@@ -243,10 +251,10 @@ impl Model {
         let pooled: u64 =
             streamed.layers.iter().map(|l| l.record_bytes() * u64::from(l.experts)).sum();
         let rest = file.file_bytes() - pooled;
-        // The header is read three times: by us before, by llama.cpp and by its vocabulary.
-        let slack = LOAD_SLACK_BYTES + file.tensors().len() as u64 * LOAD_SLACK_PER_TENSOR_BYTES;
+        let headers = file.files().iter().map(|f| f.data_offset).sum();
+        let most = most_read_bytes(rest, headers, file.tensors().len());
         match read {
-            Some(read) if read > 2 * rest + slack => Err(Error::SelfCheck(format!(
+            Some(read) if read > most => Err(Error::SelfCheck(format!(
                 "llama.cpp read {read} bytes while loading, of which {rest} are not streamed"
             ))),
             _ => Ok(()),
@@ -255,11 +263,16 @@ impl Model {
 
     /// Builds graphs once, with a small context, and returns the layers that cannot be streamed.
     fn probe(&self) -> Result<Vec<(usize, String)>> {
-        let options = ContextOptions { n_ctx: 64, n_batch: 8, n_threads: 1, ..Default::default() };
+        let options = ContextOptions { n_ctx: 64, n_batch: 8, n_threads: 1 };
         let context = Context::new(self.clone(), &options)?;
         drop(context);
         let device = self.inner.device.as_ref().expect("called for streamed models");
         check_callbacks(device)?;
+        if !device.has_seen_graph() {
+            return Err(Error::SelfCheck(
+                "llama.cpp has made a context without showing a graph".into(),
+            ));
+        }
         Ok(device.foreign_users())
     }
 
@@ -273,14 +286,26 @@ impl Model {
         let (Some(device), Some(streamed)) = (&self.inner.device, &self.inner.streamed) else {
             return Ok(());
         };
+        let taken =
+            || Error::Internal("the model has a pool already, or is being given one".into());
+        let _attaching = match self.inner.attaching.try_lock() {
+            // Of a caller whose `progress` has panicked: there is no pool.
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return Err(taken()),
+            Ok(guard) => guard,
+        };
         if device.residency().is_some() {
-            return Err(Error::Internal("the model has a pool already".into()));
+            return Err(taken());
         }
         let slots = slots_for(&streamed.layers, options.size)?;
         let all = all_slots(&streamed.layers);
         let whole = slots.iter().zip(&all).all(|(have, all)| have >= all);
-        let spec =
-            Spec { layers: streamed.layers.clone(), slots, policy: options.policy, seed: options.seed };
+        let spec = Spec {
+            layers: streamed.layers.clone(),
+            slots,
+            policy: options.policy,
+            seed: options.seed,
+        };
         // SAFETY: the inner device lives for ever.
         let buffer_type = unsafe { ggml_backend_dev_buffer_type(device.inner().cast()) }.cast();
         let residency = Residency::new(spec, buffer_type, streamed.reader.clone())?;
@@ -288,8 +313,7 @@ impl Model {
             let total: u64 = self.expert_bytes();
             residency.load_all(&mut |done| progress(done as f32 / total as f32))?;
         }
-        device.attach(residency);
-        Ok(())
+        if device.attach(residency) { Ok(()) } else { Err(taken()) }
     }
 
     /// Bytes of all streamed experts; 0 for models that do not stream.
@@ -345,6 +369,15 @@ impl Model {
     /// The model's files as that reader knows them.
     pub fn files(&self) -> &[FileId] {
         self.inner.streamed.as_ref().map_or(&[], |s| &s.files)
+    }
+
+    /// A file of the model, as the reader has it open, whose name is gone or stands for another
+    /// file by now: what is read is still the model that was loaded, and a restart would load the
+    /// new one.
+    pub fn replaced_file(&self) -> Option<PathBuf> {
+        let streamed = self.inner.streamed.as_ref()?;
+        let files = streamed.files.iter().filter_map(|&id| streamed.reader.file(id).ok());
+        files.into_iter().find(|f| f.is_replaced()).map(|f| f.path().to_owned())
     }
 
     /// The (first) file of the model.
@@ -430,48 +463,46 @@ unsafe extern "C" fn on_progress(done: f32, call: *mut c_void) -> bool {
 /// Opens a file of a model whose header has been read.
 fn open(reader: &Reader, file: &tierstream_gguf::FileInfo) -> Result<FileId> {
     let id = reader.open(&file.path)?;
-    if reader.file(id)?.size() == file.len {
-        return Ok(id);
-    }
-    let what = format!("it had {} bytes when its header was read", file.len).into();
-    Err(tierstream_io::Error::Changed { path: file.path.as_path().into(), what }.into())
+    let opened = reader.file(id)?;
+    let (device, inode) = opened.device_inode();
+    let identity = FileIdentity { device, inode, modified: opened.modified() };
+    check_identity(file, opened.size(), Some(identity))?;
+    Ok(id)
 }
 
-/// What tells whether a path still leads to the same bytes.
-#[derive(PartialEq)]
-struct Stamp {
-    file: (u64, u64),
+/// The paths still lead to the files whose headers have been read: llama.cpp has opened them by
+/// their names, too.
+fn check_identities(model: &tierstream_gguf::Model) -> Result<()> {
+    for file in model.files() {
+        let now = std::fs::metadata(&file.path).map_err(|source| tierstream_io::Error::Open {
+            path: file.path.as_path().into(),
+            source: Arc::new(source),
+        })?;
+        check_identity(file, now.len(), FileIdentity::of(&now))?;
+    }
+    Ok(())
+}
+
+fn check_identity(
+    file: &tierstream_gguf::FileInfo,
     bytes: u64,
-    modified: (i64, i64),
+    identity: Option<FileIdentity>,
+) -> Result<()> {
+    let what = if bytes != file.len {
+        format!("it had {} bytes when its header was read", file.len)
+    } else if file.identity.is_some() && identity != file.identity {
+        "it was exchanged or written to since its header was read".to_owned()
+    } else {
+        return Ok(());
+    };
+    let path = file.path.as_path().into();
+    Err(tierstream_io::Error::Changed { path, what: what.into() }.into())
 }
 
-impl Stamp {
-    fn of_files(model: &tierstream_gguf::Model) -> Result<Vec<Stamp>> {
-        use std::os::unix::fs::MetadataExt;
-        let stamp = |file: &tierstream_gguf::FileInfo| {
-            let m = std::fs::metadata(&file.path).map_err(|source| tierstream_io::Error::Open {
-                path: file.path.as_path().into(),
-                source: Arc::new(source),
-            })?;
-            Ok(Stamp {
-                file: (m.dev(), m.ino()),
-                bytes: m.len(),
-                modified: (m.mtime(), m.mtime_nsec()),
-            })
-        };
-        model.files().iter().map(stamp).collect()
-    }
-
-    /// Fails if a file is not the one that it was `before`.
-    fn check(before: &[Stamp], model: &tierstream_gguf::Model) -> Result<()> {
-        let now = Self::of_files(model)?;
-        let changed = before.iter().zip(now).position(|(before, now)| *before != now);
-        changed.map_or(Ok(()), |index| {
-            let path = model.files()[index].path.as_path().into();
-            let what = "it was exchanged or written to while it was loaded".into();
-            Err(tierstream_io::Error::Changed { path, what }.into())
-        })
-    }
+/// The most bytes that loading may read, by a model's unstreamed bytes, those of its headers among
+/// them, and its tensors. llama.cpp reads headers up to three times.
+fn most_read_bytes(rest: u64, headers: u64, tensors: usize) -> u64 {
+    rest + 3 * headers + LOAD_SLACK_BYTES + tensors as u64 * LOAD_SLACK_PER_TENSOR_BYTES
 }
 
 /// The layers whose experts go through the pool, in block order, with classes numbered anew.
@@ -484,7 +515,9 @@ fn pooled_layers(
     let mut classes: Vec<usize> = Vec::new();
     let routed = |l: &&tierstream_gguf::experts::MoeLayer| {
         // Chunk experts and layers for multi-token prediction stay with llama.cpp.
-        l.family == tierstream_gguf::experts::Family::Routed && !l.next_token && !skip.contains(&l.layer)
+        l.family == tierstream_gguf::experts::Family::Routed
+            && !l.next_token
+            && !skip.contains(&l.layer)
     };
     experts
         .layers()
@@ -554,11 +587,12 @@ fn slots_for(layers: &[Layer], size: PoolSize) -> Result<Vec<u32>> {
         PoolSize::Share(share) => {
             let slots = |&n: &u32| ((f64::from(n) * share).ceil() as u32).min(n);
             let slots: Vec<u32> = all.iter().map(slots).collect();
-            if slots.iter().zip(&least).any(|(have, least)| have < least) {
-                let bytes = pool_bytes(layers, &slots);
+            let bytes = pool_bytes(layers, &slots);
+            if bytes < floor {
                 return Err(Error::PoolTooSmall { bytes, least_bytes: floor });
             }
-            return Ok(slots);
+            // A class of few experts may need a larger share than the others.
+            return Ok(slots.iter().zip(&least).map(|(&have, &least)| have.max(least)).collect());
         }
         PoolSize::Bytes(bytes) if bytes < floor => {
             return Err(Error::PoolTooSmall { bytes, least_bytes: floor });
@@ -578,4 +612,53 @@ fn slots_for(layers: &[Layer], size: PoolSize) -> Result<Vec<u32>> {
 fn thread_read_bytes() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/thread-self/io").ok()?;
     text.lines().find_map(|l| l.strip_prefix("rchar: "))?.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two layers of 64 records of 300 bytes, and one of 8 of 1000, of which a token uses 6.
+    fn layers() -> Vec<Layer> {
+        let layer = |block, class, experts, used, bytes| Layer {
+            block,
+            class,
+            experts,
+            used,
+            parts: vec![Part {
+                name: format!("blk.{block}.ffn_up_exps.weight"),
+                file: FileId(0),
+                offset: 0,
+                bytes,
+                type_: GGML_TYPE_F32,
+                ne: [1, 1],
+            }],
+        };
+        vec![layer(0, 0, 64, 8, 300), layer(1, 1, 8, 6, 1000), layer(2, 0, 64, 8, 300)]
+    }
+
+    #[test]
+    fn a_share_gives_each_class_at_least_what_a_token_needs() {
+        let layers = layers();
+        let slots = |share| slots_for(&layers, PoolSize::Share(share));
+        assert_eq!(slots(1.0).unwrap(), [128, 8]);
+        assert_eq!(slots(0.9).unwrap(), [116, 8]);
+        // 4 of 8 records are fewer than the 6 of one token, but the other class has plenty.
+        assert_eq!(slots(0.5).unwrap(), [64, 6]);
+        assert_eq!(slots(0.25).unwrap(), [32, 6]);
+        // The floor is 16 * 300 + 6 * 1000 bytes.
+        match slots(0.2) {
+            Err(Error::PoolTooSmall { bytes, least_bytes }) => {
+                assert_eq!((bytes, least_bytes), (26 * 300 + 2 * 1000, 10_800));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn reading_the_weights_twice_is_too_much() {
+        let rest = 1 << 30;
+        let most = most_read_bytes(rest, 6 << 20, 500);
+        assert!(most > rest + (18 << 20) && most < rest + (40 << 20), "{most}");
+    }
 }

@@ -337,7 +337,11 @@ mod tests {
                 ("GET_ROWS", |b| ggml_get_rows(b.context, b.weights[1][0], b.numbers(2))),
                 ("VIEW", |b| ggml_view_1d(b.context, b.weights[1][0], 8, 0)),
                 ("MUL_MAT", |b| {
-                    ggml_mul_mat(b.context, b.weights[1][0], ggml_new_tensor_3d(b.context, GGML_TYPE_F32, 8, 1, 4))
+                    ggml_mul_mat(
+                        b.context,
+                        b.weights[1][0],
+                        ggml_new_tensor_3d(b.context, GGML_TYPE_F32, 8, 1, 4),
+                    )
                 }),
                 ("MUL_MAT_ID", |b| {
                     let rows = ggml_new_tensor_3d(b.context, GGML_TYPE_F32, 8, 2, 4);

@@ -23,14 +23,26 @@ const ROPE_SCALINGS: [&str; 4] = ["none", "linear", "yarn", "longrope"];
 
 /// Architectures whose graph asserts that positions rotate whole heads (`n_embd_head == n_rot`).
 const WHOLE_HEADS_ROTATE: [&str; 13] = [
-    "llama4", "qwen2", "qwen2moe", "qwen3", "qwen3moe", "olmo2", "olmoe", "dots1", "grok",
-    "hunyuan-moe", "ernie4_5-moe", "hy_v3", "dbrx",
+    "llama4",
+    "qwen2",
+    "qwen2moe",
+    "qwen3",
+    "qwen3moe",
+    "olmo2",
+    "olmoe",
+    "dots1",
+    "grok",
+    "hunyuan-moe",
+    "ernie4_5-moe",
+    "hy_v3",
+    "dbrx",
 ];
 
 /// Fails with [`Error::Unusable`] or [`Error::Gguf`] on a model that would abort llama.cpp.
 pub(crate) fn check(model: &Model) -> Result<()> {
     model.check_ggml()?;
-    let checks = [check_layers, check_experts, check_rope, check_norms, check_vocabulary];
+    let checks =
+        [check_layers, check_experts, check_window, check_rope, check_norms, check_vocabulary];
     let unusable = |reason| Error::Unusable { path: model.files()[0].path.clone(), reason };
     for check in checks {
         check(model)?.map_err(unusable)?;
@@ -50,7 +62,10 @@ fn check_layers(model: &Model) -> Verdict {
     let next_token = model.arch_u32("nextn_predict_layers")?.unwrap_or(0);
     let n = layers.unwrap_or(1); // llama.cpp itself complains when the key is missing
     verdict([
-        ((1..=LAYERS_MAX).contains(&n), format!("it has {n} layers; 1 to {LAYERS_MAX} are possible")),
+        (
+            (1..=LAYERS_MAX).contains(&n),
+            format!("it has {n} layers; 1 to {LAYERS_MAX} are possible"),
+        ),
         (next_token < n.max(1), format!("{next_token} of its {n} layers predict further tokens")),
     ])
 }
@@ -87,6 +102,16 @@ fn check_experts(model: &Model) -> Verdict {
     ])
 }
 
+/// llama.cpp adds the batch to the window in 32 bits, and allocates by what comes out.
+fn check_window(model: &Model) -> Verdict {
+    let key = model.arch_key("attention.sliding_window");
+    let window = model.metadata().get(&key).and_then(Value::integer).unwrap_or(0);
+    verdict([(
+        window < 1 << 31,
+        format!("its attention window of {window} tokens is longer than any context"),
+    )])
+}
+
 fn check_rope(model: &Model) -> Verdict {
     let key = model.arch_key("rope.scaling.type");
     let scaling = match model.metadata().get(&key) {
@@ -115,7 +140,9 @@ fn check_rope(model: &Model) -> Verdict {
     verdict([
         scaling,
         (
-            rotated % 2 == 0 && (rotated <= head || heads <= 0) && (!whole || rotated == head && rotated_swa == head),
+            rotated % 2 == 0
+                && (rotated <= head || heads <= 0)
+                && (!whole || rotated == head && rotated_swa == head),
             format!("positions rotate {rotated} of the {head} numbers in a head"),
         ),
     ])
@@ -151,9 +178,11 @@ fn check_vocabulary(model: &Model) -> Verdict {
             format!("its token {:?} appears twice", String::from_utf8_lossy(twice.unwrap_or(b""))),
         ),
         (
-            kind != "llama" || (0..=255).all(|byte: u8| {
-                seen.contains(format!("<0x{byte:02X}>").as_bytes()) || seen.contains(&[byte][..])
-            }),
+            kind != "llama"
+                || (0..=255).all(|byte: u8| {
+                    seen.contains(format!("<0x{byte:02X}>").as_bytes())
+                        || seen.contains(&[byte][..])
+                }),
             "its tokenizer has no token for some bytes".to_owned(),
         ),
     ])
@@ -179,7 +208,10 @@ fn check_type(tensor: &Tensor) -> Result<(), String> {
     if fits {
         return Ok(());
     }
-    Err(format!("llama.cpp cannot compute with the type {} of the tensor {:?}", tensor.ty, tensor.name))
+    Err(format!(
+        "llama.cpp cannot compute with the type {} of the tensor {:?}",
+        tensor.ty, tensor.name
+    ))
 }
 
 /// Whether a tensor is of a kind that every architecture multiplies with.

@@ -8,8 +8,9 @@
 
 use std::collections::HashMap;
 use std::ffi::{c_char, c_int, c_void};
+use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::ptr;
+use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -18,6 +19,7 @@ use tierstream_io::Ticket;
 use crate::abi::*;
 use crate::error::{Error, Result};
 use crate::host::Executor;
+use crate::probe;
 use crate::residency::Residency;
 use crate::weights::{PartRef, WeightTable, buffer_type_iface};
 
@@ -38,8 +40,36 @@ pub(crate) struct Device {
     birth: Mutex<()>,
     /// Controls of backends made since the last [`Device::take_newborn`].
     newborn: Mutex<Vec<Arc<Control>>>,
-    /// Operations other than `MUL_MAT_ID` on an expert tensor: (MoE layer, operation).
+    /// MoE layers that cannot be streamed, and why.
     foreign: Mutex<Vec<(usize, String)>>,
+    /// Whether a graph has been looked at for such layers.
+    seen_graph: AtomicBool,
+}
+
+/// Owns a [`Device`]. A raw pointer, not a box: ggml holds pointers into the device, which moving
+/// a box would invalidate.
+pub(crate) struct OwnedDevice(NonNull<Device>);
+
+// SAFETY: as a box of a `Device`, which is `Send` and `Sync`.
+unsafe impl Send for OwnedDevice {}
+// SAFETY: as above.
+unsafe impl Sync for OwnedDevice {}
+
+impl Deref for OwnedDevice {
+    type Target = Device;
+
+    fn deref(&self) -> &Device {
+        // SAFETY: live until `drop`; nobody has it exclusively.
+        unsafe { self.0.as_ref() }
+    }
+}
+
+impl Drop for OwnedDevice {
+    fn drop(&mut self) {
+        // SAFETY: `Device::new` has leaked this box; whoever drops the owner has freed the model
+        // and the contexts that refer to it.
+        drop(unsafe { Box::from_raw(self.0.as_ptr()) });
+    }
 }
 
 // SAFETY: the ggml structs are constant after `new`; all else is behind locks. ggml's own device
@@ -50,10 +80,10 @@ unsafe impl Sync for Device {}
 
 impl Device {
     /// Wraps `inner`; `names` are the expert tensors that will live in the pool.
-    pub(crate) fn new(inner: ggml_backend_dev_t, names: HashMap<String, PartRef>) -> Box<Device> {
+    pub(crate) fn wrap(inner: ggml_backend_dev_t, names: HashMap<String, PartRef>) -> OwnedDevice {
         // SAFETY: `inner` is a device of ggml's registry, which lives for ever.
         let has = unsafe { (*inner).iface };
-        let mut this = Box::new(Device {
+        let this = Box::new(Device {
             reg: ggml_backend_reg {
                 api_version: GGML_BACKEND_API_VERSION as c_int,
                 iface: ggml_backend_reg_i {
@@ -73,7 +103,9 @@ impl Device {
                     get_props: Some(device_props),
                     init_backend: Some(init_backend),
                     get_buffer_type: Some(device_buffer_type),
-                    get_host_buffer_type: has.get_host_buffer_type.and(Some(device_host_buffer_type)),
+                    get_host_buffer_type: has
+                        .get_host_buffer_type
+                        .and(Some(device_host_buffer_type)),
                     buffer_from_host_ptr: has.buffer_from_host_ptr.and(Some(buffer_from_host_ptr)),
                     supports_op: Some(supports_op),
                     supports_buft: Some(supports_buft),
@@ -96,24 +128,30 @@ impl Device {
             birth: Mutex::default(),
             newborn: Mutex::default(),
             foreign: Mutex::default(),
+            seen_graph: AtomicBool::new(false),
         });
-        let me: *mut c_void = ptr::from_mut::<Device>(&mut this).cast();
-        this.reg.context = me;
-        this.device.context = me;
-        this.device.reg = &raw mut this.reg;
-        this.buft.context = me;
-        this.buft.device = &raw mut this.device;
-        this
+        let this = Box::into_raw(this);
+        // SAFETY: live, and ours alone until it is returned.
+        unsafe {
+            (*this).reg.context = this.cast();
+            (*this).device.context = this.cast();
+            (*this).device.reg = &raw mut (*this).reg;
+            (*this).buft.context = this.cast();
+            (*this).buft.device = &raw mut (*this).device;
+            OwnedDevice(NonNull::new_unchecked(this))
+        }
     }
 
     /// For llama.cpp's list of devices.
     pub(crate) fn handle(&self) -> ggml_backend_dev_t {
-        (&raw const self.device).cast_mut()
+        self.buft.device.cast()
     }
 
     /// For llama.cpp's list of buffer type overrides.
     pub(crate) fn buffer_type(&self) -> ggml_backend_buffer_type_t {
-        (&raw const self.buft).cast_mut()
+        let this = self.buft.context.cast::<Device>();
+        // SAFETY: the pointer that `new` made, to `self`.
+        unsafe { &raw mut (*this).buft }
     }
 
     /// The device that computes.
@@ -129,10 +167,11 @@ impl Device {
         self.weights.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives the device its pool. Before that, graphs with expert weights fail.
-    pub(crate) fn attach(&self, residency: Arc<Residency>) {
-        let fresh = self.residency.set(residency).is_ok();
-        debug_assert!(fresh, "a model has one pool");
+    /// Gives the device its pool, and says whether it had none. Before that, graphs with expert
+    /// weights fail.
+    #[must_use]
+    pub(crate) fn attach(&self, residency: Arc<Residency>) -> bool {
+        self.residency.set(residency).is_ok()
     }
 
     pub(crate) fn residency(&self) -> Option<&Arc<Residency>> {
@@ -149,7 +188,12 @@ impl Device {
         std::mem::take(&mut *self.newborn.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// MoE layers with an operation on their expert weights that the proxy cannot serve.
+    /// Whether ggml has shown us a graph before there was a pool.
+    pub(crate) fn has_seen_graph(&self) -> bool {
+        self.seen_graph.load(Ordering::Acquire)
+    }
+
+    /// MoE layers whose use in the graphs built so far the proxy cannot serve, and why.
     pub(crate) fn foreign_users(&self) -> Vec<(usize, String)> {
         self.foreign.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -270,7 +314,7 @@ extern "C" fn init_backend(dev: ggml_backend_dev_t, params: *const c_char) -> gg
             stall_ns: AtomicU64::new(0),
         });
         device.newborn.lock().unwrap_or_else(PoisonError::into_inner).push(control.clone());
-        let mut backend = Box::new(Backend {
+        let raw = Box::into_raw(Box::new(Backend {
             abi: ggml_backend {
                 guid: guid(),
                 iface: ggml_backend_i {
@@ -289,7 +333,7 @@ extern "C" fn init_backend(dev: ggml_backend_dev_t, params: *const c_char) -> gg
                     graph_compute: Some(graph_compute),
                     event_record: has.event_record.and(Some(event_record)),
                     event_wait: has.event_wait.and(Some(event_wait)),
-                    graph_optimize: has.graph_optimize.and(Some(graph_optimize)),
+                    graph_optimize: Some(graph_optimize),
                 },
                 device: dev,
                 context: ptr::null_mut(),
@@ -298,11 +342,12 @@ extern "C" fn init_backend(dev: ggml_backend_dev_t, params: *const c_char) -> gg
             device,
             control: control.clone(),
             executor: Executor::new(inner, control),
-        });
-        backend.abi.context = ptr::from_mut::<Backend>(&mut backend).cast();
-        let raw = Box::into_raw(backend);
-        // SAFETY: `raw` is live; `abi` stays where it is until `backend_free`.
-        unsafe { &raw mut (*raw).abi }
+        }));
+        // SAFETY: `raw` is live and ours alone; `abi` stays where it is until `backend_free`.
+        unsafe {
+            (*raw).abi.context = raw.cast();
+            &raw mut (*raw).abi
+        }
     })
 }
 
@@ -321,21 +366,23 @@ extern "C" fn backend_free(backend: ggml_backend_t) {
 extern "C" fn graph_compute(backend: ggml_backend_t, graph: *mut ggml_cgraph) -> ggml_status {
     contain(GGML_STATUS_FAILED, || {
         // SAFETY: ggml calls this with our backend; llama.cpp uses a context, and so its backend,
-        // from one thread at a time.
-        let this = unsafe { &mut *(*backend).context.cast::<Backend>() };
-        // SAFETY: the device outlives its backends: `Model` frees contexts first.
-        let device = unsafe { &*this.device };
-        let run = AssertUnwindSafe(|| this.executor.compute(device, graph));
+        // from one thread at a time. Field by field: ggml has a pointer to `abi`. The device
+        // outlives its backends: `Model` frees contexts first.
+        let (executor, control, device) = unsafe {
+            let this = (*backend).context.cast::<Backend>();
+            (&mut (*this).executor, &(*this).control, &*(*this).device)
+        };
+        let run = AssertUnwindSafe(|| executor.compute(device, graph));
         let done = catch_unwind(run)
             .unwrap_or_else(|panic| Err(Error::Internal(panic_text(panic.as_ref()))));
         match done {
             Ok(status) => status,
             Err(Error::Cancelled) => {
-                this.control.fail(Error::Cancelled);
+                control.fail(Error::Cancelled);
                 GGML_STATUS_ABORTED
             }
             Err(error) => {
-                this.control.fail(error);
+                control.fail(error);
                 GGML_STATUS_FAILED
             }
         }
@@ -422,12 +469,30 @@ extern "C" fn event_wait(b: ggml_backend_t, event: ggml_backend_event_t) {
     delegate!(b, event_wait(event));
 }
 
+/// The scheduler calls this with every part of a graph that it gives to us, also while a context
+/// only measures its graphs: the place to learn which layers cannot be served, before anything is
+/// computed. (The inner backend may have no such function.)
 extern "C" fn graph_optimize(
     b: ggml_backend_t,
     graph: *mut ggml_cgraph,
     params: *mut ggml_backend_graph_optimize_params,
 ) {
-    delegate!(b, graph_optimize(graph, params));
+    let inner = inner_of(b);
+    // SAFETY: a live backend of ggml, arguments passed on as they came.
+    unsafe {
+        if let Some(optimize) = (*inner).iface.graph_optimize {
+            optimize(inner, graph, params);
+        }
+    }
+    contain((), || {
+        // SAFETY: ggml calls this with our backend, whose device outlives it, and a live graph.
+        let (device, graph) = unsafe { (&*(*(*b).context.cast::<Backend>()).device, &*graph) };
+        if device.residency().is_none() {
+            let refused = probe::refused(graph, &device.weight_table());
+            refused.into_iter().for_each(|(layer, why)| device.refuse(layer, why));
+            device.seen_graph.store(true, Ordering::Release);
+        }
+    });
 }
 
 // Device.
@@ -498,9 +563,10 @@ extern "C" fn supports_op(dev: ggml_backend_dev_t, op: *const ggml_tensor) -> bo
         // SAFETY: a live graph node and its sources.
         let node = unsafe { &*op };
         let expert = node.src.iter().enumerate().find(|&(_, &src)| this.is_expert(src));
+        // SAFETY: a source of a live node is live. A view of an expert tensor is not in the table.
+        let whole = |src: *mut ggml_tensor| unsafe { (*src).view_src.is_null() };
         match expert {
-            // SAFETY: a live tensor. A view of an expert tensor is not in the table.
-            Some((0, &src)) if node.op == GGML_OP_MUL_MAT_ID && unsafe { (*src).view_src.is_null() } => {}
+            Some((0, &src)) if node.op == GGML_OP_MUL_MAT_ID && whole(src) => {}
             Some((_, &src)) if node.op != GGML_OP_NONE => this.note_foreign(src, node.op),
             _ => {}
         }
@@ -521,13 +587,21 @@ impl Device {
     fn note_foreign(&self, expert: *const ggml_tensor, op: ggml_op) {
         // A view of an expert tensor stands for the tensor itself.
         // SAFETY: a live tensor.
-        let base = unsafe { if (*expert).view_src.is_null() { expert } else { (*expert).view_src } };
+        let base =
+            unsafe { if (*expert).view_src.is_null() { expert } else { (*expert).view_src } };
         let Some(part) = self.weight_table().part(base) else { return };
         // SAFETY: ggml returns a static string for every operation.
         let name = unsafe { std::ffi::CStr::from_ptr(ggml_op_name(op)) };
+        self.refuse(
+            part.layer,
+            format!("operation {} reads its expert weights", name.to_string_lossy()),
+        );
+    }
+
+    fn refuse(&self, layer: usize, why: String) {
         let mut foreign = self.foreign.lock().unwrap_or_else(PoisonError::into_inner);
-        if !foreign.iter().any(|(layer, _)| *layer == part.layer) {
-            foreign.push((part.layer, name.to_string_lossy().into_owned()));
+        if !foreign.iter().any(|(known, _)| *known == layer) {
+            foreign.push((layer, why));
         }
     }
 }
@@ -609,7 +683,10 @@ extern "C" fn set_abort_callback(
 }
 
 /// A function that the registry of `backend`'s device exports by name.
-pub(crate) fn proc_of(backend: ggml_backend_t, name: &std::ffi::CStr) -> Option<ptr::NonNull<c_void>> {
+pub(crate) fn proc_of(
+    backend: ggml_backend_t,
+    name: &std::ffi::CStr,
+) -> Option<ptr::NonNull<c_void>> {
     // SAFETY: a live backend; devices and registries live for ever.
     let f = unsafe {
         let reg = (*(*backend).device).reg;

@@ -69,7 +69,8 @@ pub(crate) struct Placed {
 /// Sums over all layers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ExpertCounters {
-    /// Records asked for: one per layer, batch and distinct expert.
+    /// Records asked for: one per layer, batch and distinct expert; with a preloaded pool one per
+    /// layer, token and selected expert, since ids are not read back then.
     pub requests: u64,
     /// Of those, resident (or on their way for another context).
     pub hits: u64,
@@ -156,25 +157,29 @@ impl Spec {
 /// routing traces (OLMoE, Qwen3, gpt-oss, Gemma) with LRU: even shares gain 2.5-4.6 points of hit
 /// rate at two cycles and 0.3-1.0 at four, and begin to lose at six.
 fn specs(layers: &[Layer], slots: Option<&[u32]>) -> Vec<LayerSpec> {
-    let floor = |l: &Layer| {
-        let least = l.used.min(l.experts);
-        let Some(slots) = slots else { return least };
-        let same = || layers.iter().filter(|o| o.class == l.class);
-        let cycle: u32 = same().map(|o| o.used.min(o.experts)).sum();
-        let sharers = u32::try_from(same().count()).expect("a GGUF has fewer layers");
-        let have = slots[l.class];
-        let even = if have < EVEN_CYCLES * cycle { have / sharers } else { 0 };
-        even.min(l.experts).max(least)
+    let least = |l: &Layer| l.used.min(l.experts);
+    let spec = |l: &Layer| LayerSpec {
+        class: index32(l.class),
+        experts: l.experts,
+        floor: least(l),
+        record_bytes: l.record_bytes(),
     };
-    layers
-        .iter()
-        .map(|l| LayerSpec {
-            class: index32(l.class),
-            experts: l.experts,
-            floor: floor(l),
-            record_bytes: l.record_bytes(),
-        })
-        .collect()
+    let mut specs: Vec<LayerSpec> = layers.iter().map(spec).collect();
+    for (class, &have) in slots.unwrap_or_default().iter().enumerate() {
+        let same = || layers.iter().enumerate().filter(move |(_, l)| l.class == class);
+        let cycle: u32 = same().map(|(_, l)| least(l)).sum();
+        let experts: Vec<u32> = same().map(|(_, l)| l.experts).collect();
+        // These add up to all slots, so that no record leaves its layer's region and windows stay
+        // narrow.
+        let shares = Pool::even_shares(&experts, have);
+        let enough = same().zip(&shares).all(|((_, l), &share)| share >= least(l));
+        if have < EVEN_CYCLES * cycle && enough {
+            for ((index, _), share) in same().zip(shares) {
+                specs[index].floor = share;
+            }
+        }
+    }
+    specs
 }
 
 /// How soon a context that waits for another one sees that it is cancelled.
@@ -202,9 +207,8 @@ impl Residency {
             let parts = layer.parts.iter().map(|p| (p.type_, p.ne, p.bytes)).collect();
             shapes[layer.class] = parts;
         }
-        let part_bytes = |bytes: usize, slots: u32| {
-            (bytes * slots as usize).next_multiple_of(Memory::ALIGNMENT)
-        };
+        let part_bytes =
+            |bytes: usize, slots: u32| (bytes * slots as usize).next_multiple_of(Memory::ALIGNMENT);
         let total = shapes
             .iter()
             .zip(&spec.slots)
@@ -285,7 +289,9 @@ impl Residency {
         self.identity.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts the selections of `tokens` tokens in one layer that needed no look-up.
+    /// Counts the selections of `tokens` tokens in one layer that needed no look-up: top-k times
+    /// tokens, because nobody has looked at the ids. In batches of several tokens that is more
+    /// than the distinct experts that [`Residency::acquire`] counts.
     pub(crate) fn count_resident(&self, layer: usize, tokens: u64) {
         let selections = tokens * u64::from(self.layers[layer].used);
         self.resident_requests.fetch_add(selections, Ordering::Relaxed);
@@ -367,21 +373,17 @@ impl Residency {
             }
         };
         pool.begin_step();
-        let mut step = Step {
-            residency: self.clone(),
-            layer,
-            hits: Vec::with_capacity(split.keep.len()),
-            groups: Vec::new(),
-            reserved: Vec::with_capacity(split.reserve),
-            pinned: Vec::with_capacity(split.keep.len()),
-            loads: Vec::new(),
-        };
+        // The step comes last: its drop takes the lock, and would wait for ever if a panic dropped
+        // it in here.
+        let mut hits = Vec::with_capacity(split.keep.len());
+        let mut pinned = Vec::with_capacity(split.keep.len());
+        let mut reserved = Vec::with_capacity(split.reserve);
         for need in split.keep {
             let Lookup::Resident(slot) = pool.request(record(layer, need.expert)) else {
                 unreachable!("the lock is held since the record was found resident");
             };
-            step.pinned.push(slot);
-            step.hits.push(Placed { expert: need.expert, slot: slot.index });
+            pinned.push(slot);
+            hits.push(Placed { expert: need.expert, slot: slot.index });
         }
         for need in &split.give_up {
             let evicted = pool.evict(record(layer, need.expert));
@@ -398,17 +400,26 @@ impl Residency {
         let stay = missing.len() - split.reserve.min(missing.len());
         let mut slots = Vec::with_capacity(split.reserve);
         for need in &missing[stay..] {
-            let reserved = pool.reserve(record(layer, need.expert));
-            let reserved = reserved.expect("`split` counted the slots that can be reserved");
-            step.reserved.push(reserved.slot);
-            slots.push(reserved.slot.index);
+            let found = pool.reserve(record(layer, need.expert));
+            let found = found.expect("`split` counted the slots that can be reserved");
+            reserved.push(found.slot);
+            slots.push(found.slot.index);
         }
         for need in &missing[..stay] {
             pool.stream(record(layer, need.expert));
         }
         let experts: Vec<u32> = missing.iter().map(|n| n.expert).collect();
-        step.groups = groups(&experts, &slots);
-        Ok(step)
+        let groups = groups(&experts, &slots);
+        drop(pool);
+        Ok(Step {
+            residency: self.clone(),
+            layer,
+            hits,
+            groups,
+            reserved,
+            pinned,
+            loads: Vec::new(),
+        })
     }
 
     /// How `need` is served with what the pool can give now; `None`: wait for another context.
@@ -671,6 +682,7 @@ impl Memory {
     /// For weights. Kernels are chosen by the buffer's usage.
     fn weights(buffer_type: ggml_backend_buffer_type_t, bytes: usize) -> Result<Self> {
         let this = Self::new(buffer_type, bytes, "expert slots")?;
+        this.prefer_huge_pages();
         // SAFETY: a live buffer.
         unsafe {
             ggml_backend_buffer_set_usage(this.buffer.cast(), GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
@@ -699,6 +711,19 @@ impl Memory {
                 return Err(Error::OutOfMemory { bytes, what });
             }
             Ok(Self { buffer: buffer.cast(), bytes })
+        }
+    }
+
+    /// Asks for huge pages: a fresh slot costs a page fault per 4 KiB otherwise, and kernels
+    /// stream through slots. Measured on 16 cores: 3-13 % more tokens per second.
+    fn prefer_huge_pages(&self) {
+        const HUGE_PAGE: usize = 2 << 20;
+        let (start, end) = (self.base().addr(), self.base().addr() + self.bytes);
+        let (first, last) = (start.next_multiple_of(HUGE_PAGE), end / HUGE_PAGE * HUGE_PAGE);
+        if first < last {
+            let at = self.base().wrapping_add(first - start);
+            // SAFETY: advice about pages that lie wholly inside our buffer; a refusal is harmless.
+            unsafe { libc::madvise(at.cast(), last - first, libc::MADV_HUGEPAGE) };
         }
     }
 
@@ -740,7 +765,7 @@ impl Drop for Memory {
 
 #[cfg(test)]
 mod tests {
-    use super::{Placed, groups};
+    use super::*;
 
     fn experts(groups: &[Vec<Placed>]) -> Vec<Vec<u32>> {
         groups.iter().map(|g| g.iter().map(|p| p.expert).collect()).collect()
@@ -760,6 +785,44 @@ mod tests {
         assert_eq!(g[2].iter().map(|p| p.slot).collect::<Vec<_>>(), [12, 13, 14]);
         assert_eq!(g[1].iter().map(|p| p.slot).collect::<Vec<_>>(), [10, 11]);
         assert_eq!(g[0].iter().map(|p| p.slot).collect::<Vec<_>>(), [12, 13]);
+    }
+
+    /// A panic with the pool locked ends `acquire`; it must not wait for the lock on its way out.
+    #[test]
+    fn a_panic_while_slots_are_handed_out_is_no_deadlock() {
+        let layer = Layer {
+            block: 0,
+            class: 0,
+            experts: 4,
+            used: 2,
+            parts: vec![Part {
+                name: "blk.0.ffn_up_exps.weight".into(),
+                file: FileId(0),
+                offset: 0,
+                bytes: 4,
+                type_: GGML_TYPE_F32,
+                ne: [1, 1],
+            }],
+        };
+        let spec = Spec { layers: vec![layer], slots: vec![4], policy: Policy::Lru, seed: 1 };
+        let reader = Arc::new(Reader::new(tierstream_io::Config::default()).unwrap());
+        // SAFETY: lives for ever.
+        let host = unsafe { ggml_backend_cpu_buffer_type() }.cast();
+        let residency = Residency::new(spec, host, reader).unwrap();
+        let (done, ended) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            // The same expert twice breaks the contract.
+            let need = [Need { expert: 3, last_row: 0 }; 2];
+            let acquire =
+                std::panic::AssertUnwindSafe(|| residency.acquire(0, &need, &|| false).map(drop));
+            let panicked = std::panic::catch_unwind(acquire).is_err();
+            // Others go on with what is left.
+            let other = [Need { expert: 1, last_row: 0 }];
+            let served = residency.acquire(0, &other, &|| false).is_ok();
+            done.send((panicked, served)).unwrap();
+        });
+        let ended = ended.recv_timeout(Duration::from_secs(60)).expect("no deadlock");
+        assert_eq!(ended, (true, true));
     }
 
     #[test]

@@ -124,9 +124,8 @@ impl Vocab<'_> {
         let missing = || Error::Vocab("this model has no chat template".into());
         let template = CString::new(self.chat_template().ok_or_else(missing)?)
             .map_err(|_| Error::Vocab("the chat template holds a NUL".into()))?;
-        let nul = |s: &str| {
-            CString::new(s).map_err(|_| Error::Vocab("a message holds a NUL".into()))
-        };
+        let nul =
+            |s: &str| CString::new(s).map_err(|_| Error::Vocab("a message holds a NUL".into()));
         let owned: Vec<(CString, CString)> = messages
             .iter()
             .map(|(role, content)| Ok((nul(role)?, nul(content)?)))

@@ -60,6 +60,21 @@ impl WeightTable {
         self.parts[layer]
     }
 
+    /// How many MoE layers there are.
+    pub(crate) fn layers(&self) -> usize {
+        self.parts.len()
+    }
+
+    /// The same table, as if only the tensors of some layers were ours.
+    pub(crate) fn limited_to(&self, layers: &[usize]) -> WeightTable {
+        let kept = self.tensors.iter().filter(|(_, part)| layers.contains(&part.layer));
+        WeightTable {
+            parts: self.parts.clone(),
+            tensors: kept.map(|(&address, &part)| (address, part)).collect(),
+            ..WeightTable::default()
+        }
+    }
+
     /// The part that `tensor` is, if it is one of ours.
     pub(crate) fn part(&self, tensor: *const ggml_tensor) -> Option<PartRef> {
         self.tensors.get(&tensor.addr()).copied()

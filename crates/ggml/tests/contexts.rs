@@ -107,7 +107,8 @@ fn several_size_classes_with_one_slot_per_layer() {
 fn failures_of_one_context_do_not_harm_the_others() {
     let case = Case::qwen(3);
     for room in [Room::Floor(0), Room::Share(0.25)] {
-        let rules = (0..40).map(|i| Rule::all(Action::Errno(EIO)).nth(i * 97..i * 97 + 2)).collect();
+        let rules =
+            (0..40).map(|i| Rule::all(Action::Errno(EIO)).nth(i * 97..i * 97 + 2)).collect();
         let model = streamed_with(&case.synth.path, room, Policy::Lru, faulty(rules));
         let errors = std::sync::atomic::AtomicUsize::new(0);
         watched("failing reads", || {
@@ -175,7 +176,9 @@ fn cancelling_one_context_leaves_the_others_alone() {
                 while !done.load(Ordering::Acquire) {
                     victim.clear();
                     match run.logits_in(&mut victim) {
-                        Ok(logits) => assert_same_bits(&case.runs[0].1, &logits, case.vocab, "victim"),
+                        Ok(logits) => {
+                            assert_same_bits(&case.runs[0].1, &logits, case.vocab, "victim")
+                        }
                         Err(Error::Cancelled) => {}
                         Err(other) => panic!("{other:?}"),
                     }

@@ -10,13 +10,8 @@ use tierstream_ggml::{Keep, Model};
 use tierstream_pool::Policy;
 use tierstream_synth::{Arch, Quant, Spec, TensorType};
 
-const ROOMS: [Room; 5] = [
-    Room::Preloaded,
-    Room::Share(1.0),
-    Room::Share(0.5),
-    Room::Share(0.25),
-    Room::Floor(0),
-];
+const ROOMS: [Room; 5] =
+    [Room::Preloaded, Room::Share(1.0), Room::Share(0.5), Room::Share(0.25), Room::Floor(0)];
 const POLICIES: [Policy; 3] = [Policy::Lru, Policy::Lfu { half_life: 64 }, Policy::Random];
 
 /// Prompts and batches of most cases; a batch of one token is too slow for a long prompt.

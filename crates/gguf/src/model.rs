@@ -23,6 +23,36 @@ pub struct FileInfo {
     pub data_offset: u64,
     /// What its tensors are aligned to, in bytes.
     pub alignment: u64,
+    /// Which file it was, of the very descriptor that the header was read from; `None` for headers
+    /// that were not read from files ([`Model::from_parts`]).
+    pub identity: Option<FileIdentity>,
+}
+
+/// Tells a file from others of its name, before and after. Its length is [`FileInfo::len`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileIdentity {
+    /// Device number.
+    pub device: u64,
+    /// Inode number.
+    pub inode: u64,
+    /// When it was last written to: seconds and nanoseconds.
+    pub modified: (i64, i64),
+}
+
+impl FileIdentity {
+    /// Of what the system says about a file.
+    #[cfg(unix)]
+    pub fn of(file: &fs::Metadata) -> Option<Self> {
+        use std::os::unix::fs::MetadataExt;
+        let modified = (file.mtime(), file.mtime_nsec());
+        Some(Self { device: file.dev(), inode: file.ino(), modified })
+    }
+
+    /// Of what the system says about a file; `None` where files have no such numbers.
+    #[cfg(not(unix))]
+    pub fn of(_: &fs::Metadata) -> Option<Self> {
+        None
+    }
 }
 
 /// A model's files, metadata and tensors. Holds no file open.
@@ -47,22 +77,28 @@ impl Model {
     /// Any [`ErrorKind`] but those of experts, with the path of the file concerned.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let first = read_file(path)?;
+        let (first, identity) = read_file(path)?;
+        let mut identities = vec![identity];
         let count = split_count(path, &first)?;
         let mut parts = vec![(path.to_owned(), first)];
         for part in 2..=count {
             // Checked by `split_count`; a missing name here would be our mistake, not a panic.
             let sibling = split::sibling(path, 1, part, count)
                 .ok_or_else(|| Error::from(ErrorKind::SplitFileName { count }).in_file(path))?;
-            let header = read_file(&sibling).map_err(|error| match error.kind() {
+            let (header, identity) = read_file(&sibling).map_err(|error| match error.kind() {
                 ErrorKind::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => {
                     Error::from(ErrorKind::MissingPart { part, count }).in_file(&sibling)
                 }
                 _ => error,
             })?;
             parts.push((sibling, header));
+            identities.push(identity);
         }
-        Self::from_parts(parts)
+        let mut model = Self::from_parts(parts)?;
+        for (file, identity) in model.files.iter_mut().zip(identities) {
+            file.identity = identity;
+        }
+        Ok(model)
     }
 
     /// Joins the headers of all files of a model, in order, as read from the given paths. The
@@ -81,7 +117,8 @@ impl Model {
         let mut metadata = Metadata::new();
         for (index, (path, header)) in parts.into_iter().enumerate() {
             let (len, data_offset) = (header.file_len(), header.data_offset());
-            files.push(FileInfo { path, len, data_offset, alignment: header.alignment() });
+            let alignment = header.alignment();
+            files.push(FileInfo { path, len, data_offset, alignment, identity: None });
             let (own_metadata, own_tensors) = header.into_metadata_and_tensors();
             if index == 0 {
                 metadata = own_metadata;
@@ -247,7 +284,7 @@ impl Model {
     }
 }
 
-fn read_file(path: &Path) -> Result<Header> {
+fn read_file(path: &Path) -> Result<(Header, Option<FileIdentity>)> {
     let read = || {
         let io = |source| Error::io("open the file", source);
         // Before opening: opening a pipe would wait for a writer.
@@ -258,9 +295,12 @@ fn read_file(path: &Path) -> Result<Header> {
         if !kind.is_file() {
             return Err(ErrorKind::NotRegular.into());
         }
-        Header::read(File::open(path).map_err(io)?)
+        let file = File::open(path).map_err(io)?;
+        // Before the header is read: what is written to the file from here on moves the time.
+        let identity = FileIdentity::of(&file.metadata().map_err(io)?);
+        Ok((Header::read(file)?, identity))
     };
-    read().map_err(|error| error.in_file(path))
+    read().map_err(|error: Error| error.in_file(path))
 }
 
 /// The file's number among the parts, from 1, and their count; (1, 1) for a model in one file.

@@ -1,5 +1,6 @@
 //! What can go wrong, with the file and the place in it.
 
+use std::any::Any;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -78,6 +79,13 @@ pub enum Error {
         /// The panic's message.
         message: Arc<str>,
     },
+    /// The engine panicked, and the reader died of it. Later requests fail with
+    /// [`Error::Closed`].
+    #[error("the I/O engine panicked: {message}")]
+    EnginePanicked {
+        /// The panic's message.
+        message: Arc<str>,
+    },
     /// A blocking call on the reader's own thread, which would wait for itself.
     #[error("blocking read from inside a sink")]
     InsideSink,
@@ -117,4 +125,13 @@ impl Error {
     pub(crate) fn config(message: impl Into<String>) -> Self {
         Self::Config(message.into().into())
     }
+}
+
+/// What a panic said.
+pub(crate) fn panic_message(panic: &(dyn Any + Send)) -> Arc<str> {
+    let text = panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    text.unwrap_or("no message").into()
 }

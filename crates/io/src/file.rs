@@ -126,6 +126,12 @@ impl File {
         self.identity.size
     }
 
+    /// When it was last modified, as it was when the file was opened: seconds since 1970 (before it
+    /// when negative) and nanoseconds of the second.
+    pub fn modified(&self) -> (i64, i64) {
+        self.identity.modified
+    }
+
     /// How this file is read.
     pub fn direct_state(&self) -> &DirectState {
         &self.state
@@ -281,7 +287,10 @@ mod tests {
         std::fs::write(&path, b"before").unwrap();
         let file = File::open(&path).unwrap();
         let handle = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+        let was = file.modified();
         handle.set_modified(std::time::UNIX_EPOCH).unwrap();
+        assert_eq!((file.modified(), File::open(&path).unwrap().modified()), (was, (0, 0)));
+        assert_ne!(was, (0, 0));
         assert!(matches!(file.check_unchanged(), Err(Error::Changed { .. })));
     }
 }

@@ -1,10 +1,11 @@
 //! What a request costs: replays a synthetic trace of 48 layers, 128 experts, top-8 under every
 //! policy and prints nanoseconds per request, everything included (request, reserve, commit, unpin),
 //! and how far the slots of a layer lie apart at the end: slots from its lowest to its highest, per
-//! slot that it holds (1 is the best). Floors: the top-k, or "even", an even share for each layer.
+//! slot that it holds (1 is the best). The floor of every layer is a number, by default the top-k,
+//! or "even" for an even share of the slots.
 //!
 //! ```text
-//! cargo run --release -p tierstream-pool --example replay [tokens] [slots] [even]
+//! cargo run --release -p tierstream-pool --example replay [tokens] [slots] [floor]
 //! ```
 
 use std::time::Instant;
@@ -21,11 +22,12 @@ fn main() {
         arguments.next().map_or(default, |text| text.parse().expect("tokens and slots are numbers"))
     };
     let (tokens, slots) = (number(20_000), number(LAYERS * EXPERTS * 2 / 5));
-    let even = std::env::args().nth(3).is_some_and(|floors| floors == "even");
-    let floors = if even {
-        Pool::even_shares(&[EXPERTS; LAYERS as usize], slots)
-    } else {
-        vec![TOP_K; LAYERS as usize]
+    let floors = match std::env::args().nth(3).as_deref() {
+        Some("even") => Pool::even_shares(&[EXPERTS; LAYERS as usize], slots),
+        Some(floor) => {
+            vec![floor.parse().expect("a floor is a number or \"even\""); LAYERS as usize]
+        }
+        None => vec![TOP_K; LAYERS as usize],
     };
     let trace = trace(tokens);
     println!("{tokens} tokens, {slots} slots of {}", LAYERS * EXPERTS);

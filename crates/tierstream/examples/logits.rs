@@ -39,10 +39,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 fn most_likely(logits: &[f32], top: usize) -> Vec<(Token, f64)> {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f64 = logits.iter().map(|&l| f64::from(l - max).exp()).sum();
-    let mut all: Vec<(Token, f64)> = (0..)
-        .zip(logits)
-        .map(|(id, &l)| (id, f64::from(l - max) - sum.ln()))
-        .collect();
+    let mut all: Vec<(Token, f64)> =
+        (0..).zip(logits).map(|(id, &l)| (id, f64::from(l - max) - sum.ln())).collect();
     all.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
     all.truncate(top);
     all

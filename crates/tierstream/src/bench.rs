@@ -5,12 +5,13 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 use tierstream_ggml::{Keep, Sampling, Token};
-use tierstream_io::{Chunk, Extent, Priority, Reader, Sink};
+use tierstream_io::{Extent, Priority, Reader};
 
+use crate::drive::Discard;
 use crate::engine::{Engine, Generate};
 use crate::error::Result;
 use crate::memory::Usage;
-use crate::verify::drawn_tokens;
+use crate::random::{Random, drawn_tokens};
 
 /// Most bytes read to measure the drive.
 const DRIVE_BYTES_MAX: u64 = 512 << 20;
@@ -41,8 +42,19 @@ pub struct Turn {
     pub peak_rss_bytes: u64,
     /// Seconds to load.
     pub load_s: f64,
-    /// The storage engine that ran, and whether it passed the page cache.
-    pub io: Option<(String, bool)>,
+    /// The path of the reads; none if nothing streams.
+    pub io: Option<ReadPath>,
+}
+
+/// The path that reads really took.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReadPath {
+    /// The storage engine.
+    pub engine: String,
+    /// Whether reads pass the page cache.
+    pub direct: bool,
+    /// Why it is not the fastest path.
+    pub reason: Option<String>,
 }
 
 /// Decodes `tokens` one by one, whatever the model would have said, and measures those after the
@@ -51,6 +63,7 @@ pub struct Turn {
 /// # Errors
 /// As [`Engine::generate`].
 pub fn turn(engine: &mut Engine, tokens: &[Token], warmup: usize) -> Result<Turn> {
+    engine.check_room(tokens.len())?;
     let (before, measured) = tokens.split_at(warmup.min(tokens.len()));
     for &token in before {
         engine.context().decode(&[token], Keep::Last, |_, _| {})?;
@@ -71,7 +84,9 @@ pub fn turn(engine: &mut Engine, tokens: &[Token], warmup: usize) -> Result<Turn
     let steps = measured.len() * engine.experts().layers().len();
     let drive_bytes_per_s = match used.faults {
         0 => None,
-        faults => Some(drive_rate(engine, (faults as usize).div_ceil(steps.max(1)), used.bytes_read)?),
+        faults => {
+            Some(drive_rate(engine, (faults as usize).div_ceil(steps.max(1)), used.bytes_read)?)
+        }
     };
     let status = engine.model().reader().map(|r| r.status());
     Ok(Turn {
@@ -86,7 +101,11 @@ pub fn turn(engine: &mut Engine, tokens: &[Token], warmup: usize) -> Result<Turn
         pool_bytes: engine.model().pool_bytes(),
         peak_rss_bytes: Usage::now().peak_rss_bytes,
         load_s: engine.load_time().as_secs_f64(),
-        io: status.map(|s| (s.engine.to_owned(), s.direct)),
+        io: status.map(|s| ReadPath {
+            engine: s.engine.to_owned(),
+            direct: s.direct,
+            reason: s.reason,
+        }),
     })
 }
 
@@ -98,8 +117,8 @@ fn drive_rate(engine: &Engine, at_once: usize, bytes: u64) -> Result<f64> {
     };
     let reader: Arc<Reader> = reader.clone();
     let experts = engine.experts();
-    let mut random = drawn_tokens(4096, 1 << 30, 1).into_iter().cycle();
-    let mut draw = |n: usize| random.next().expect("endless").unsigned_abs() as usize % n;
+    let mut random = Random::new(1);
+    let mut draw = |n: usize| random.below(n as u64) as usize;
     let limit = bytes.clamp(1 << 20, DRIVE_BYTES_MAX);
     let mut read = 0;
     let start = Instant::now();
@@ -117,14 +136,6 @@ fn drive_rate(engine: &Engine, at_once: usize, bytes: u64) -> Result<f64> {
         reader.submit(Priority::Demand, extents, Arc::new(Discard)).wait()?;
     }
     Ok(read as f64 / start.elapsed().as_secs_f64())
-}
-
-struct Discard;
-
-impl Sink for Discard {
-    fn chunk(&self, _: Chunk) {}
-
-    fn done(&self, _: usize, _: Result<(), tierstream_io::Error>) {}
 }
 
 /// Token ids to measure with: what the model itself writes after `prompt`, since routing follows

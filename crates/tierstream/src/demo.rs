@@ -11,7 +11,8 @@ static BYTES: &[u8] = include_bytes!("../../../models/novelist-moe-31m-q4_0.gguf
 const VERSION: &str = "novelist-moe-31m-q4_0-64af0e92";
 
 /// A text in the style of the model's training data.
-pub const PROMPT: &str = "It was a cold evening in November, and the old gentleman sat by the fire,";
+pub const PROMPT: &str =
+    "It was a cold evening in November, and the old gentleman sat by the fire,";
 
 /// The demo model as a file, written on first use: the engine reads models from files.
 ///
@@ -23,8 +24,7 @@ pub fn file() -> io::Result<PathBuf> {
     if is_complete(&path) {
         return Ok(path);
     }
-    write(&dir, &path)
-        .map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", path.display())))?;
+    write(&dir, &path).map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", path.display())))?;
     Ok(path)
 }
 

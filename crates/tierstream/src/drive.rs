@@ -12,6 +12,7 @@ use serde::Serialize;
 use tierstream_io::{Chunk, Config, EngineKind, Extent, PAGE, Priority, Reader, Sink};
 
 use crate::error::Result;
+use crate::random::Random;
 
 /// Size of the reads that are measured, bytes.
 pub const BLOCK_BYTES: u64 = 1 << 20;
@@ -148,7 +149,8 @@ pub fn random_reads(path: &Path, depth: usize, time: Duration) -> Result<Option<
     }))
 }
 
-struct Discard;
+/// Takes what is read only to measure.
+pub(crate) struct Discard;
 
 impl Sink for Discard {
     fn chunk(&self, _: Chunk) {}
@@ -156,37 +158,9 @@ impl Sink for Discard {
     fn done(&self, _: usize, _: tierstream_io::Result<()>) {}
 }
 
-/// xorshift64 (Marsaglia 2003).
-struct Random(u64);
-
-impl Random {
-    fn new(seed: u64) -> Self {
-        Self(seed ^ 0x9E37_79B9_7F4A_7C15 | 1)
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    /// Numbers below `n` in random order; of a huge `n`, the first million draws.
-    fn shuffled(&mut self, n: u64) -> Vec<u64> {
-        if n > 1 << 20 {
-            return (0..1 << 20).map(|_| self.next() % n).collect();
-        }
-        let mut all: Vec<u64> = (0..n).collect();
-        for i in (1..all.len()).rev() {
-            all.swap(i, (self.next() % (i as u64 + 1)) as usize);
-        }
-        all
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{BLOCK_BYTES, Duration, Random, Scratch, random_reads};
+    use super::{BLOCK_BYTES, Duration, Scratch, random_reads};
 
     #[test]
     fn a_scratch_file_leaves_nothing_and_can_be_read() {
@@ -212,13 +186,5 @@ mod tests {
         let path = dir.path().join("small");
         std::fs::write(&path, [1; 100]).unwrap();
         assert_eq!(random_reads(&path, 1, Duration::ZERO).unwrap(), None);
-    }
-
-    #[test]
-    fn a_shuffle_has_every_number_once() {
-        let mut all = Random::new(1).shuffled(100);
-        assert_ne!(all, (0..100).collect::<Vec<_>>());
-        all.sort_unstable();
-        assert_eq!(all, (0..100).collect::<Vec<_>>());
     }
 }

@@ -192,7 +192,7 @@ impl Engine {
     /// (not always whole characters) as it comes, and may stop the generation.
     ///
     /// # Errors
-    /// [`Error::Engine`]; the context then holds what was decoded before the failure, and the
+    /// [`Error::ContextTooSmall`], [`Error::Engine`]; the context then holds what was decoded before the failure, and the
     /// next call is independent of this one after [`Engine::clear`].
     pub fn generate(
         &mut self,
@@ -200,6 +200,7 @@ impl Engine {
         options: &Generate,
         mut on_token: impl FnMut(Token, &[u8]) -> ControlFlow<()>,
     ) -> Result<Generation> {
+        self.check_room(prompt.len())?;
         let before = self.model.expert_counters();
         let stalled = self.context.stall();
         let mut sampler = Sampler::new(options.sampling);
@@ -247,6 +248,16 @@ impl Engine {
             }
             Err(e) => Err(e.into()),
         }
+    }
+
+    /// An error if the context has no room for `tokens` more.
+    pub(crate) fn check_room(&self, tokens: usize) -> Result<()> {
+        let n_ctx = self.context.options().n_ctx;
+        let room = n_ctx.saturating_sub(self.context.position()) as usize;
+        if tokens > room {
+            return Err(Error::ContextTooSmall { tokens, room, n_ctx });
+        }
+        Ok(())
     }
 
     /// Forgets the conversation. The pool keeps its records.

@@ -13,7 +13,7 @@ pub enum Error {
     Gguf(#[from] tierstream_gguf::Error),
     /// Loading, decoding or reading failed.
     #[error(transparent)]
-    Engine(#[from] tierstream_ggml::Error),
+    Engine(tierstream_ggml::Error),
     /// The storage engine could not be started.
     #[error(transparent)]
     Io(#[from] tierstream_io::Error),
@@ -31,6 +31,28 @@ pub enum Error {
         /// Dense weights, KV cache, compute buffers and the program itself.
         fixed_bytes: u64,
     },
+    /// `--experts` is below what one token needs.
+    #[error(
+        "an expert pool of {} is too small: this model needs at least {} (the experts that one \
+         token uses, in every layer)",
+        Bytes(*.bytes), Bytes(*.least_bytes)
+    )]
+    PoolTooSmall {
+        /// The pool asked for.
+        bytes: u64,
+        /// The least pool that works.
+        least_bytes: u64,
+    },
+    /// The context has no room for so many tokens.
+    #[error("{tokens} tokens do not fit the {room} free ones of a context of {n_ctx}")]
+    ContextTooSmall {
+        /// Tokens to compute.
+        tokens: usize,
+        /// Tokens that there is room for.
+        room: usize,
+        /// Tokens of the context.
+        n_ctx: u32,
+    },
     /// A file of the user's cannot be read.
     #[error("cannot read {}", path.display())]
     File {
@@ -47,6 +69,17 @@ pub enum Error {
 /// Result of the facade.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
+impl From<tierstream_ggml::Error> for Error {
+    fn from(error: tierstream_ggml::Error) -> Self {
+        match error {
+            tierstream_ggml::Error::PoolTooSmall { bytes, least_bytes } => {
+                Error::PoolTooSmall { bytes, least_bytes }
+            }
+            other => Error::Engine(other),
+        }
+    }
+}
+
 impl Error {
     /// What a user can do about it.
     pub fn hint(&self) -> Option<String> {
@@ -57,13 +90,13 @@ impl Error {
             Error::Ram { least_bytes, .. } => {
                 Some(format!("give it --ram {}, or a smaller --ctx", round_up_mib(*least_bytes)))
             }
-            Error::Engine(E::PoolTooSmall { least_bytes, .. }) => {
+            Error::PoolTooSmall { least_bytes, .. } => {
                 Some(format!("give it --experts {}", round_up_mib(*least_bytes)))
             }
             Error::Engine(E::Context { .. }) => {
                 Some("a smaller --ctx needs less memory".to_owned())
             }
-            Error::Engine(E::Batch(_)) => Some("a larger --ctx holds more tokens".to_owned()),
+            Error::ContextTooSmall { .. } => Some("a larger --ctx holds more tokens".to_owned()),
             Error::Engine(E::Load { .. }) => Some(
                 "`tierstream show` tells what is in the file; --log shows what llama.cpp says"
                     .to_owned(),
@@ -86,12 +119,18 @@ fn gguf_hint(error: &tierstream_gguf::Error) -> Option<String> {
 
 fn io_hint(error: &tierstream_io::Error) -> Option<String> {
     use tierstream_io::Error as E;
-    Some(match error {
-        E::Changed { .. } => "the model was loaded from an older state of this file; start again",
-        E::Truncated { .. } => "the file is shorter than when it was opened; check the download",
-        _ => return None,
-    }
-    .to_owned())
+    Some(
+        match error {
+            E::Changed { .. } => {
+                "the model was loaded from an older state of this file; start again"
+            }
+            E::Truncated { .. } => {
+                "the file is shorter than when it was opened; check the download"
+            }
+            _ => return None,
+        }
+        .to_owned(),
+    )
 }
 
 fn round_up_mib(bytes: u64) -> String {

@@ -19,6 +19,7 @@
 //! ```
 
 #![forbid(unsafe_code)]
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod bench;
 pub mod cache;
@@ -28,6 +29,7 @@ mod engine;
 mod error;
 pub mod machine;
 pub mod memory;
+mod random;
 pub mod size;
 mod verify;
 
@@ -35,11 +37,13 @@ pub use engine::{
     DEFAULT_CTX, Engine, Generate, Generation, Options, Stop, default_threads, io_config,
 };
 pub use error::{Error, Result};
-pub use verify::{Difference, Requests, Verification, VerifyOptions, verify};
+pub use tierstream_ggml as ggml;
 pub use tierstream_ggml::{
-    Cancel, Context, ContextOptions, DeviceInfo, ExpertCounters, Keep, Model, PoolOptions, PoolSize, Sampling,
-    Token, Weights, devices, set_verbose,
+    Cancel, Context, ContextOptions, DeviceInfo, ExpertCounters, Keep, Model, PoolOptions,
+    PoolSize, Progress, Sampler, Sampling, Token, Vocab, Weights, devices, set_verbose,
 };
 pub use tierstream_gguf as gguf;
 pub use tierstream_io as io;
+pub use tierstream_pool as pool;
 pub use tierstream_pool::Policy;
+pub use verify::{Difference, Requests, Verification, VerifyOptions, verify};

@@ -1,6 +1,7 @@
 //! The `tierstream` program.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 
 use std::process::ExitCode;
 
@@ -14,6 +15,7 @@ mod cli;
 fn main() -> ExitCode {
     let cli = Cli::parse();
     tierstream::set_verbose(cli.log);
+    cli::gave_up::install(cli.json);
     match dispatch(&cli) {
         Ok(code) => code,
         // As `head` and its like expect of what they read from.

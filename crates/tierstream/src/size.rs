@@ -9,7 +9,7 @@ pub struct Bytes(pub u64);
 
 /// A text that is no size.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is no size; write for example 8GiB, 800MB or 4096")]
+#[error("`{0}` is not a size; write for example 8GiB, 800MB or 4096")]
 pub struct NotASize(String);
 
 /// Suffixes, longest first within a letter: powers of 1024 with an `i` or alone, of 1000 with `B`.

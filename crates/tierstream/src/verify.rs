@@ -7,6 +7,7 @@ use tierstream_ggml::{ExpertCounters, Keep, Progress, Sampler, Sampling, Token, 
 
 use crate::engine::{Engine, Options};
 use crate::error::{Error, Result};
+use crate::random::drawn_tokens;
 
 /// Tokens of a prompt that is drawn from the seed.
 const DRAWN_PROMPT_TOKENS: usize = 128;
@@ -114,6 +115,7 @@ pub fn verify(
         return Err(Error::Request("the prompt has no tokens".into()));
     }
 
+    streamed.check_room(prompt.len() + what.generate)?;
     let mut comparison = Comparison::default();
     let mut sampler =
         Sampler::new(Sampling { temperature: 1.0, seed: what.seed, ..Sampling::default() });
@@ -165,7 +167,8 @@ impl Comparison {
             }
             same = false;
             let diff = (a - b).abs();
-            self.max_abs_diff = self.max_abs_diff.max(if diff.is_nan() { f32::INFINITY } else { diff });
+            self.max_abs_diff =
+                self.max_abs_diff.max(if diff.is_nan() { f32::INFINITY } else { diff });
             self.first.get_or_insert(Difference {
                 token: self.tokens,
                 id,
@@ -196,23 +199,9 @@ impl Comparison {
     }
 }
 
-/// `n` token ids below `vocab`, the same for the same seed (splitmix64).
-pub(crate) fn drawn_tokens(n: usize, vocab: u32, seed: u32) -> Vec<Token> {
-    let mut state = u64::from(seed);
-    let mut next = || {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    };
-    let id = |r: u64| Token::try_from(r % u64::from(vocab.max(1))).expect("ids are i32");
-    (0..n).map(|_| id(next())).collect()
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{Comparison, drawn_tokens};
+    use super::Comparison;
 
     #[test]
     fn one_bit_is_a_difference() {
@@ -239,13 +228,5 @@ mod tests {
         c.row(&[], &[]);
         c.row(&[1.0], &[1.0, 2.0]);
         assert_eq!(c.identical, 0);
-    }
-
-    #[test]
-    fn drawn_tokens_are_of_the_vocabulary() {
-        let tokens = drawn_tokens(100, 7, 3);
-        assert!(tokens.iter().all(|t| (0..7).contains(t)));
-        assert_eq!(tokens, drawn_tokens(100, 7, 3));
-        assert_ne!(tokens, drawn_tokens(100, 7, 4));
     }
 }

@@ -40,8 +40,11 @@ pub(super) struct Op {
 
 impl Scratch {
     pub(super) fn new(inner: ggml_backend_t) -> Self {
-        let params =
-            ggml_init_params { mem_size: CONTEXT_BYTES, mem_buffer: ptr::null_mut(), no_alloc: true };
+        let params = ggml_init_params {
+            mem_size: CONTEXT_BYTES,
+            mem_buffer: ptr::null_mut(),
+            no_alloc: true,
+        };
         // SAFETY: a live backend; ggml_init returns null or a context.
         unsafe {
             Self {
@@ -69,7 +72,9 @@ impl Scratch {
         let shape = [routed.n_used, routed.n_tokens, 1];
         let ids = memory.tensor(GGML_TYPE_I32, shape.map(to_ne), memory.base());
         // SAFETY: the scratch has room for all slots, and nothing reads it now.
-        unsafe { ptr::copy_nonoverlapping(routed.slots.as_ptr(), ids.data.cast(), routed.slots.len()) };
+        unsafe {
+            ptr::copy_nonoverlapping(routed.slots.as_ptr(), ids.data.cast(), routed.slots.len())
+        };
         Ok(ids)
     }
 
@@ -118,7 +123,8 @@ impl Scratch {
         };
         // SAFETY: live, allocated nodes of the graph and their common source.
         let input = unsafe { &*(*ops[0].node).src[1] };
-        let rows = Rows::of(input).ok_or_else(|| unsupported("an expert matmul's input is not in rows"))?;
+        let rows = Rows::of(input)
+            .ok_or_else(|| unsupported("an expert matmul's input is not in rows"))?;
         let mut outputs = 0;
         for op in ops {
             // SAFETY: as above.
@@ -216,8 +222,7 @@ impl Scratch {
             let ids = ggml_new_tensor_2d(context, GGML_TYPE_I32, shape[0], shape[1]);
             (*ids).data = slots.cast();
             (*ids).buffer = buffer.cast();
-            let graph: *mut ggml_cgraph =
-                ggml_new_graph_custom(context, GRAPH_NODES, false).cast();
+            let graph: *mut ggml_cgraph = ggml_new_graph_custom(context, GRAPH_NODES, false).cast();
             for (window, op) in windows.iter().zip(ops) {
                 let weights = ggml_dup_tensor(context, window);
                 *weights = *window;

@@ -25,8 +25,8 @@ pub(super) struct Loads {
 impl Loads {
     pub(super) fn new(stages: &[Stage], step: &mut Step) -> Self {
         let groups = step.arriving();
-        let shared =
-            groups.len() > 1 && groups[0].iter().any(|p| groups[1].iter().any(|q| p.slot == q.slot));
+        let shared = groups.len() > 1
+            && groups[0].iter().any(|p| groups[1].iter().any(|q| p.slot == q.slot));
         let mut this = Self {
             stages: stages.iter().map(|s| s.ops.iter().map(|op| op.part).collect()).collect(),
             groups: groups.len(),
@@ -40,7 +40,8 @@ impl Loads {
 
     fn start(&mut self, step: &mut Step) {
         while self.started.len() < self.stages.len() * self.groups {
-            let (stage, group) = (self.started.len() / self.groups, self.started.len() % self.groups);
+            let (stage, group) =
+                (self.started.len() / self.groups, self.started.len() % self.groups);
             if group >= self.computed[stage] + self.turns {
                 break;
             }

@@ -62,7 +62,8 @@ impl Routed {
         self.needs.clear();
         for e in 0..n_experts as usize {
             if self.starts[e + 1] > 0 {
-                self.needs.push(Need { expert: u32::try_from(e).expect("below n_experts"), last_row: 0 });
+                self.needs
+                    .push(Need { expert: u32::try_from(e).expect("below n_experts"), last_row: 0 });
             }
             self.starts[e + 1] += self.starts[e];
         }

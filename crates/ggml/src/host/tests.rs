@@ -36,8 +36,8 @@ fn pool(slots: impl Fn(&[u32]) -> Vec<u32>, rules: Vec<Rule>) -> Arc<Residency> 
     for layer in 0..LAYERS {
         let mut parts = Vec::new();
         // The odd layers' records are smaller.
-        for part in 0..FLOATS.len() - layer % 2 {
-            let floats = FLOATS[part];
+        let n_parts = FLOATS.len() - layer % 2;
+        for (part, &floats) in FLOATS.iter().enumerate().take(n_parts) {
             parts.push((offset, floats));
             for expert in 0..EXPERTS {
                 let bytes = mark(layer, part, expert).to_ne_bytes().repeat(floats);
@@ -79,10 +79,12 @@ fn check(residency: &Residency, layer: usize, part: usize, placed: &[Placed]) {
     for p in placed {
         let window = residency.window(layer, part, p.slot, p.slot);
         // SAFETY: the step holds the slot, and its bytes have arrived.
-        let floats =
-            unsafe { std::slice::from_raw_parts(window.data.cast::<f32>(), FLOATS[part]) };
+        let floats = unsafe { std::slice::from_raw_parts(window.data.cast::<f32>(), FLOATS[part]) };
         let expected = mark(layer, part, p.expert);
-        assert!(floats.iter().all(|&f| f == expected), "layer {layer}, part {part}, {p:?}: {floats:?}");
+        assert!(
+            floats.iter().all(|&f| f == expected),
+            "layer {layer}, part {part}, {p:?}: {floats:?}"
+        );
     }
 }
 
@@ -133,7 +135,10 @@ fn fight(residency: &Arc<Residency>, threads: u64, steps: u64) -> usize {
     let failed = AtomicUsize::new(0);
     let (done, ended) = std::sync::mpsc::channel::<()>();
     std::thread::spawn(move || {
-        if ended.recv_timeout(Duration::from_secs(120)).is_err_and(|e| e == std::sync::mpsc::RecvTimeoutError::Timeout) {
+        if ended
+            .recv_timeout(Duration::from_secs(120))
+            .is_err_and(|e| e == std::sync::mpsc::RecvTimeoutError::Timeout)
+        {
             eprintln!("the fight goes on after 120 s: a deadlock");
             std::process::abort();
         }

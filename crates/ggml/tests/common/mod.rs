@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use tierstream_ggml::{Context, ContextOptions, Keep, Model, PoolOptions, PoolSize, Token, Weights};
+use tierstream_ggml::{
+    Context, ContextOptions, Keep, Model, PoolOptions, PoolSize, Token, Weights,
+};
 use tierstream_io::wrap::{Fault, Rule};
 use tierstream_io::{Config, Reader, engine::Engine};
 use tierstream_pool::Policy;
@@ -118,7 +120,8 @@ pub(crate) fn streamed(path: &Path, room: Room) -> Model {
 pub(crate) fn tokens(vocab: u32, n: usize, seed: u64) -> Vec<Token> {
     let mut state = seed;
     let mut next = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         Token::try_from((state >> 33) % u64::from(vocab)).unwrap()
     };
     (0..n).map(|_| next()).collect()

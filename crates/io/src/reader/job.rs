@@ -10,7 +10,7 @@ use std::thread::ThreadId;
 
 use super::queue::Chore;
 use super::reaper::Shared;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, panic_message};
 use crate::plan::{Plan, Read, Slice};
 use crate::ring::Buffer;
 use crate::sync::{lock, wait};
@@ -242,9 +242,5 @@ impl Job {
 }
 
 fn sink_panicked(panic: &(dyn Any + Send)) -> Error {
-    let text = panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    Error::SinkPanicked { message: text.unwrap_or("no message").into() }
+    Error::SinkPanicked { message: panic_message(panic) }
 }

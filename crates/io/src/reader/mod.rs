@@ -8,7 +8,7 @@ use std::fmt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::thread::{JoinHandle, ThreadId};
 
 pub use job::{Chunk, Sink, Ticket};
@@ -167,11 +167,12 @@ impl Reader {
             files: RwLock::default(),
             queue: Mutex::new(Queue::new(depth)),
             bytes_wanted: AtomicU64::new(0),
+            death: OnceLock::new(),
         });
         let weak = Arc::downgrade(&shared);
         ring.on_return(Box::new(move || {
             if let Some(shared) = weak.upgrade() {
-                shared.engine.wake();
+                shared.wake();
             }
         }));
         let of_thread = Arc::clone(&shared);
@@ -251,18 +252,18 @@ impl Reader {
         let has_chore = !settled.is_empty();
         let mut queue = lock(&self.shared.queue);
         if queue.closed {
-            // The reader's thread died.
+            // The reader's thread died. Nobody else has seen the job.
             drop(queue);
             job.settle_all(&Error::Closed);
             return ticket;
         }
         if has_chore {
-            queue.chores.push(Chore::Settle(Arc::clone(&job), settled));
+            queue.chores.push_back(Chore::Settle(Arc::clone(&job), settled));
         }
         queue.push(priority, job);
         drop(queue);
         if has_chore {
-            self.shared.engine.wake();
+            self.shared.wake();
         }
         self.shared.pump();
         ticket

@@ -42,15 +42,24 @@ pub(super) enum Chore {
     Close,
 }
 
+impl Chore {
+    pub(super) fn job(&self) -> Option<&Arc<Job>> {
+        match self {
+            Self::Settle(job, _) | Self::Cancel(job) => Some(job),
+            Self::Close => None,
+        }
+    }
+}
+
 /// A read that is over, with what it brought.
 pub(super) struct Landed {
     pub(super) job: Arc<Job>,
     /// Which read of the job's plan.
     pub(super) read: usize,
     pub(super) file: Arc<File>,
-    pub(super) buffer: Buffer,
+    pub(super) buffer: Arc<Buffer>,
     /// Bytes from the start of the read that are there.
-    pub(super) result: io::Result<usize>,
+    pub(super) result: Result<usize, Arc<io::Error>>,
 }
 
 struct Waiting {
@@ -72,7 +81,7 @@ pub(super) struct Queue {
     free: Vec<usize>,
     again: Vec<RawRead>,
     pub(super) depth: usize,
-    pub(super) chores: Vec<Chore>,
+    pub(super) chores: VecDeque<Chore>,
     pub(super) closed: bool,
 }
 
@@ -84,7 +93,7 @@ impl Queue {
             free: (0..depth).collect(),
             again: Vec::new(),
             depth,
-            chores: Vec::new(),
+            chores: VecDeque::new(),
             closed: false,
         }
     }
@@ -110,10 +119,7 @@ impl Queue {
         let mut jobs: Vec<_> =
             self.waiting.iter_mut().flat_map(|q| q.drain(..)).map(|w| w.job).collect();
         jobs.extend(self.flights.iter().flatten().map(|flight| Arc::clone(&flight.job)));
-        jobs.extend(self.chores.drain(..).filter_map(|chore| match chore {
-            Chore::Settle(job, _) | Chore::Cancel(job) => Some(job),
-            Chore::Close => None,
-        }));
+        jobs.extend(self.chores.drain(..).filter_map(|chore| chore.job().cloned()));
         jobs
     }
 
@@ -202,7 +208,8 @@ impl Queue {
         }
         self.free.push(id);
         let Flight { job, read, .. } = flight;
-        Some(Landed { job, read, file, buffer: raw.into_buffer(), result })
+        let (buffer, result) = (Arc::new(raw.into_buffer()), result.map_err(Arc::new));
+        Some(Landed { job, read, file, buffer, result })
     }
 }
 

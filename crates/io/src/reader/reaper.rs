@@ -1,12 +1,14 @@
 //! The reader's thread: takes what arrives, keeps the drive busy, then feeds the sinks.
 
+use std::any::Any;
+use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
 use super::queue::{Chore, Landed, Queue};
 use crate::engine::{Engine, RawDone};
-use crate::error::Error;
+use crate::error::{Error, panic_message};
 use crate::file::{File, FileId};
 use crate::ring::Ring;
 use crate::sync::lock;
@@ -19,6 +21,17 @@ pub(super) struct Shared {
     pub(super) files: RwLock<Vec<Arc<File>>>,
     pub(super) queue: Mutex<Queue>,
     pub(super) bytes_wanted: AtomicU64,
+    /// Why the reader has died, if it has. Its thread then fails everything and ends.
+    pub(super) death: OnceLock<Error>,
+}
+
+/// What the reader's thread has taken out of the queue. Each entry stays in its list until it is
+/// dealt with, so that a panic loses none.
+#[derive(Default)]
+struct Hands {
+    done: Vec<RawDone>,
+    chores: VecDeque<Chore>,
+    landed: VecDeque<Landed>,
 }
 
 impl Shared {
@@ -28,7 +41,21 @@ impl Shared {
     }
 
     /// Starts as many reads as buffers and depth allow.
+    ///
+    /// A panic of the engine ends the reader, whichever thread it came up on: which reads it has
+    /// taken is not known, so neither can their places in flight be used again, nor can anybody
+    /// wait for them. The caller goes on; its ticket fails with everybody's.
     pub(super) fn pump(&self) {
+        if self.death.get().is_some() {
+            return;
+        }
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.pump_or_panic())) {
+            self.die(&*panic);
+            self.wake();
+        }
+    }
+
+    fn pump_or_panic(&self) {
         let mut batch = Vec::new();
         {
             let mut queue = lock(&self.queue);
@@ -44,80 +71,101 @@ impl Shared {
     }
 
     pub(super) fn add_chore(&self, chore: Chore) {
-        lock(&self.queue).chores.push(chore);
-        self.engine.wake();
+        lock(&self.queue).chores.push_back(chore);
+        self.wake();
+    }
+
+    /// Lets the reader's thread look around.
+    pub(super) fn wake(&self) {
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.engine.wake())) {
+            self.die(&*panic);
+        }
+    }
+
+    fn die(&self, panic: &(dyn Any + Send)) {
+        let _ = self.death.set(Error::EnginePanicked { message: panic_message(panic) });
     }
 
     /// The thread's life.
     pub(super) fn run(&self) {
-        let mut done = Vec::new();
-        let mut landed = Vec::new();
-        let life = catch_unwind(AssertUnwindSafe(|| while self.turn(&mut done, &mut landed) {}));
-        if life.is_err() {
-            // An engine panicked. Fail what waits rather than let it wait for ever.
-            self.close();
+        let mut hands = Hands::default();
+        let life = catch_unwind(AssertUnwindSafe(|| while self.turn(&mut hands) {}));
+        if let Err(panic) = life {
+            self.die(&*panic);
+        }
+        let Some(error) = self.death.get() else { return };
+        // Fail what waits rather than let it wait for ever.
+        self.close(error);
+        let chores = hands.chores.iter().filter_map(Chore::job);
+        for job in chores.chain(hands.landed.iter().map(|landed| &landed.job)) {
+            job.settle_all(error);
         }
     }
 
     /// Handles what has arrived; says whether there is more to come.
-    fn turn(&self, done: &mut Vec<RawDone>, landed: &mut Vec<Landed>) -> bool {
-        self.engine.wait(done);
-        let chores = {
+    fn turn(&self, hands: &mut Hands) -> bool {
+        self.engine.wait(&mut hands.done);
+        {
             let mut queue = lock(&self.queue);
-            landed.extend(done.drain(..).filter_map(|read| queue.land(read)));
-            std::mem::take(&mut queue.chores)
-        };
+            hands.landed.extend(hands.done.drain(..).filter_map(|read| queue.land(read)));
+            hands.chores.append(&mut queue.chores);
+        }
         // First the drive, then the sinks: it must not idle while bytes are copied.
         self.pump();
-        for chore in chores {
+        while let Some(chore) = hands.chores.front() {
             self.run_chore(chore);
+            hands.chores.pop_front();
         }
-        for read in landed.drain(..) {
+        while let Some(read) = hands.landed.front() {
             self.deliver(read);
+            hands.landed.pop_front();
             self.pump();
+        }
+        if self.death.get().is_some() {
+            return false;
         }
         let queue = lock(&self.queue);
         !queue.closed || queue.in_flight() > 0
     }
 
-    fn run_chore(&self, chore: Chore) {
+    fn run_chore(&self, chore: &Chore) {
         match chore {
             Chore::Settle(job, pieces) => {
                 for (piece, result) in pieces {
-                    job.settle(piece, result);
+                    job.settle(*piece, result.clone());
                 }
             }
             Chore::Cancel(job) => {
-                lock(&self.queue).remove(&job);
+                lock(&self.queue).remove(job);
                 job.settle_all(&Error::Cancelled);
             }
-            Chore::Close => self.close(),
+            Chore::Close => self.close(&Error::Closed),
         }
     }
 
-    /// Fails everything that waits, and lets nothing more in.
-    fn close(&self) {
+    /// Fails everything that waits or is in flight, and lets nothing more in.
+    fn close(&self, error: &Error) {
         let jobs = {
             let mut queue = lock(&self.queue);
             queue.closed = true;
             queue.drain()
         };
         for job in jobs {
-            job.settle_all(&Error::Closed);
+            job.settle_all(error);
         }
     }
 
-    fn deliver(&self, landed: Landed) {
+    fn deliver(&self, landed: &Landed) {
         let Landed { job, read, file, buffer, result } = landed;
-        let read = &job.plan.reads()[read];
+        let read = &job.plan.reads()[*read];
         let got = match result {
-            Ok(got) => got,
+            Ok(got) => *got,
             Err(source) => {
                 let error = Error::Read {
                     path: file.shared_path(),
                     offset: read.offset,
                     len: read.len as u64,
-                    source: Arc::new(source),
+                    source: Arc::clone(source),
                 };
                 for slice in job.plan.slices(read) {
                     job.settle(slice.piece, Err(error.clone()));
@@ -125,7 +173,6 @@ impl Shared {
                 return;
             }
         };
-        let buffer = Arc::new(buffer);
         for slice in job.plan.slices(read) {
             if slice.start + slice.len > got {
                 let error = Error::Truncated {
@@ -136,7 +183,7 @@ impl Shared {
                 };
                 job.settle(slice.piece, Err(error));
             } else {
-                job.deliver(slice, &buffer, &self.bytes_wanted);
+                job.deliver(slice, buffer, &self.bytes_wanted);
             }
         }
     }

@@ -49,19 +49,26 @@ pub(crate) enum Command {
 /// Which model, and what it may take.
 #[derive(Debug, Args, Clone)]
 pub(crate) struct ModelArgs {
+    /// The expert pool alone: a size, or a share of all experts
+    #[arg(long, value_name = "SIZE|N%")]
+    pub(crate) experts: Option<PoolShare>,
+    #[command(flatten)]
+    pub(crate) load: LoadArgs,
+}
+
+/// The same without the pool, of which `bench decode` takes several.
+#[derive(Debug, Args, Clone)]
+pub(crate) struct LoadArgs {
     /// A GGUF file (the first one of a split model), or `demo`
     pub(crate) model: PathBuf,
     /// All host memory for this model: dense weights, KV cache, compute, experts (8GiB, 800MB)
     #[arg(long, value_name = "SIZE")]
     pub(crate) ram: Option<Bytes>,
-    /// The expert pool alone: a size, or a share of all experts
-    #[arg(long, value_name = "SIZE|N%")]
-    pub(crate) experts: Option<PoolShare>,
-    /// Which expert gives way: lru, lfu[:half-life], lfru, fifo, random
+    /// Eviction policy: lru, lfu[:half-life], lfru, fifo, random
     #[arg(long, default_value_t)]
     pub(crate) policy: Policy,
     /// How files are read: auto, uring, pread, buffered
-    #[arg(long, default_value_t = EngineKind::Auto)]
+    #[arg(long, default_value_t = EngineKind::Auto, value_parser = io_engine)]
     pub(crate) io: EngineKind,
     /// Compute threads [default: one less than the processors, at least 2]
     #[arg(long, short, value_parser = clap::value_parser!(u32).range(1..=512))]
@@ -99,7 +106,7 @@ pub(crate) struct Run {
     /// Most tokens to generate [default: 256; the whole answer if there is a chat template]
     #[arg(long, short, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) n: Option<u32>,
-    /// How far from the most likely token to stray; 0: not at all
+    /// Sampling temperature; 0 is greedy
     #[arg(long, default_value_t = 0.8, value_parser = temperature)]
     pub(crate) temp: f32,
     /// Draw from this many most likely tokens; 0: from all
@@ -163,23 +170,23 @@ pub(crate) enum Bench {
 
 #[derive(Debug, Args)]
 pub(crate) struct BenchDecode {
+    /// Sizes of the expert pool to measure, in turns: sizes, or shares of all experts
+    #[arg(long, value_delimiter = ',', value_name = "SIZE|N%,...", default_value = "100%,50%,25%")]
+    pub(crate) experts: Vec<PoolShare>,
     #[command(flatten)]
-    pub(crate) model: ModelArgs,
+    pub(crate) model: LoadArgs,
     /// What to run beside it, in turns: stock (llama.cpp with the same kernels, mapped file),
     /// stock-repack (with its repacked CPU kernels)
     #[arg(long, value_delimiter = ',')]
     pub(crate) against: Vec<Peer>,
-    /// Sizes of the pool to measure, instead of one --experts
-    #[arg(long, value_delimiter = ',', value_name = "N%,...")]
-    pub(crate) sizes: Vec<PoolShare>,
     /// Tokens measured in a turn
-    #[arg(short, default_value_t = 64)]
+    #[arg(short, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub(crate) n: u32,
     /// Tokens before them, not measured
-    #[arg(long, default_value_t = 32)]
+    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(..=1_000_000))]
     pub(crate) warmup: u32,
     /// Turns of each
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) repeats: u32,
     /// Empty the page cache before each turn (needs root)
     #[arg(long)]
@@ -217,4 +224,12 @@ pub(crate) struct Doctor {
     /// Do not measure read rates (for a folder, that writes a file of 256 MiB there for a while)
     #[arg(long)]
     pub(crate) no_measure: bool,
+}
+
+/// An engine that reads; `noop` is for measuring the reader itself.
+fn io_engine(text: &str) -> Result<EngineKind, String> {
+    match text.parse() {
+        Ok(EngineKind::Noop) | Err(_) => Err("there are auto, uring, pread, buffered".to_owned()),
+        Ok(engine) => Ok(engine),
+    }
 }

@@ -1,6 +1,7 @@
 //! `tierstream bench`: every measurement runs in a process of its own, in turns (A, B, A, B, ...),
 //! so that neither memory nor a warm cache of one helps or hurts the other.
 
+use std::fmt::Write;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
@@ -8,12 +9,12 @@ use std::process::{Command, ExitCode, Stdio};
 use anyhow::{Context, bail};
 use clap::ValueEnum;
 use serde::Serialize;
-use tierstream::bench::{self, Turn, median_min_max};
+use tierstream::bench::{self, ReadPath, Turn, median_min_max};
 use tierstream::size::PoolShare;
 use tierstream::{Engine, Weights, demo};
 
 use super::args::{BenchDecode, BenchTurn, Cli, Peer};
-use super::open;
+use super::{open, output};
 
 /// The answer of `bench decode`.
 #[derive(Debug, Serialize)]
@@ -27,7 +28,7 @@ struct Report {
     rows: Vec<Row>,
     against: Vec<Against>,
     drive: Drive,
-    io: Option<(String, bool)>,
+    io: Option<ReadPath>,
 }
 
 #[derive(Debug, Serialize)]
@@ -78,11 +79,7 @@ struct Drive {
 }
 
 pub(crate) fn decode(cli: &Cli, args: &BenchDecode) -> anyhow::Result<ExitCode> {
-    let sizes = match (&args.sizes[..], args.model.experts) {
-        ([], Some(one)) => vec![one],
-        ([], None) => [1.0, 0.5, 0.25].map(PoolShare::Share).to_vec(),
-        (many, _) => many.to_vec(),
-    };
+    let sizes = &args.experts;
     let path = open::path(&args.model)?;
     let file = tierstream::gguf::Model::open(&path).map_err(tierstream::Error::from)?;
     let experts = tierstream::gguf::Experts::group(&file).map_err(tierstream::Error::from)?;
@@ -93,20 +90,20 @@ pub(crate) fn decode(cli: &Cli, args: &BenchDecode) -> anyhow::Result<ExitCode> 
     let mut ours: Vec<Vec<Turn>> = sizes.iter().map(|_| Vec::new()).collect();
     let mut peers: Vec<Vec<Turn>> = args.against.iter().map(|_| Vec::new()).collect();
     for repeat in 0..args.repeats {
-        for (turns, &size) in ours.iter_mut().zip(&sizes) {
-            eprintln!("turn {} of {}: experts {size}", repeat + 1, args.repeats);
-            turns.push(spawn_turn(args, &token_file, Some(size), None)?);
+        for (turns, &size) in ours.iter_mut().zip(sizes) {
+            output::stderr(&format!("turn {} of {}: experts {size}", repeat + 1, args.repeats));
+            turns.push(spawn_turn(args, &token_file, Some(size), None, repeat == 0)?);
         }
         for (turns, &peer) in peers.iter_mut().zip(&args.against) {
-            eprintln!("turn {} of {}: {}", repeat + 1, args.repeats, name(peer));
-            turns.push(spawn_turn(args, &token_file, None, Some(peer))?);
+            output::stderr(&format!("turn {} of {}: {}", repeat + 1, args.repeats, name(peer)));
+            turns.push(spawn_turn(args, &token_file, None, Some(peer), repeat == 0)?);
         }
     }
-    let report = report(args, &experts, &sizes, &ours, &peers);
+    let report = report(args, &experts, sizes, &ours, &peers);
     if cli.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
+        output::json(&report)?;
     } else {
-        print(&report);
+        output::print(&text(&report)?)?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -115,16 +112,16 @@ pub(crate) fn decode(cli: &Cli, args: &BenchDecode) -> anyhow::Result<ExitCode> 
 pub(crate) fn turn(args: &BenchTurn) -> anyhow::Result<ExitCode> {
     let text = fs::read_to_string(&args.token_file)?;
     let tokens: Vec<tierstream::Token> = serde_json::from_str(&text)?;
-    let mut options = open::options(&args.model);
+    let mut options = open::options(&args.model.load, args.model.experts);
     options.ctx.get_or_insert(u32::try_from(tokens.len().next_multiple_of(256))?);
     match args.peer {
         Some(Peer::Stock) => options.weights = Weights::Stock { mmap: true, repack: false },
         Some(Peer::StockRepack) => options.weights = Weights::Stock { mmap: true, repack: true },
         None => {}
     }
-    let mut engine = open::engine(&args.model, options)?;
+    let mut engine = open::engine(&args.model.load, options)?;
     let turn = bench::turn(&mut engine, &tokens, args.warmup as usize)?;
-    println!("{}", serde_json::to_string(&turn)?);
+    output::print(&format!("{}\n", serde_json::to_string(&turn)?))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -138,7 +135,7 @@ fn name(peer: Peer) -> &'static str {
 /// The tokens that every turn decodes.
 fn write_tokens(args: &BenchDecode, to: &Path) -> anyhow::Result<()> {
     let n = (args.n + args.warmup) as usize;
-    let mut options = open::options(&args.model);
+    let mut options = open::options(&args.model, args.experts.first().copied());
     options.ctx.get_or_insert(u32::try_from(n.next_multiple_of(256))?);
     options.preload = false;
     let mut engine: Engine = open::engine(&args.model, options)?;
@@ -152,6 +149,7 @@ fn spawn_turn(
     tokens: &Path,
     size: Option<PoolShare>,
     peer: Option<Peer>,
+    first: bool,
 ) -> anyhow::Result<Turn> {
     if args.cold {
         drop_caches()?;
@@ -180,6 +178,11 @@ fn spawn_turn(
     if !out.status.success() {
         bail!("a turn failed: {}", String::from_utf8_lossy(&out.stderr).trim());
     }
+    // The other turns of the same would say the same.
+    if first {
+        let notes = String::from_utf8_lossy(&out.stderr);
+        notes.lines().for_each(|line| output::stderr(&output::printable(line)));
+    }
     serde_json::from_slice(&out.stdout).context("a turn printed no result")
 }
 
@@ -197,7 +200,7 @@ fn report(
 ) -> Report {
     let median = |turns: &[Turn], f: fn(&Turn) -> f64| median_min_max(turns.iter().map(f)).0;
     let seconds = |turns: &[Turn]| 1.0 / median(turns, |t| t.tok_s);
-    let all = experts.expert_bytes() as f64;
+    let all = experts.expert_bytes().max(1) as f64;
     let compute = ours.iter().find(|t| t[0].faults_per_token == 0.0).map(|t| seconds(t));
     let rows = sizes.iter().zip(ours).map(|(size, turns)| {
         let (tok_s_median, tok_s_min, tok_s_max) = median_min_max(turns.iter().map(|t| t.tok_s));
@@ -264,7 +267,7 @@ fn report(
             random_gbps: (rate > 0.0).then_some(rate / 1e9),
             record_bytes: experts.record_bytes(0).unwrap_or(0),
         },
-        io: ours[0].first().and_then(|t| t.io.clone()),
+        io: read_path(ours),
         rows,
     }
 }
@@ -273,30 +276,61 @@ fn ratios(ours: &[Turn], theirs: &[Turn]) -> Vec<f64> {
     ours.iter().zip(theirs).map(|(a, b)| a.tok_s / b.tok_s).collect()
 }
 
+/// The path of the reads; where turns differ, one that says why it is not the fastest.
+fn read_path(turns: &[Vec<Turn>]) -> Option<ReadPath> {
+    let paths = || turns.iter().flatten().filter_map(|t| t.io.as_ref());
+    paths().find(|p| p.reason.is_some()).or_else(|| paths().next()).cloned()
+}
+
 fn peak(turns: &[Turn]) -> u64 {
     turns.iter().map(|t| t.peak_rss_bytes).max().unwrap_or(0)
 }
 
-fn print(report: &Report) {
-    println!("{:>8} {:>9} {:>19} {:>7} {:>9} {:>11} {:>7} {:>10}", "experts", "tok/s", "(min-max)",
-        "hits", "faults/t", "MB/token", "stall", "x limit");
+fn text(report: &Report) -> Result<String, std::fmt::Error> {
+    let mut out = String::new();
+    writeln!(
+        out,
+        "{:>8} {:>9} {:>19} {:>7} {:>9} {:>11} {:>7} {:>10}",
+        "experts", "tok/s", "(min-max)", "hits", "faults/t", "MB/token", "stall", "x limit"
+    )?;
     for r in &report.rows {
         let range = format!("({:.2}-{:.2})", r.tok_s_min, r.tok_s_max);
         let limit = r.over_limit.map_or_else(|| "-".to_owned(), |x| format!("{x:.2}"));
-        println!("{:>8} {:>9.2} {:>19} {:>6.1}% {:>9.1} {:>11.1} {:>6.1}% {:>10}", r.experts,
-            r.tok_s_median, range, r.hit_rate * 100.0, r.faults_per_token, r.bytes_per_token / 1e6,
-            r.stall_share * 100.0, limit);
+        writeln!(
+            out,
+            "{:>8} {:>9.2} {:>19} {:>6.1}% {:>9.1} {:>11.1} {:>6.1}% {:>10}",
+            r.experts,
+            r.tok_s_median,
+            range,
+            r.hit_rate * 100.0,
+            r.faults_per_token,
+            r.bytes_per_token / 1e6,
+            r.stall_share * 100.0,
+            limit
+        )?;
         for ratio in &r.ratios {
-            println!("{:>8} {:.3} x {}", "", ratio.median, ratio.to);
+            writeln!(out, "{:>8} {:.3} x {}", "", ratio.median, ratio.to)?;
         }
     }
     for a in &report.against {
-        println!("{:>8} {:>9.2} {:>19}  {}", "", a.tok_s_median,
-            format!("({:.2}-{:.2})", a.tok_s_min, a.tok_s_max), a.name);
+        writeln!(
+            out,
+            "{:>8} {:>9.2} {:>19}  {}",
+            "",
+            a.tok_s_median,
+            format!("({:.2}-{:.2})", a.tok_s_min, a.tok_s_max),
+            a.name
+        )?;
     }
     if let Some(rate) = report.drive.random_gbps {
-        println!("drive: {rate:.2} GB/s at records of {} bytes", report.drive.record_bytes);
+        writeln!(out, "drive: {rate:.2} GB/s at records of {} bytes", report.drive.record_bytes)?;
     }
+    if let Some(path) = &report.io {
+        let way = if path.direct { "direct" } else { "through the page cache" };
+        let reason = path.reason.as_ref().map_or_else(String::new, |r| format!(" ({r})"));
+        writeln!(out, "reads: {}, {way}{reason}", path.engine)?;
+    }
+    Ok(out)
 }
 
 struct TempDir {

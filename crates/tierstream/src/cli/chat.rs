@@ -28,7 +28,7 @@ const HELP: &str = "\
 /clear           forget the conversation
 /show            what is in the model
 /stats           what the conversation took
-/set temp VALUE  how far from the most likely token to stray; 0: not at all
+/set temp VALUE  sampling temperature; 0 is greedy
 /set seed VALUE  seed of sampling
 /set n VALUE     most tokens of an answer
 /bye             leave (so does Ctrl-D)
@@ -207,7 +207,15 @@ impl<'a> Chat<'a> {
     fn answer(&mut self, text: String) -> anyhow::Result<()> {
         let start = Instant::now();
         self.messages.push(("user", text));
-        let Some(prompt) = self.prompt()? else {
+        let mut prompt = match self.prompt() {
+            Ok(prompt) => prompt,
+            Err(error) => {
+                self.messages.pop();
+                output::report(&error, false);
+                return Ok(());
+            }
+        };
+        if prompt.kept + prompt.tokens.len() > self.n_ctx {
             self.messages.pop();
             output::stderr(&format!(
                 "the context of {} tokens has no room for that; /clear forgets the conversation, \
@@ -215,8 +223,8 @@ impl<'a> Chat<'a> {
                 self.n_ctx
             ));
             return Ok(());
-        };
-        let before = self.held.len();
+        }
+        let before = self.make_room(&mut prompt);
         let mut out = Tokens::new(true, false);
         let made = run::generate(self.engine, &prompt.tokens, &self.options, &mut out);
         out.finish()?;
@@ -252,11 +260,32 @@ impl<'a> Chat<'a> {
         self.answers += 1;
     }
 
+    /// Brings the context to what the prompt goes on from, and gives what to come back to.
+    fn make_room(&mut self, prompt: &mut Prompt) -> Before {
+        let whole = prompt.kept == self.held.len();
+        let (pending, rendered) = (std::mem::take(&mut self.pending), self.rendered.take());
+        if whole {
+            return Before { held: prompt.kept, pending, rendered };
+        }
+        if !self.cut(prompt.kept) {
+            // The context shares these with the prompt, but cannot be cut back to them.
+            let mut tokens = self.held[..prompt.kept].to_vec();
+            tokens.append(&mut prompt.tokens);
+            *prompt = Prompt { kept: 0, tokens, rendered: prompt.rendered.take() };
+            self.engine.clear();
+            self.held.clear();
+        }
+        Before { held: self.held.len(), pending: Vec::new(), rendered: None }
+    }
+
     /// Forgets the last message, which got no answer, and what the context has of it.
-    fn take_back(&mut self, before: usize) {
+    fn take_back(&mut self, before: Before) {
         self.messages.pop();
-        self.rendered = None;
-        if !self.cut(before) {
+        let there = self.engine.context().position() as usize >= before.held;
+        if there && self.cut(before.held) {
+            self.pending = before.pending;
+            self.rendered = before.rendered;
+        } else {
             self.clear();
         }
     }
@@ -267,69 +296,56 @@ impl<'a> Chat<'a> {
         let cut = self.engine.context().forget_from(position);
         if cut {
             self.held.truncate(len);
-            self.pending.clear();
         }
         cut
     }
 
-    /// The tokens to add for the last message; `None` where they do not fit.
-    fn prompt(&mut self) -> anyhow::Result<Option<Prompt>> {
-        let (added, rendered) = if self.template {
-            let (added, rendered) = self.templated()?;
-            (added, Some(rendered))
-        } else {
-            let vocab = self.engine.model().vocab();
-            let last = self.messages.last().map_or("", |(_, text)| text);
-            (
-                vocab
-                    .tokenize(last, self.held.is_empty(), false)
-                    .map_err(tierstream::Error::from)?,
-                None,
-            )
-        };
-        let mut tokens = std::mem::take(&mut self.pending);
-        tokens.extend(added);
-        if self.held.len() + tokens.len() > self.n_ctx {
-            return Ok(None);
-        }
-        Ok(Some(Prompt { tokens, rendered }))
-    }
-
-    /// The whole conversation as the template writes it, and the tokens of that which neither the
-    /// context nor `pending` has.
+    /// What the last message adds. Changes nothing: there may be no room for it.
     ///
-    /// Where the new text only adds to the old one, the tokens of the answers stay as they were
-    /// drawn. Otherwise (some templates leave out what the model thought) the context is cut back
-    /// to what it shares with the new text.
-    fn templated(&mut self) -> anyhow::Result<(Vec<Token>, String)> {
+    /// Where a template's new text only adds to the old one, the tokens of the answers stay as
+    /// they were drawn. Otherwise (some templates leave out what the model thought) the context
+    /// has to be cut back to what it shares with the new text.
+    fn prompt(&self) -> anyhow::Result<Prompt> {
         let vocab = self.engine.model().vocab();
+        let tokenize = |text: &str, begin, special| {
+            vocab.tokenize(text, begin, special).map_err(tierstream::Error::from)
+        };
+        let adds = |added: Vec<Token>, rendered| {
+            let tokens = [&self.pending[..], &added].concat();
+            Prompt { kept: self.held.len(), tokens, rendered }
+        };
+        if !self.template {
+            let last = self.messages.last().map_or("", |(_, text)| text);
+            return Ok(adds(tokenize(last, self.held.is_empty(), false)?, None));
+        }
         let messages: Vec<(&str, &str)> =
             self.messages.iter().map(|(role, text)| (*role, text.as_str())).collect();
         let text = vocab.apply_chat_template(&messages).map_err(run::bad_template)?;
-        let tokenize = |text: &str, special| {
-            vocab.tokenize(text, special, true).map_err(tierstream::Error::from)
-        };
         if let Some(more) = self.rendered.as_ref().and_then(|had| text.strip_prefix(had.as_str())) {
-            return Ok((tokenize(more, false)?, text));
+            return Ok(adds(tokenize(more, false, true)?, Some(text)));
         }
-        let mut tokens = tokenize(&text, true)?;
+        let mut tokens = tokenize(&text, true, true)?;
         let same = self.held.iter().zip(&tokens).take_while(|(a, b)| a == b).count();
         // Something must be decoded to have a next token.
-        let mut kept = same.min(tokens.len().saturating_sub(1));
-        if !self.cut(kept) {
-            self.engine.clear();
-            self.held.clear();
-            self.pending.clear();
-            kept = 0;
-        }
-        Ok((tokens.split_off(kept), text))
+        let kept = same.min(tokens.len().saturating_sub(1));
+        Ok(Prompt { kept, tokens: tokens.split_off(kept), rendered: Some(text) })
     }
 }
 
 /// What is to be decoded for a message.
 struct Prompt {
+    /// So many of the context's tokens stay.
+    kept: usize,
+    /// What comes after them; the tokens of the last answer that the context lacks are the first.
     tokens: Vec<Token>,
     /// With a template: all of the conversation up to the answer.
+    rendered: Option<String>,
+}
+
+/// The conversation before a message, to come back to when that gets no answer.
+struct Before {
+    held: usize,
+    pending: Vec<Token>,
     rendered: Option<String>,
 }
 

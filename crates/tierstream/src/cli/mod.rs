@@ -4,6 +4,7 @@ pub(crate) mod args;
 pub(crate) mod bench;
 pub(crate) mod chat;
 pub(crate) mod doctor;
+pub(crate) mod gave_up;
 pub(crate) mod interrupt;
 pub(crate) mod man;
 pub(crate) mod open;

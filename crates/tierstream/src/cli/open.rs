@@ -4,14 +4,15 @@ use std::borrow::Cow;
 use std::path::Path;
 
 use anyhow::Context as _;
+use tierstream::size::PoolShare;
 use tierstream::{Engine, Options, Weights, demo, io_config};
 
-use super::args::ModelArgs;
+use super::args::LoadArgs;
 use super::interrupt;
 use super::output::{self, Progress};
 
 /// The model's file; `demo` is the one in the program.
-pub(crate) fn path(args: &ModelArgs) -> anyhow::Result<Cow<'_, Path>> {
+pub(crate) fn path(args: &LoadArgs) -> anyhow::Result<Cow<'_, Path>> {
     named(&args.model)
 }
 
@@ -24,10 +25,10 @@ pub(crate) fn named(model: &Path) -> anyhow::Result<Cow<'_, Path>> {
 }
 
 /// The flags as the library takes them.
-pub(crate) fn options(args: &ModelArgs) -> Options {
+pub(crate) fn options(args: &LoadArgs, experts: Option<PoolShare>) -> Options {
     Options {
         ram_bytes: args.ram.map(|b| b.0),
-        experts: args.experts,
+        experts,
         policy: args.policy,
         threads: args.threads,
         ctx: args.ctx,
@@ -40,10 +41,16 @@ pub(crate) fn options(args: &ModelArgs) -> Options {
 }
 
 /// Loads the model; notes go to stderr. A request of [`interrupt`] ends it.
-pub(crate) fn engine(args: &ModelArgs, options: Options) -> anyhow::Result<Engine> {
+pub(crate) fn engine(args: &LoadArgs, options: Options) -> anyhow::Result<Engine> {
     let path = path(args)?;
     let progress = Progress::start("loading");
+    let mut last = 0.0;
     let engine = Engine::load(&path, options, &mut |done| {
+        // It runs from 0 to 1 again for the experts that are read ahead.
+        if done < last {
+            progress.label("reading experts");
+        }
+        last = done;
         progress.set(done);
         !interrupt::requested()
     });

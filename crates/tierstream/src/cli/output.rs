@@ -2,9 +2,9 @@
 
 use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -209,6 +209,7 @@ impl Tokens {
 pub(crate) struct Progress {
     /// Thousandths; [`u32::MAX`] where there is no share to tell.
     done: Arc<AtomicU32>,
+    label: Arc<Mutex<&'static str>>,
     stop: Option<mpsc::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -216,15 +217,21 @@ pub(crate) struct Progress {
 impl Progress {
     pub(crate) fn start(label: &'static str) -> Self {
         let done = Arc::new(AtomicU32::new(u32::MAX));
-        let mut this = Self { done: done.clone(), stop: None, thread: None };
+        let label = Arc::new(Mutex::new(label));
+        let mut this = Self { done: done.clone(), label: label.clone(), stop: None, thread: None };
         if io::stderr().is_terminal() {
             let (stop, stopped) = mpsc::channel();
-            let draw = move || draw(label, &done, &stopped);
+            let draw = move || draw(&label, &done, &stopped);
             // Without its thread there is no bar, and nothing else is lost.
             this.thread = std::thread::Builder::new().name("progress".into()).spawn(draw).ok();
             this.stop = Some(stop);
         }
         this
+    }
+
+    /// Another part of the work has begun.
+    pub(crate) fn label(&self, label: &'static str) {
+        *self.label.lock().unwrap_or_else(PoisonError::into_inner) = label;
     }
 
     /// `share` of the work is done, 0 to 1.
@@ -242,14 +249,13 @@ impl Drop for Progress {
     }
 }
 
-fn draw(label: &'static str, done: &AtomicU32, stopped: &mpsc::Receiver<()>) {
+fn draw(label: &Mutex<&'static str>, done: &AtomicU32, stopped: &mpsc::Receiver<()>) {
     let goes_on = |wait| stopped.recv_timeout(wait) == Err(mpsc::RecvTimeoutError::Timeout);
     if !goes_on(PATIENCE) {
         return;
     }
     let style = |t| ProgressStyle::with_template(t).expect("a constant template");
-    let bar =
-        ProgressBar::with_draw_target(Some(1000), ProgressDrawTarget::stderr()).with_message(label);
+    let bar = ProgressBar::with_draw_target(Some(1000), ProgressDrawTarget::stderr());
     bar.set_style(style("{spinner} {msg} {elapsed}"));
     let mut has_share = false;
     loop {
@@ -263,6 +269,7 @@ fn draw(label: &'static str, done: &AtomicU32, stopped: &mpsc::Receiver<()>) {
             }
             bar.set_position(u64::from(share));
         }
+        bar.set_message(*label.lock().unwrap_or_else(PoisonError::into_inner));
         bar.tick();
         if !goes_on(TICK) {
             break;

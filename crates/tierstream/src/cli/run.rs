@@ -33,7 +33,8 @@ pub(crate) fn run(cli: &Cli, args: &Run) -> anyhow::Result<ExitCode> {
     let input = input(cli, args)?;
     let start = Instant::now();
     let loading = Running::start(None);
-    let mut engine = open::engine(&args.model, open::options(&args.model))?;
+    let mut engine =
+        open::engine(&args.model.load, open::options(&args.model.load, args.model.experts))?;
     drop(loading);
     let prompt = match input {
         Input::Chat => return Chat::new(&mut engine, args, cli.verbose)?.run(),
@@ -79,6 +80,12 @@ pub(crate) fn generate(
     });
     // ggml's threads spin between decodes; nothing is decoded while a user reads.
     engine.context().rest();
+    if let Some(path) = engine.model().replaced_file() {
+        output::note(format!(
+            "{} was replaced; the model in use is the one that was loaded",
+            path.display()
+        ));
+    }
     made
 }
 
@@ -88,7 +95,7 @@ pub(crate) fn sampling(args: &Run) -> Sampling {
         top_k: args.top_k,
         top_p: args.top_p,
         min_p: args.min_p,
-        seed: args.model.seed,
+        seed: args.model.load.seed,
     }
 }
 

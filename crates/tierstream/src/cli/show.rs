@@ -78,11 +78,11 @@ struct Budget {
 }
 
 pub(crate) fn show(cli: &Cli, args: &Show) -> anyhow::Result<ExitCode> {
-    let path = open::path(&args.model)?;
+    let path = open::path(&args.model.load)?;
     let file = Model::open(&path).map_err(Error::from)?;
     let asked = Asked {
-        ctx: args.model.ctx,
-        ram: args.model.ram.map(|b| b.0),
+        ctx: args.model.load.ctx,
+        ram: args.model.load.ram.map(|b| b.0),
         experts: args.model.experts,
     };
     let info = Info::new(&file, &asked)?;

@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::Path;
 
+use tierstream::size::Bytes;
+
 use crate::support::{demo, fed, json, output, stderr, stdout, tierstream};
 
 /// The error of `tierstream ARGS`, with the folder of the test left out.
@@ -49,7 +51,7 @@ fn budgets_that_are_too_small() {
     let floor = json(&["show", demo])["pool_bytes_min"].as_u64().unwrap();
     for experts in ["1%", "0", "1MiB"] {
         let text = error(&["run", demo, "Hello", "--experts", experts], Path::new("/-"));
-        assert!(text.contains(&floor.to_string()), "{text}");
+        assert!(text.contains(&Bytes(floor).to_string()), "{text}");
         let hint = text.lines().find_map(|l| l.strip_prefix("hint: give it --experts ")).unwrap();
         let helped = output(["run", demo, "Hello", "-n", "2", "--experts", hint]);
         assert!(helped.status.success(), "{}", stderr(&helped));
@@ -84,6 +86,10 @@ fn flags_that_are_none() {
     for args in [
         &["run", "demo", "--no-such-flag"][..],
         &["run", "demo", "--experts", "101%"],
+        &["run", "demo", "--experts", "50%,25%"],
+        &["verify", "demo", "--experts", "50%,25%"],
+        &["bench", "decode", "demo", "--experts", "50%,"],
+        &["bench", "decode", "demo", "--repeats", "0"],
         &["run", "demo", "--temp", "nan"],
         &["run", "demo", "--prompt-tokens", "1,x"],
         &["run", "demo", "-n", "0"],

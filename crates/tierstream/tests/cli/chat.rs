@@ -84,6 +84,26 @@ fn a_full_context_is_said_and_can_be_cleared() {
 }
 
 #[test]
+fn a_message_without_room_leaves_the_conversation_as_it_was() {
+    let count = |refused: bool| {
+        let cache = tempfile::tempdir().unwrap();
+        let args = ["run", "demo", "-n", "3", "--ctx", "64", "--temp", "0", "--verbose", "-t", "1"];
+        let mut chat = Terminal::new(cache.path(), args);
+        chat.wait_for(">>> ");
+        chat.ask("It was");
+        if refused {
+            let told = chat.ask(&"word ".repeat(70));
+            assert!(told.contains("has no room for that"), "{told}");
+        }
+        let tokens = prompt_tokens(&chat.ask("and"));
+        chat.send("\x04");
+        assert_eq!(chat.exit().code(), Some(0));
+        tokens
+    };
+    assert_eq!(count(true), count(false));
+}
+
+#[test]
 fn signals() {
     let cache = tempfile::tempdir().unwrap();
     let args = ["run", "demo", "-n", "1000000", "--ctx", "200000", "--temp", "0", "-t", "1"];

@@ -9,7 +9,7 @@ use crate::support::{PROMPT, json, output, stderr, stdout};
 
 /// Fields that may be null on another machine.
 const NULLABLE: &[&str] =
-    &["cgroup_left_bytes", "rotational", "mem_align", "offset_align", "reason"];
+    &["cgroup_left_bytes", "rotational", "mem_align", "offset_align", "reason", "over_limit"];
 
 /// `value` with types for values, but for the fields in `keep`; one element for an array.
 fn shape(value: &Value, name: &str, keep: &[&str]) -> Value {
@@ -52,6 +52,32 @@ fn show() -> Value {
 
 fn doctor() -> Value {
     json(&["doctor", "demo"])
+}
+
+fn verify() -> Value {
+    json(&["verify", "demo", "--experts", "25%", "--tokens", "24"])
+}
+
+fn bench() -> Value {
+    let args = ["bench", "decode", "demo", "--experts", "100%,25%", "--against", "stock"];
+    json(&[&args[..], &["--repeats", "1", "-n", "4", "--warmup", "2"]].concat())
+}
+
+#[test]
+fn verify_object() {
+    let object = verify();
+    let keep = ["identical", "max_abs_diff", "first_difference"];
+    insta::assert_json_snapshot!(shape(&object, "", &keep));
+    assert!(object["experts"]["faults"].as_u64() > Some(0));
+}
+
+#[test]
+fn bench_object() {
+    let object = bench();
+    insta::assert_json_snapshot!(shape(&object, "", &["experts", "experts_percent", "name", "to"]));
+    let rows = object["rows"].as_array().unwrap();
+    assert_eq!(rows.len(), 2);
+    assert_eq!(rows[1]["experts"], "25%");
 }
 
 #[test]
@@ -98,7 +124,7 @@ fn every_field_is_documented() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/json.md");
     let text = std::fs::read_to_string(path).unwrap();
     let mut all = BTreeSet::new();
-    [run(), show(), doctor()].iter().for_each(|object| names(object, &mut all));
+    [run(), show(), doctor(), verify(), bench()].iter().for_each(|object| names(object, &mut all));
     let missing: Vec<&String> =
         all.iter().filter(|name| !text.contains(&format!("`{name}`"))).collect();
     assert!(missing.is_empty(), "docs/json.md does not tell of {missing:?}");

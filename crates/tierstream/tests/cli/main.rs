@@ -8,3 +8,4 @@ mod json;
 mod run;
 mod show;
 mod support;
+mod verify;
