@@ -715,7 +715,7 @@ impl Memory {
     }
 
     /// Asks for huge pages: a fresh slot costs a page fault per 4 KiB otherwise, and kernels
-    /// stream through slots. Measured on 16 cores: 3-13 % more tokens per second.
+    /// stream through slots. What it brings is in BENCHMARKS.md.
     fn prefer_huge_pages(&self) {
         const HUGE_PAGE: usize = 2 << 20;
         let (start, end) = (self.base().addr(), self.base().addr() + self.bytes);
