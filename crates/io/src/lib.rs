@@ -21,7 +21,8 @@
 //! aligned reads of at most one buffer. They wait in the reader's queues, `Demand` before
 //! `Prefetch` before `Bulk`, until a buffer of the [`Ring`] and room in the [`Engine`] are free.
 //! The reader's one thread takes what arrives, submits the next reads, and only then gives the
-//! bytes to the [`Sink`], as [`Chunk`]s that hold their buffer until dropped.
+//! bytes to the [`Sink`], as [`Chunk`]s that hold their buffer until dropped. A piece whose sink has
+//! a [`Place`] that suits the drive's alignment needs no buffer: it is read straight there.
 //!
 //! Nothing falls back in silence: [`Reader::status`] names the engine that really runs, whether
 //! reads pass the page cache, and why not.
@@ -29,6 +30,7 @@
 pub mod engine;
 mod error;
 mod file;
+mod place;
 pub mod plan;
 mod reader;
 mod ring;
@@ -38,5 +40,6 @@ pub mod wrap;
 pub use engine::{Engine, EngineKind};
 pub use error::{Error, Result};
 pub use file::{DirectState, File, FileId};
+pub use place::Place;
 pub use reader::{Chunk, Config, Extent, Priority, Reader, Sink, Stats, Status, Ticket, Wrap};
 pub use ring::{Buffer, PAGE, Ring};

@@ -22,6 +22,8 @@ pub struct Wanted {
     pub offset: u64,
     /// Length in bytes; not zero. `offset + len` must not overflow.
     pub len: u64,
+    /// It goes to a place of its own, so no other range shares its reads.
+    pub in_place: bool,
 }
 
 impl Wanted {
@@ -48,6 +50,8 @@ pub struct Read {
     pub offset: u64,
     /// Length in bytes, aligned, at most a buffer.
     pub len: usize,
+    /// It is of one piece only, which has a place of its own.
+    pub in_place: bool,
     slices: Range<usize>,
 }
 
@@ -75,7 +79,7 @@ impl Plan {
     /// Plans `wanted` into reads of at most `buffer_bytes`.
     ///
     /// Within a file, ranges that touch, overlap or lie closer than [`COALESCE_GAP_BYTES`] share
-    /// reads; a range longer than a buffer is cut into parts of nearly equal size, so that an
+    /// reads, unless one goes to a place of its own; a range longer than a buffer is cut into parts of nearly equal size, so that an
     /// unaligned record of one buffer's length becomes two halves and not a whole and a crumb.
     pub fn new(
         mut wanted: Vec<Wanted>,
@@ -90,6 +94,8 @@ impl Plan {
             let mut run = 1;
             while let Some(next) = rest.get(run)
                 && next.file == first.file
+                && !first.in_place
+                && !next.in_place
                 && next.offset <= end.saturating_add(COALESCE_GAP_BYTES)
             {
                 end = end.max(next.end());
@@ -145,6 +151,7 @@ impl Plan {
                     file: run[0].file,
                     offset: at,
                     len: (next - at) as usize,
+                    in_place: run[0].in_place,
                     slices: first_slice..self.slices.len(),
                 });
             }
@@ -154,7 +161,7 @@ impl Plan {
 }
 
 /// Rounds up to a power of two, saturating at its last multiple.
-fn round_up(value: u64, align: u64) -> u64 {
+pub(crate) fn round_up(value: u64, align: u64) -> u64 {
     value.saturating_add(align - 1) & !(align - 1)
 }
 
@@ -165,7 +172,7 @@ mod tests {
     use super::*;
 
     fn one(offset: u64, len: u64) -> Vec<Wanted> {
-        vec![Wanted { piece: 0, file: FileId(0), offset, len }]
+        vec![Wanted { piece: 0, file: FileId(0), offset, len, in_place: false }]
     }
 
     fn layout(align: u32, size: u64) -> impl Fn(FileId) -> Layout {
@@ -193,7 +200,7 @@ mod tests {
         let near = COALESCE_GAP_BYTES;
         for (offset, reads) in [(1000, 1), (1000 + near, 1), (1001 + near, 2)] {
             let mut wanted = one(0, 1000);
-            wanted.push(Wanted { piece: 1, file: FileId(0), offset, len: 10 });
+            wanted.push(Wanted { piece: 1, file: FileId(0), offset, len: 10, in_place: false });
             let plan = Plan::new(wanted, layout(1, 1 << 20), 1 << 20);
             assert_eq!(plan.reads().len(), reads, "{offset}");
         }
@@ -207,11 +214,11 @@ mod tests {
     }
 
     fn any_wanted() -> impl Strategy<Value = Vec<Wanted>> {
-        let one = (0u32..3, 0u64..200_000, 1u64..60_000);
+        let one = (0u32..3, 0u64..200_000, 1u64..60_000, prop::bool::weighted(0.2));
         proptest::collection::vec(one, 0..40).prop_map(|list| {
             let mut wanted = Vec::new();
-            for (piece, (file, offset, len)) in list.into_iter().enumerate() {
-                wanted.push(Wanted { piece, file: FileId(file), offset, len });
+            for (piece, (file, offset, len, in_place)) in list.into_iter().enumerate() {
+                wanted.push(Wanted { piece, file: FileId(file), offset, len, in_place });
             }
             wanted
         })
@@ -236,14 +243,18 @@ mod tests {
                 prop_assert!(read.len.is_multiple_of(align as usize));
                 prop_assert!(read.len > 0 && read.len <= buffer_bytes);
                 prop_assert!(read.offset + (read.len as u64) < size + u64::from(align));
-                if let Some(p) = previous {
+                if let Some(p) = previous && !p.in_place && !read.in_place {
                     prop_assert!((p.file, p.offset + p.len as u64) <= (read.file, read.offset));
                 }
                 previous = Some(read);
                 prop_assert!(!plan.slices(read).is_empty());
+                if read.in_place {
+                    prop_assert_eq!(plan.slices(read).len(), 1);
+                }
                 for s in plan.slices(read) {
                     let w = wanted[s.piece];
                     prop_assert!(s.len > 0 && s.start + s.len <= read.len);
+                    prop_assert_eq!(read.in_place, w.in_place);
                     prop_assert_eq!(read.file, w.file);
                     prop_assert_eq!(read.offset + s.start as u64, w.offset + s.piece_offset);
                     let at = s.piece_offset as usize;

@@ -6,7 +6,7 @@ mod support;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use support::{Collect, Fixture};
+use support::{Collect, Fixture, Places};
 use tierstream_io::engine::{RawDone, RawRead};
 use tierstream_io::{Config, Engine, EngineKind, Error, Extent, FileId, Priority, Reader, Ticket};
 
@@ -87,36 +87,44 @@ fn reader(engine: EngineKind, when: When, left: usize) -> Option<Reader> {
     }
 }
 
+fn extents(file: FileId, count: u64) -> Vec<Extent> {
+    (0..count).map(|n| Extent { file, offset: n * 65536, len: 100 }).collect()
+}
+
 fn submit(reader: &Reader, file: FileId, count: u64) -> (Ticket, Arc<Collect>) {
-    let extents = (0..count).map(|n| Extent { file, offset: n * 65536, len: 100 });
     let sink = Collect::new((0..count).map(|_| 100));
-    (reader.submit(Priority::Demand, extents.collect(), sink.clone()), sink)
+    (reader.submit(Priority::Demand, extents(file, count), sink.clone()), sink)
 }
 
 fn check(engine: EngineKind, when: When, left: usize, count: u64) {
     let fixture = Fixture::new(2 << 20);
     let Some(reader) = reader(engine, when, left) else { return };
     let file = reader.open(&fixture.path).unwrap();
-    // Several callers, of whom one at most sees the panic.
-    let sinks: Vec<_> = std::thread::scope(|scope| {
+    // Several callers, of whom one at most sees the panic. One has places.
+    let places = Places::new(&extents(file, count));
+    let (sinks, in_place) = std::thread::scope(|scope| {
         let callers: Vec<_> =
             (0..3).map(|_| scope.spawn(|| submit(&reader, file, count))).collect();
-        callers.into_iter().map(|caller| caller.join().unwrap()).collect()
+        let extents = extents(file, count);
+        let in_place = reader.submit(Priority::Demand, extents, places.clone());
+        let sinks: Vec<_> = callers.into_iter().map(|caller| caller.join().unwrap()).collect();
+        (sinks, in_place)
     });
-    let mut failed = 0;
-    for (ticket, sink) in sinks {
-        let result = ticket.wait();
-        match &result {
-            Ok(()) | Err(Error::Closed) => {}
-            Err(Error::EnginePanicked { message }) => {
-                assert_eq!(&**message, "on purpose");
-                failed += 1;
-            }
-            Err(other) => panic!("{other:?}"),
+    let died = |ticket: &Ticket| match ticket.wait() {
+        Ok(()) | Err(Error::Closed) => false,
+        Err(Error::EnginePanicked { message }) => {
+            assert_eq!(&*message, "on purpose");
+            true
         }
+        Err(other) => panic!("{other:?}"),
+    };
+    let mut failed = usize::from(died(&in_place));
+    for (ticket, sink) in sinks {
+        failed += usize::from(died(&ticket));
         // Every piece was ended once, and those that were delivered are whole.
         assert!(sink.take().iter().all(|piece| piece.result.is_some()));
     }
+    assert!(places.results().iter().all(Option::is_some));
     assert!(failed > 0);
     let (ticket, _) = submit(&reader, file, 1);
     assert!(ticket.wait().is_err());

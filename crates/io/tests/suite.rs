@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use support::{Collect, Fixture, Gate, Random};
+use support::{Collect, Fixture, Gate, Places, Random};
 use tierstream_io::wrap::{Action, Drive, Fault, Monitor, Rule, Throttle};
 use tierstream_io::{
     Chunk, Config, EngineKind, Error, Extent, FileId, Priority, Reader, Sink, Wrap,
@@ -427,6 +427,70 @@ fn cancelled_requests_end_before_the_drive_answers() {
     assert_eq!(reader.stats().reads, 4);
     ticket.cancel();
     assert!(matches!(ticket.wait(), Err(Error::Cancelled)));
+}
+
+/// Whoever waits for a request may use its places: no read into them is under way any more.
+#[test]
+fn cancelled_requests_wait_for_reads_into_their_places() {
+    let fixture = Fixture::new(1 << 20);
+    for engine in READING {
+        let (gate, wrap) = Gate::new();
+        let config = Config { engine, depth: 2, wrap, ..Config::default() };
+        let Some(reader) = start(config) else { continue };
+        let file = reader.open(&fixture.path).unwrap();
+        let extents = apart(file, 10);
+        let sink = Places::new(&extents);
+        let ticket = reader.submit(Priority::Bulk, extents, sink.clone());
+        gate.wait_held(2);
+        ticket.cancel();
+        // The pieces end at once, on the reader's thread, which this one follows.
+        let other = reader.submit(Priority::Bulk, vec![extent(file, 0, 0)], Collect::new([0]));
+        other.wait().unwrap();
+        let cancelled = |r: &Option<Result<(), Error>>| matches!(r, Some(Err(Error::Cancelled)));
+        assert!(sink.results().iter().all(cancelled));
+        assert!(!ticket.is_finished());
+        gate.release_one();
+        gate.open();
+        assert!(matches!(ticket.wait(), Err(Error::Cancelled)));
+        assert_eq!(reader.stats().reads, 2, "the others were not begun");
+        sink.check_guards();
+        fixture.check(&reader, Priority::Demand, apart(file, 3));
+    }
+}
+
+/// One read of a piece fails while others of it are under way.
+#[test]
+fn a_failed_piece_waits_for_reads_into_its_place() {
+    let fixture = Fixture::new(1 << 20);
+    for engine in READING {
+        let (gate, wrap) = Gate::new();
+        let gated = wrap.unwrap();
+        let rule = Rule::all(Action::Errno(5)).bytes(0..1);
+        let wrap: Wrap = Box::new(|inner| Box::new(Fault::new(gated(inner), vec![rule]).unwrap()));
+        let config = Config {
+            engine,
+            buffer_bytes: 1 << 16,
+            ring_bytes: 1 << 18,
+            depth: 4,
+            wrap: Some(wrap),
+            ..Config::default()
+        };
+        let Some(reader) = start(config) else { continue };
+        let file = reader.open(&fixture.path).unwrap();
+        let whole = vec![extent(file, 0, 1 << 20)];
+        let sink = Places::new(&whole);
+        let ticket = reader.submit(Priority::Demand, whole, sink.clone());
+        assert_eq!(gate.wait_held(4)[0], 0);
+        gate.release_one();
+        while sink.results()[0].is_none() {
+            std::thread::yield_now();
+        }
+        assert!(matches!(sink.results()[0], Some(Err(Error::Read { .. }))));
+        assert!(!ticket.is_finished());
+        gate.open();
+        assert!(matches!(ticket.wait(), Err(Error::Read { offset: 0, .. })));
+        sink.check_guards();
+    }
 }
 
 #[test]

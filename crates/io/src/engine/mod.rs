@@ -26,9 +26,10 @@ pub use uring::Uring;
 
 use crate::error::{Error, Result};
 use crate::file::File;
+use crate::place::Held;
 use crate::ring::{Buffer, Ring};
 
-/// Moves bytes from files into ring buffers. Owns each read, and with it the buffer, from
+/// Moves bytes from files into memory. Owns each read, and with it its memory, from
 /// [`Engine::submit`] until [`Engine::wait`] hands it back.
 pub trait Engine: Send + Sync {
     /// Short name of the mechanism, as [`EngineKind`] writes it. Wrappers say that of what they
@@ -85,16 +86,21 @@ impl<E: Engine + ?Sized> Engine for Box<E> {
     }
 }
 
-/// One read, with the buffer that it fills.
-#[derive(Debug)]
+/// One read, with the memory that it fills.
 pub struct RawRead {
     id: u64,
     file: Arc<File>,
     offset: u64,
-    buffer: Buffer,
-    start: usize,
+    memory: Memory,
     len: usize,
     issued: Instant,
+}
+
+enum Memory {
+    /// A buffer of the ring, from a byte on.
+    Ring(Buffer, usize),
+    /// A place of the caller's, from a byte on, see [`Held::slice`].
+    Place(Held, isize),
 }
 
 impl RawRead {
@@ -113,7 +119,22 @@ impl RawRead {
     ) -> Self {
         let end = start.checked_add(len);
         assert!(end.is_some_and(|end| end <= buffer.ring().buffer_bytes()), "read past its buffer");
-        Self { id, file, offset, buffer, start, len, issued: Instant::now() }
+        Self { id, file, offset, memory: Memory::Ring(buffer, start), len, issued: Instant::now() }
+    }
+
+    /// A read into a place, from its byte `skip` on.
+    ///
+    /// # Safety
+    /// As for [`Held::slice`], until the read is dropped.
+    pub(crate) unsafe fn to_place(
+        id: u64,
+        file: Arc<File>,
+        offset: u64,
+        place: Held,
+        skip: isize,
+        len: usize,
+    ) -> Self {
+        Self { id, file, offset, memory: Memory::Place(place, skip), len, issued: Instant::now() }
     }
 
     /// Tells it from the others in flight.
@@ -142,24 +163,61 @@ impl RawRead {
         self.issued
     }
 
-    /// The buffer.
-    pub fn buffer(&self) -> &Buffer {
-        &self.buffer
+    /// The buffer of the ring that it fills, if it is one.
+    pub fn buffer(&self) -> Option<&Buffer> {
+        match &self.memory {
+            Memory::Ring(buffer, _) => Some(buffer),
+            Memory::Place(..) => None,
+        }
     }
 
-    /// The part of the buffer that is to be filled.
+    /// The memory that is to be filled.
     pub fn target(&mut self) -> &mut [u8] {
-        let range = self.start..self.start + self.len;
-        &mut self.buffer.as_mut_slice()[range]
+        match &mut self.memory {
+            Memory::Ring(buffer, start) => &mut buffer.as_mut_slice()[*start..*start + self.len],
+            // SAFETY: `to_place` was told so, and this read is borrowed alone.
+            Memory::Place(place, skip) => unsafe { place.slice(*skip, self.len) },
+        }
     }
 
-    pub(crate) fn into_buffer(self) -> Buffer {
-        self.buffer
+    /// The same read without its first `bytes`.
+    pub(crate) fn skip(mut self, bytes: usize) -> Self {
+        self.len -= bytes;
+        self.offset += bytes as u64;
+        self.issued = Instant::now();
+        match &mut self.memory {
+            Memory::Ring(_, start) => *start += bytes,
+            Memory::Place(_, skip) => *skip += bytes as isize,
+        }
+        self
     }
 
+    pub(crate) fn into_buffer(self) -> Option<Buffer> {
+        match self.memory {
+            Memory::Ring(buffer, _) => Some(buffer),
+            Memory::Place(..) => None,
+        }
+    }
+
+    /// The kernel may write to the memory at any time from now on.
     #[cfg(target_os = "linux")]
     pub(crate) fn quarantine(&mut self) {
-        self.buffer.quarantine();
+        match &mut self.memory {
+            Memory::Ring(buffer, _) => buffer.quarantine(),
+            Memory::Place(place, _) => place.leak(),
+        }
+    }
+}
+
+impl fmt::Debug for RawRead {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RawRead")
+            .field("id", &self.id)
+            .field("file", &self.file.path())
+            .field("offset", &self.offset)
+            .field("len", &self.len)
+            .field("in_place", &self.buffer().is_none())
+            .finish_non_exhaustive()
     }
 }
 

@@ -18,7 +18,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags};
 
 use super::{Engine, EngineKind, RawDone, RawRead};
 use crate::error::{Error, Result};
-use crate::ring::Ring;
+use crate::ring::{Buffer, Ring};
 use crate::sync::lock;
 
 /// Most reads in flight that we ask of a ring.
@@ -111,7 +111,7 @@ impl Uring {
             };
             let entry = self.entry(&mut read).user_data(slot as u64);
             // SAFETY: the target stays valid and untouched while the kernel may write to it: the
-            // read, and with it the only access to its buffer, lies in its slot until the
+            // read, and with it the only access to its memory, lies in its slot until the
             // completion arrives, and is quarantined should it never arrive. The same holds the
             // file open.
             let pushed = unsafe { core.uring.submission().push(&entry) };
@@ -127,8 +127,8 @@ impl Uring {
     fn entry(&self, read: &mut RawRead) -> io_uring::squeue::Entry {
         let fd = types::Fd(read.file().handle().as_raw_fd());
         let offset = read.offset();
-        let fixed = (self.registered && Arc::ptr_eq(read.buffer().ring(), &self.ring))
-            .then(|| read.buffer().index() as u16);
+        let ours = |buffer: &&Buffer| self.registered && Arc::ptr_eq(buffer.ring(), &self.ring);
+        let fixed = read.buffer().filter(ours).map(|buffer| buffer.index() as u16);
         let target = read.target();
         let (at, len) = (target.as_mut_ptr(), target.len().min(READ_MAX) as u32);
         match fixed {

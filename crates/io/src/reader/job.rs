@@ -5,12 +5,15 @@ use std::fmt;
 use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
 use std::thread::ThreadId;
 
 use super::queue::Chore;
 use super::reaper::Shared;
+use crate::engine::RawRead;
 use crate::error::{Error, Result, panic_message};
+use crate::file::File;
+use crate::place::{Held, Place};
 use crate::plan::{Plan, Read, Slice};
 use crate::ring::Buffer;
 use crate::sync::{lock, wait};
@@ -22,6 +25,14 @@ use crate::sync::{lock, wait};
 pub trait Sink: Send + Sync {
     /// Some bytes of a piece, in any order, each byte once.
     fn chunk(&self, chunk: Chunk);
+
+    /// Where a piece may be read to directly, if it has such a place. Asked on the thread that
+    /// submits the request. The bytes of a piece that is read to its place do not come as chunks;
+    /// where the place does not suit the drive's alignment, or the sink has none, they do.
+    fn place(&self, piece: usize) -> Option<Place> {
+        let _ = piece;
+        None
+    }
 
     /// The end of a piece, once: after its last chunk, or with what went wrong. After an error
     /// nothing of the piece counts as arrived, and no chunk of it follows.
@@ -65,7 +76,8 @@ pub struct Ticket {
 }
 
 impl Ticket {
-    /// Blocks until every piece is done and no call of the sink will follow.
+    /// Blocks until every piece is done, no call of the sink will follow and no read into its
+    /// places is in flight.
     ///
     /// # Errors
     /// The first error of a piece; [`Error::InsideSink`] at once when called from a sink of the
@@ -88,7 +100,7 @@ impl Ticket {
 
     /// Drops the reads that are queued and discards those in flight when they arrive. Pieces that
     /// are not done end with [`Error::Cancelled`]. After [`Ticket::wait`] has returned, the sink
-    /// is not called any more.
+    /// is not called any more and no place is written to.
     pub fn cancel(&self) {
         self.job.cancelled.store(true, Ordering::Relaxed);
         if let Some(shared) = self.shared.upgrade() {
@@ -106,6 +118,8 @@ impl fmt::Debug for Ticket {
 /// The state of a request. All that calls the sink is called by one thread at a time.
 pub(super) struct Job {
     pub(super) plan: Plan,
+    /// Of the pieces that are read in place.
+    places: Vec<Option<Place>>,
     reaper: ThreadId,
     cancelled: AtomicBool,
     /// Some piece has failed, so some reads may not be wanted any more.
@@ -118,15 +132,18 @@ struct Progress {
     /// Bytes that each piece still misses; `None` once it is settled.
     missing: Vec<Option<u64>>,
     open: usize,
+    /// Reads in flight into places.
+    in_place: usize,
     finished: bool,
     first_error: Option<Error>,
     sink: Option<Arc<dyn Sink>>,
 }
 
 impl Job {
-    /// `missing` holds the length of every piece in bytes.
+    /// `missing` holds the length of every piece in bytes, `places` those that are read in place.
     pub(super) fn new(
         plan: Plan,
+        places: Vec<Option<Place>>,
         missing: impl Iterator<Item = u64>,
         sink: Arc<dyn Sink>,
         reaper: ThreadId,
@@ -137,12 +154,43 @@ impl Job {
         let sink = (!finished).then_some(sink);
         Self {
             plan,
+            places,
             reaper,
             cancelled: AtomicBool::new(false),
             spoiled: AtomicBool::new(false),
-            progress: Mutex::new(Progress { missing, open, finished, first_error: None, sink }),
+            progress: Mutex::new(Progress {
+                missing,
+                open,
+                in_place: 0,
+                finished,
+                first_error: None,
+                sink,
+            }),
             finished: Condvar::new(),
         }
+    }
+
+    /// Makes a read of the plan that goes to a place, unless its piece is settled. Whoever gets it
+    /// calls [`Job::end_in_place`] when it is over.
+    pub(super) fn start_in_place(&self, read: &Read, id: u64, file: Arc<File>) -> Option<RawRead> {
+        let slice = self.plan.slices(read).first()?;
+        let place = self.places[slice.piece]?;
+        let mut progress = lock(&self.progress);
+        progress.missing[slice.piece]?;
+        let held = Held::new(place, Arc::clone(progress.sink.as_ref()?));
+        progress.in_place += 1;
+        let skip = slice.piece_offset as isize - slice.start as isize;
+        // SAFETY: the read's blocks lie within the place and its room (`Place::suits` has looked
+        // at both ends of the piece), and the plan reads no block of a piece twice. The job, and
+        // so whoever waits for the place, is not finished before the read is over.
+        Some(unsafe { RawRead::to_place(id, file, read.offset, held, skip, read.len) })
+    }
+
+    /// A read into a place is over; what it brought has been delivered.
+    pub(super) fn end_in_place(&self) {
+        let mut progress = lock(&self.progress);
+        progress.in_place -= 1;
+        self.finish_if_over(progress);
     }
 
     /// Whether nobody wants any more of it.
@@ -160,8 +208,9 @@ impl Job {
         self.plan.slices(read).iter().any(|slice| progress.missing[slice.piece].is_some())
     }
 
-    /// Gives the sink a slice of the read in `buffer`, and counts its bytes in `given`.
-    pub(super) fn deliver(&self, slice: &Slice, buffer: &Arc<Buffer>, given: &AtomicU64) {
+    /// Gives the sink a slice of the read in `buffer`, unless it went to its place, and counts its
+    /// bytes in `given`.
+    pub(super) fn deliver(&self, slice: &Slice, buffer: Option<&Arc<Buffer>>, given: &AtomicU64) {
         if self.cancelled.load(Ordering::Relaxed) {
             return;
         }
@@ -173,13 +222,16 @@ impl Job {
                 _ => return,
             }
         };
-        let chunk = Chunk { piece, offset, buffer: Arc::clone(buffer), start, len };
-        let took = catch_unwind(AssertUnwindSafe(|| sink.chunk(chunk)));
-        drop(sink);
-        if let Err(panic) = took {
-            self.settle(piece, Err(sink_panicked(&*panic)));
-            return;
+        if let Some(buffer) = buffer {
+            let chunk = Chunk { piece, offset, buffer: Arc::clone(buffer), start, len };
+            let took = catch_unwind(AssertUnwindSafe(|| sink.chunk(chunk)));
+            if let Err(panic) = took {
+                drop(sink);
+                self.settle(piece, Err(sink_panicked(&*panic)));
+                return;
+            }
         }
+        drop(sink);
         // Before the piece ends: whoever waits for it may look at the counters next.
         given.fetch_add(len as u64, Ordering::Relaxed);
         let left = {
@@ -217,7 +269,12 @@ impl Job {
             progress.first_error.get_or_insert_with(|| sink_panicked(&*panic));
         }
         progress.open -= 1;
-        if progress.open > 0 {
+        self.finish_if_over(progress);
+    }
+
+    /// Ends the request after its last piece and its last read in place.
+    fn finish_if_over(&self, mut progress: MutexGuard<'_, Progress>) {
+        if progress.open > 0 || progress.in_place > 0 || progress.finished {
             return;
         }
         let sink = progress.sink.take();
@@ -238,6 +295,14 @@ impl Job {
         for piece in 0..pieces {
             self.settle(piece, Err(error.clone()));
         }
+    }
+
+    /// Ends the request, reads in flight or not: the engine is dead and hands none back.
+    pub(super) fn give_up(&self, error: &Error) {
+        self.settle_all(error);
+        let mut progress = lock(&self.progress);
+        progress.in_place = 0;
+        self.finish_if_over(progress);
     }
 }
 

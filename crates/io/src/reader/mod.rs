@@ -19,7 +19,7 @@ use self::queue::{Chore, Queue};
 use self::reaper::Shared;
 use crate::engine::{self, Engine, EngineKind};
 use crate::error::{Error, Result};
-use crate::file::{File, FileId};
+use crate::file::{DirectState, File, FileId};
 use crate::plan::{Layout, Plan, Wanted};
 use crate::ring::{PAGE, Ring};
 use crate::sync::lock;
@@ -231,13 +231,18 @@ impl Reader {
     pub fn submit(&self, priority: Priority, pieces: Vec<Extent>, sink: Arc<dyn Sink>) -> Ticket {
         let mut settled = Vec::new();
         let mut wanted = Vec::with_capacity(pieces.len());
+        let mut places = vec![None; pieces.len()];
         let plan = {
             let files = self.shared.files.read().unwrap_or_else(PoisonError::into_inner);
             for (piece, extent) in pieces.iter().enumerate() {
                 let Extent { file, offset, len } = *extent;
                 match check(extent, files.get(file.0 as usize)) {
-                    Ok(()) if len == 0 => settled.push((piece, Ok(()))),
-                    Ok(()) => wanted.push(Wanted { piece, file, offset, len }),
+                    Ok(_) if len == 0 => settled.push((piece, Ok(()))),
+                    Ok(state) => {
+                        places[piece] = sink.place(piece).filter(|p| p.suits(extent, state));
+                        let in_place = places[piece].is_some();
+                        wanted.push(Wanted { piece, file, offset, len, in_place });
+                    }
                     Err(error) => settled.push((piece, Err(error))),
                 }
             }
@@ -247,7 +252,7 @@ impl Reader {
             };
             Plan::new(wanted, layout, self.shared.ring.buffer_bytes())
         };
-        let job = Arc::new(Job::new(plan, pieces.iter().map(|p| p.len), sink, self.thread_id));
+        let job = Arc::new(Job::new(plan, places, pieces.iter().map(|p| p.len), sink, self.thread_id));
         let ticket = Ticket { job: Arc::clone(&job), shared: Arc::downgrade(&self.shared) };
         let has_chore = !settled.is_empty();
         let mut queue = lock(&self.shared.queue);
@@ -360,8 +365,8 @@ impl fmt::Debug for Reader {
     }
 }
 
-/// Whether `extent` lies within `file` as it was at open.
-fn check(extent: &Extent, file: Option<&Arc<File>>) -> Result<()> {
+/// How `file` is read, if `extent` lies within it as it was at open.
+fn check<'f>(extent: &Extent, file: Option<&'f Arc<File>>) -> Result<&'f DirectState> {
     let Extent { file: id, offset, len } = *extent;
     let file = file.ok_or(Error::UnknownFile(id))?;
     let end = offset.checked_add(len).ok_or(Error::Overflow { file: id, offset, len })?;
@@ -369,5 +374,5 @@ fn check(extent: &Extent, file: Option<&Arc<File>>) -> Result<()> {
         let got = file.size().saturating_sub(offset);
         return Err(Error::Truncated { path: file.shared_path(), offset, wanted: len, got });
     }
-    Ok(())
+    Ok(file.direct_state())
 }

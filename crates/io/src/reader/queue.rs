@@ -57,7 +57,8 @@ pub(super) struct Landed {
     /// Which read of the job's plan.
     pub(super) read: usize,
     pub(super) file: Arc<File>,
-    pub(super) buffer: Arc<Buffer>,
+    /// What was filled, unless the read went to a place.
+    pub(super) buffer: Option<Arc<Buffer>>,
     /// Bytes from the start of the read that are there.
     pub(super) result: Result<usize, Arc<io::Error>>,
 }
@@ -154,12 +155,21 @@ impl Queue {
                 if self.free.len() <= sparing {
                     return None;
                 }
-                let reserve = (ring.count() / RING_SHARE).min(DEMAND_BUFFERS);
-                let buffer = ring.take(if demand { 0 } else { reserve })?;
-                let id = self.free.pop()?;
+                let id = *self.free.last()?;
                 let job = Arc::clone(&front.job);
                 let file = file(&job, front.next);
-                let raw = RawRead::new(id as u64, file, read.offset, buffer, 0, read.len);
+                let raw = if read.in_place {
+                    let Some(raw) = job.start_in_place(read, id as u64, file) else {
+                        front.next += 1;
+                        continue;
+                    };
+                    raw
+                } else {
+                    let reserve = (ring.count() / RING_SHARE).min(DEMAND_BUFFERS);
+                    let buffer = ring.take(if demand { 0 } else { reserve })?;
+                    RawRead::new(id as u64, file, read.offset, buffer, 0, read.len)
+                };
+                self.free.pop();
                 self.flights[id] = Some(Flight { job, read: front.next, got: 0, stalls: 0 });
                 front.next += 1;
                 return Some(raw);
@@ -169,7 +179,7 @@ impl Queue {
     }
 
     /// Takes a read that came back. One that was cut short is queued again for its rest, before
-    /// all others: it holds a buffer already.
+    /// all others: it holds its memory already.
     pub(super) fn land(&mut self, done: RawDone) -> Option<Landed> {
         let RawDone { read: raw, result } = done;
         let id = raw.id() as usize;
@@ -200,15 +210,14 @@ impl Queue {
         if retry && !self.closed && !flight.job.is_over() {
             let align = file.direct_state().offset_align as usize;
             let from = flight.got & !(align - 1);
-            let (offset, len) = (read.offset + from as u64, read.len - from);
-            let buffer = raw.into_buffer();
-            self.again.push(RawRead::new(id as u64, file, offset, buffer, from, len));
+            let skip = from - (raw.offset() - read.offset) as usize;
+            self.again.push(raw.skip(skip));
             self.flights[id] = Some(flight);
             return None;
         }
         self.free.push(id);
         let Flight { job, read, .. } = flight;
-        let (buffer, result) = (Arc::new(raw.into_buffer()), result.map_err(Arc::new));
+        let (buffer, result) = (raw.into_buffer().map(Arc::new), result.map_err(Arc::new));
         Some(Landed { job, read, file, buffer, result })
     }
 }

@@ -6,6 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
+use super::job::Job;
 use super::queue::{Chore, Landed, Queue};
 use crate::engine::{Engine, RawDone};
 use crate::error::{Error, panic_message};
@@ -95,10 +96,11 @@ impl Shared {
         }
         let Some(error) = self.death.get() else { return };
         // Fail what waits rather than let it wait for ever.
-        self.close(error);
-        let chores = hands.chores.iter().filter_map(Chore::job);
-        for job in chores.chain(hands.landed.iter().map(|landed| &landed.job)) {
-            job.settle_all(error);
+        let mut jobs = self.close();
+        jobs.extend(hands.chores.iter().filter_map(Chore::job).cloned());
+        jobs.extend(hands.landed.iter().map(|landed| Arc::clone(&landed.job)));
+        for job in jobs {
+            job.give_up(error);
         }
     }
 
@@ -118,6 +120,9 @@ impl Shared {
         }
         while let Some(read) = hands.landed.front() {
             self.deliver(read);
+            if read.buffer.is_none() {
+                read.job.end_in_place();
+            }
             hands.landed.pop_front();
             self.pump();
         }
@@ -139,20 +144,19 @@ impl Shared {
                 lock(&self.queue).remove(job);
                 job.settle_all(&Error::Cancelled);
             }
-            Chore::Close => self.close(&Error::Closed),
+            Chore::Close => {
+                for job in self.close() {
+                    job.settle_all(&Error::Closed);
+                }
+            }
         }
     }
 
-    /// Fails everything that waits or is in flight, and lets nothing more in.
-    fn close(&self, error: &Error) {
-        let jobs = {
-            let mut queue = lock(&self.queue);
-            queue.closed = true;
-            queue.drain()
-        };
-        for job in jobs {
-            job.settle_all(error);
-        }
+    /// Lets nothing more in. Returns everything that waits or is in flight.
+    fn close(&self) -> Vec<Arc<Job>> {
+        let mut queue = lock(&self.queue);
+        queue.closed = true;
+        queue.drain()
     }
 
     fn deliver(&self, landed: &Landed) {
@@ -183,7 +187,7 @@ impl Shared {
                 };
                 job.settle(slice.piece, Err(error));
             } else {
-                job.deliver(slice, buffer, &self.bytes_wanted);
+                job.deliver(slice, buffer.as_ref(), &self.bytes_wanted);
             }
         }
     }

@@ -1,11 +1,12 @@
-//! Files to read, a sink that checks what it is given, an engine that holds its reads until told.
+//! Files to read, sinks that check what they are given, an engine that holds its reads until told.
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
+use std::ptr::NonNull;
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
 
 use tierstream_io::engine::{RawDone, RawRead};
-use tierstream_io::{Chunk, Engine, Error, Extent, Priority, Reader, Sink, Wrap};
+use tierstream_io::{Chunk, Engine, Error, Extent, Place, Priority, Reader, Sink, Wrap};
 
 /// Gathers pieces; panics on a byte that arrives twice and on any call after `done`.
 #[derive(Debug, Default)]
@@ -51,6 +52,122 @@ impl Sink for Collect {
     fn done(&self, piece: usize, result: Result<(), Error>) {
         let before = self.0.lock().unwrap()[piece].result.replace(result);
         assert!(before.is_none(), "done called twice");
+    }
+}
+
+/// Gives every piece a place, every third one that suits no drive's alignment, and looks after the
+/// bytes around them.
+pub(crate) struct Places {
+    memory: *mut u8,
+    bytes: usize,
+    pieces: Vec<PlacedPiece>,
+    chunks: Mutex<Vec<usize>>,
+    results: Mutex<Vec<Option<Result<(), Error>>>>,
+}
+
+struct PlacedPiece {
+    at: usize,
+    len: usize,
+    room: usize,
+}
+
+// SAFETY: the memory is written through the places, which do not overlap, and by chunks, which come
+// one at a time; it is looked at when the request is finished.
+unsafe impl Send for Places {}
+// SAFETY: as above.
+unsafe impl Sync for Places {}
+
+impl Places {
+    const ALIGN: usize = 4096;
+    const UNTOUCHED: u8 = 0xEE;
+
+    pub(crate) fn new(extents: &[Extent]) -> Arc<Self> {
+        let mut pieces = Vec::new();
+        let mut end = Self::ALIGN;
+        for (n, extent) in extents.iter().enumerate() {
+            let (phase, len) = (extent.offset as usize % Self::ALIGN, extent.len as usize);
+            let (phase, room) = if n % 3 == 2 { (phase + 1, 0) } else { (phase, Self::ALIGN) };
+            // A guard of a page at least in front of the room.
+            let at = (end + 2 * Self::ALIGN).next_multiple_of(Self::ALIGN) + phase;
+            pieces.push(PlacedPiece { at, len, room });
+            end = at + len + room;
+        }
+        let bytes = end + 2 * Self::ALIGN;
+        let layout = std::alloc::Layout::from_size_align(bytes, Self::ALIGN).unwrap();
+        // SAFETY: the size is not zero.
+        let memory = unsafe { std::alloc::alloc(layout) };
+        // SAFETY: just allocated.
+        unsafe { memory.write_bytes(Self::UNTOUCHED, bytes) };
+        let chunks = Mutex::new(vec![0; extents.len()]);
+        let results = Mutex::new((0..extents.len()).map(|_| None).collect());
+        Arc::new(Self { memory, bytes, pieces, chunks, results })
+    }
+
+    /// How each piece ended.
+    pub(crate) fn results(&self) -> Vec<Option<Result<(), Error>>> {
+        self.results.lock().unwrap().clone()
+    }
+
+    /// The bytes of a piece. Only after the end of the request.
+    pub(crate) fn piece(&self, piece: usize) -> &[u8] {
+        &self.all()[self.pieces[piece].at..][..self.pieces[piece].len]
+    }
+
+    /// Pieces that came in chunks.
+    pub(crate) fn chunked(&self) -> Vec<bool> {
+        self.chunks.lock().unwrap().iter().map(|bytes| *bytes > 0).collect()
+    }
+
+    /// Nothing was written outside of places and their rooms.
+    pub(crate) fn check_guards(&self) {
+        let mut at = 0;
+        for piece in &self.pieces {
+            let guard = &self.all()[at..piece.at - piece.room];
+            assert!(guard.iter().all(|byte| *byte == Self::UNTOUCHED), "written to a guard");
+            at = piece.at + piece.len + piece.room;
+        }
+        assert!(self.all()[at..].iter().all(|byte| *byte == Self::UNTOUCHED), "written to the end");
+    }
+
+    fn all(&self) -> &[u8] {
+        // SAFETY: allocated and initialised; nobody writes any more.
+        unsafe { std::slice::from_raw_parts(self.memory, self.bytes) }
+    }
+}
+
+impl Sink for Places {
+    fn chunk(&self, chunk: Chunk) {
+        let piece = &self.pieces[chunk.piece];
+        assert!(chunk.offset as usize + chunk.len() <= piece.len);
+        self.chunks.lock().unwrap()[chunk.piece] += chunk.len();
+        // SAFETY: within the piece.
+        unsafe {
+            let at = self.memory.add(piece.at + chunk.offset as usize);
+            at.copy_from_nonoverlapping(chunk.as_ptr(), chunk.len());
+        }
+    }
+
+    fn place(&self, piece: usize) -> Option<Place> {
+        let PlacedPiece { at, room, .. } = self.pieces[piece];
+        // SAFETY: each piece has its own memory, which lives as long as this sink.
+        Some(unsafe { Place::new(NonNull::new(self.memory.add(at)).unwrap(), room, room) })
+    }
+
+    fn done(&self, piece: usize, result: Result<(), Error>) {
+        if result.is_ok() {
+            let chunked = self.chunks.lock().unwrap()[piece];
+            assert!(chunked == 0 || chunked == self.pieces[piece].len, "partly in chunks");
+        }
+        let before = self.results.lock().unwrap()[piece].replace(result);
+        assert!(before.is_none(), "done called twice");
+    }
+}
+
+impl Drop for Places {
+    fn drop(&mut self) {
+        let layout = std::alloc::Layout::from_size_align(self.bytes, Self::ALIGN).unwrap();
+        // SAFETY: allocated with this layout.
+        unsafe { std::alloc::dealloc(self.memory, layout) };
     }
 }
 
@@ -175,7 +292,7 @@ impl Fixture {
         &self.bytes[extent.offset as usize..(extent.offset + extent.len) as usize]
     }
 
-    /// Reads `extents` in one request and compares every byte.
+    /// Reads `extents` in one request, then again into places, and compares every byte.
     pub(crate) fn check(&self, reader: &Reader, priority: Priority, extents: Vec<Extent>) {
         let sink = Collect::new(extents.iter().map(|e| e.len));
         let ticket = reader.submit(priority, extents.clone(), sink.clone());
@@ -184,5 +301,16 @@ impl Fixture {
             assert!(matches!(piece.result, Some(Ok(()))), "{extent:?} {:?}", piece.result);
             assert!(piece.bytes == self.slice(extent), "{extent:?}");
         }
+        let sink = Places::new(&extents);
+        reader.submit(priority, extents.clone(), sink.clone()).wait().unwrap();
+        for (n, (extent, chunked)) in extents.iter().zip(sink.chunked()).enumerate() {
+            assert!(matches!(sink.results()[n], Some(Ok(()))));
+            assert!(sink.piece(n) == self.slice(extent), "{extent:?} in place");
+            let state = reader.file(extent.file).unwrap().direct_state().clone();
+            let suits = n % 3 < 2 || state.offset_align == 1;
+            assert!(!(suits && chunked), "{extent:?} took the way round");
+            assert!(suits || state.mem_align == 1 || chunked || extent.len == 0);
+        }
+        sink.check_guards();
     }
 }
