@@ -14,6 +14,7 @@ mod device;
 mod error;
 mod host;
 mod log;
+mod memory;
 mod model;
 mod plan;
 mod precheck;

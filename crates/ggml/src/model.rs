@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::log;
 use crate::precheck;
 use crate::proxy::{Device, OwnedDevice, check_callbacks};
-use crate::residency::{ExpertCounters, Layer, Part, Residency, Spec};
+use crate::residency::{ExpertCounters, Layer, Part, Residency, SlotPart, Spec};
 use crate::vocab::Vocab;
 use crate::weights::PartRef;
 
@@ -138,7 +138,8 @@ impl Model {
         let mut resident: Vec<(u32, String)> = Vec::new();
         loop {
             let skip: BTreeSet<u32> = resident.iter().map(|(block, _)| *block).collect();
-            let layers = pooled_layers(file, &experts, &files, &skip);
+            let layers =
+                pooled_layers(file, &experts, &files, block_bytes(&reader, &files)?, &skip);
             if layers.is_empty() {
                 return Self::load_stock(file, false, false, progress);
             }
@@ -505,11 +506,24 @@ fn most_read_bytes(rest: u64, headers: u64, tensors: usize) -> u64 {
     rest + 3 * headers + LOAD_SLACK_BYTES + tensors as u64 * LOAD_SLACK_PER_TENSOR_BYTES
 }
 
+/// What direct reads of the files must be aligned to, in the file and in memory; 1 when none is
+/// direct.
+fn block_bytes(reader: &Reader, files: &[FileId]) -> Result<usize> {
+    let mut most = 1;
+    for &id in files {
+        let file = reader.file(id)?;
+        let state = file.direct_state();
+        most = most.max(state.offset_align as usize).max(state.mem_align as usize);
+    }
+    Ok(most)
+}
+
 /// The layers whose experts go through the pool, in block order, with classes numbered anew.
 fn pooled_layers(
     file: &tierstream_gguf::Model,
     experts: &tierstream_gguf::Experts,
     files: &[FileId],
+    align: usize,
     skip: &BTreeSet<u32>,
 ) -> Vec<Layer> {
     let mut classes: Vec<usize> = Vec::new();
@@ -530,12 +544,14 @@ fn pooled_layers(
             });
             let part = |part: &tierstream_gguf::experts::Part| {
                 let tensor = &file.tensors()[part.tensor];
+                let bytes = usize::try_from(part.bytes_per_expert).expect("checked by the reader");
                 let ne = |dim| i64::try_from(tensor.dims.ne(dim)).expect("checked by the reader");
                 Part {
                     name: tensor.name.clone(),
                     file: files[part.extent.file],
                     offset: part.extent.offset,
-                    bytes: usize::try_from(part.bytes_per_expert).expect("checked by the reader"),
+                    bytes,
+                    slot: SlotPart::new(part.extent.offset, bytes, align),
                     type_: tensor.ty.id(),
                     ne: [ne(0), ne(1)],
                 }
@@ -572,7 +588,7 @@ fn all_slots(layers: &[Layer]) -> Vec<u32> {
 fn pool_bytes(layers: &[Layer], slots: &[u32]) -> u64 {
     let bytes = |(class, &n): (usize, &u32)| {
         let layer = layers.iter().find(|l| l.class == class);
-        layer.map_or(0, |l| l.record_bytes() * u64::from(n))
+        layer.map_or(0, |l| l.slot_bytes() * u64::from(n))
     };
     slots.iter().enumerate().map(bytes).sum()
 }
@@ -630,6 +646,7 @@ mod tests {
                 file: FileId(0),
                 offset: 0,
                 bytes,
+                slot: SlotPart::new(0, bytes, 512),
                 type_: GGML_TYPE_F32,
                 ne: [1, 1],
             }],

@@ -7,7 +7,8 @@ use super::routed::Routed;
 use super::{compute_on, slot_range, synchronize};
 use crate::abi::*;
 use crate::error::{Error, Result};
-use crate::residency::{Memory, Placed, Residency};
+use crate::memory::Memory;
+use crate::residency::{Placed, Residency};
 
 /// (token, expert) pairs in one gathered matmul, beyond which a new one is begun. Bounds the
 /// scratch memory: the rows of one expert are never split, so a batch of n tokens needs room for

@@ -8,36 +8,43 @@ use tierstream_io::wrap::{Action, Fault, Rule};
 use tierstream_io::{Config, Reader, Wrap};
 use tierstream_pool::Policy;
 
-use super::gather::to_ne;
+use super::gather::{to_ne, usize_of};
 use super::*;
 use crate::plan::{ExpertOp, Stage};
-use crate::residency::{Layer, Need, Part, Spec};
+use crate::residency::{Layer, Need, Part, SlotPart, Spec};
 
 const LAYERS: usize = 5;
 const EXPERTS: u32 = 16;
 const USED: u32 = 2;
-/// Floats of one expert in each part; no multiple of a page.
-const FLOATS: [usize; 2] = [300, 77];
+/// Floats of one expert in each part.
+type Floats = [usize; 2];
+/// Too small to be read in place, and no multiple of a block.
+const SMALL: Floats = [300, 77];
+/// Whole blocks, which are read in place, and what takes the way through the ring or not, by where
+/// it lies.
+const LARGE: Floats = [17 << 10, (17 << 10) + 8];
 
 /// What fills part `part` of an expert.
 fn mark(layer: usize, part: usize, expert: u32) -> f32 {
-    ((layer * FLOATS.len() + part) * EXPERTS as usize + expert as usize) as f32
+    ((layer * 2 + part) * EXPERTS as usize + expert as usize) as f32
 }
 
 /// A pool over a file of marks. Layers are of two size classes.
-fn pool(slots: impl Fn(&[u32]) -> Vec<u32>, rules: Vec<Rule>) -> Arc<Residency> {
+fn pool(sizes: Floats, slots: impl Fn(&[u32]) -> Vec<u32>, rules: Vec<Rule>) -> Arc<Residency> {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     let wrap: Wrap = Box::new(|engine| Box::new(Fault::new(engine, rules).unwrap()));
+    // Parts of the large size are cut into several reads.
+    let buffer_bytes = if sizes == SMALL { 4096 } else { 32 << 10 };
     let config =
-        Config { ring_bytes: 64 << 10, buffer_bytes: 4096, wrap: Some(wrap), ..Config::default() };
+        Config { ring_bytes: 128 << 10, buffer_bytes, wrap: Some(wrap), ..Config::default() };
     let reader = Arc::new(Reader::new(config).unwrap());
     let mut offset = 0;
     let mut layers = Vec::new();
     for layer in 0..LAYERS {
         let mut parts = Vec::new();
         // The odd layers' records are smaller.
-        let n_parts = FLOATS.len() - layer % 2;
-        for (part, &floats) in FLOATS.iter().enumerate().take(n_parts) {
+        let n_parts = sizes.len() - layer % 2;
+        for (part, &floats) in sizes.iter().enumerate().take(n_parts) {
             parts.push((offset, floats));
             for expert in 0..EXPERTS {
                 let bytes = mark(layer, part, expert).to_ne_bytes().repeat(floats);
@@ -54,6 +61,7 @@ fn pool(slots: impl Fn(&[u32]) -> Vec<u32>, rules: Vec<Rule>) -> Arc<Residency> 
         file: id,
         offset,
         bytes: floats * 4,
+        slot: SlotPart::new(offset, floats * 4, 512),
         type_: GGML_TYPE_F32,
         ne: [to_ne(floats), 1],
     };
@@ -78,12 +86,14 @@ fn pool(slots: impl Fn(&[u32]) -> Vec<u32>, rules: Vec<Rule>) -> Arc<Residency> 
 fn check(residency: &Residency, layer: usize, part: usize, placed: &[Placed]) {
     for p in placed {
         let window = residency.window(layer, part, p.slot, p.slot);
+        let n = usize_of(window.ne[0]);
         // SAFETY: the step holds the slot, and its bytes have arrived.
-        let floats = unsafe { std::slice::from_raw_parts(window.data.cast::<f32>(), FLOATS[part]) };
+        let floats = unsafe { std::slice::from_raw_parts(window.data.cast::<f32>(), n) };
         let expected = mark(layer, part, p.expert);
         assert!(
             floats.iter().all(|&f| f == expected),
-            "layer {layer}, part {part}, {p:?}: {floats:?}"
+            "layer {layer}, part {part}, {p:?}: {:?}",
+            &floats[..8]
         );
     }
 }
@@ -189,31 +199,39 @@ fn many_threads_in_small_pools() {
     let more = |least: &[u32]| least.iter().map(|n| n + 3).collect();
     let half = |least: &[u32]| least.iter().map(|n| n * 4).collect();
     for (threads, steps) in [(2, 2000), (4, 1000)] {
-        assert!(fight(&pool(floor, Vec::new()), threads, steps) > 100);
-        assert!(fight(&pool(more, Vec::new()), threads, steps) > 100);
-        assert!(fight(&pool(half, Vec::new()), threads, steps) > 100);
+        assert!(fight(&pool(SMALL, floor, Vec::new()), threads, steps) > 100);
+        assert!(fight(&pool(SMALL, more, Vec::new()), threads, steps) > 100);
+        assert!(fight(&pool(SMALL, half, Vec::new()), threads, steps) > 100);
+        assert!(fight(&pool(LARGE, floor, Vec::new()), threads, steps / 2) > 100);
+        assert!(fight(&pool(LARGE, half, Vec::new()), threads, steps / 2) > 100);
     }
 }
 
 #[test]
 fn failing_reads() {
-    let rules = (0..1000).map(|i| Rule::all(Action::Errno(5)).nth(i * 211..i * 211 + 1)).collect();
-    let floor = |least: &[u32]| least.to_vec();
-    let residency = pool(floor, rules);
-    assert!(fight(&residency, 3, 500) > 100);
+    for sizes in [SMALL, LARGE] {
+        let rule = |i: u64| Rule::all(Action::Errno(5)).nth(i * 211..i * 211 + 1);
+        let residency = pool(sizes, |least| least.to_vec(), (0..1000).map(rule).collect());
+        assert!(fight(&residency, 3, 500) > 100);
+    }
 }
 
 #[test]
 fn everything_resident_in_expert_order() {
     let all = |least: &[u32]| vec![3 * EXPERTS, 2 * EXPERTS][..least.len()].to_vec();
-    let residency = pool(all, Vec::new());
+    for sizes in [SMALL, LARGE] {
+        check_expert_order(&pool(sizes, all, Vec::new()));
+    }
+}
+
+fn check_expert_order(residency: &Arc<Residency>) {
     residency.load_all(&mut |_| true).unwrap();
     let bases = residency.identity().clone().expect("all fits");
     for (layer, base) in bases.into_iter().enumerate() {
         for part in 0..residency.layer(layer).parts.len() {
             let placed: Vec<_> =
                 (0..EXPERTS).map(|expert| Placed { expert, slot: base + expert }).collect();
-            check(&residency, layer, part, &placed);
+            check(residency, layer, part, &placed);
         }
     }
     residency.clear();

@@ -252,7 +252,8 @@ impl Reader {
             };
             Plan::new(wanted, layout, self.shared.ring.buffer_bytes())
         };
-        let job = Arc::new(Job::new(plan, places, pieces.iter().map(|p| p.len), sink, self.thread_id));
+        let job =
+            Arc::new(Job::new(plan, places, pieces.iter().map(|p| p.len), sink, self.thread_id));
         let ticket = Ticket { job: Arc::clone(&job), shared: Arc::downgrade(&self.shared) };
         let has_chore = !settled.is_empty();
         let mut queue = lock(&self.shared.queue);
