@@ -9,8 +9,24 @@ pub struct Bytes(pub u64);
 
 /// A text that is no size.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is not a size; write for example 8GiB, 800MB or 4096")]
-pub struct NotASize(String);
+#[non_exhaustive]
+pub enum NotASize {
+    /// It has no number or no unit of ours, is negative or too large.
+    #[error("`{0}` is not a size; write for example 8GiB or 800MB")]
+    Unreadable(String),
+    /// So few bytes are surely not meant.
+    #[error("`{0}` has no unit and would be {0} bytes; write {0}GiB, or {0}B for bytes")]
+    NoUnit(String),
+    /// The same where a share could be meant.
+    #[error("`{0}` has no unit and would be {0} bytes; write {0}% or {0}GiB, or {0}B for bytes")]
+    NoUnitNorPercent(String),
+    /// A share of all experts that is none.
+    #[error("`{0}` is not a share of all experts; those are 0% to 100%")]
+    Share(String),
+}
+
+/// From here on a number without a unit is taken for bytes.
+const BARE_BYTES_MIN: u64 = 1 << 20;
 
 /// Suffixes, longest first within a letter: powers of 1024 with an `i` or alone, of 1000 with `B`.
 const UNITS: &[(&str, u64)] = &[
@@ -34,7 +50,7 @@ impl FromStr for Bytes {
     type Err = NotASize;
 
     fn from_str(text: &str) -> Result<Self, NotASize> {
-        let bad = || NotASize(text.to_owned());
+        let bad = || NotASize::Unreadable(text.to_owned());
         let lower = text.trim().to_ascii_lowercase();
         let digits = lower.trim_end_matches(|c: char| c.is_ascii_alphabetic());
         let unit = &lower[digits.len()..];
@@ -44,18 +60,23 @@ impl FromStr for Bytes {
         if !(bytes.is_finite() && (0.0..1e18).contains(&bytes)) {
             return Err(bad());
         }
+        // Nothing is nothing in every unit.
+        if unit.is_empty() && bytes > 0.0 && bytes < BARE_BYTES_MIN as f64 {
+            return Err(NotASize::NoUnit(lower));
+        }
         Ok(Bytes(bytes.round() as u64))
     }
 }
 
 impl fmt::Display for Bytes {
-    /// Binary units with two digits after the point: `1.25 GiB`.
+    /// Binary units: `40.5 KiB`, `1.25 GiB`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let text = match self.0 {
             n if n < 1 << 10 => format!("{n} B"),
             n if n < 1 << 20 => format!("{:.1} KiB", n as f64 / f64::from(1 << 10)),
             n if n < 1 << 30 => format!("{:.1} MiB", n as f64 / f64::from(1 << 20)),
-            n => format!("{:.2} GiB", n as f64 / f64::from(1 << 30)),
+            n if n < 1 << 40 => format!("{:.2} GiB", n as f64 / (1u64 << 30) as f64),
+            n => format!("{:.2} TiB", n as f64 / (1u64 << 40) as f64),
         };
         f.pad(&text)
     }
@@ -75,11 +96,14 @@ impl FromStr for PoolShare {
 
     fn from_str(text: &str) -> Result<Self, NotASize> {
         let Some(percent) = text.trim().strip_suffix('%') else {
-            return text.parse().map(PoolShare::Bytes);
+            return text.parse().map(PoolShare::Bytes).map_err(|error| match error {
+                NotASize::NoUnit(text) => NotASize::NoUnitNorPercent(text),
+                other => other,
+            });
         };
         match percent.trim().parse::<f64>() {
             Ok(p) if (0.0..=100.0).contains(&p) => Ok(PoolShare::Share(p / 100.0)),
-            _ => Err(NotASize(text.to_owned())),
+            _ => Err(NotASize::Share(text.to_owned())),
         }
     }
 }
@@ -95,7 +119,7 @@ impl fmt::Display for PoolShare {
 
 #[cfg(test)]
 mod tests {
-    use super::{Bytes, PoolShare};
+    use super::{Bytes, NotASize, PoolShare};
 
     #[test]
     fn reads_what_people_write() {
@@ -104,7 +128,8 @@ mod tests {
             ("8g", 8 << 30),
             ("800MB", 800_000_000),
             ("1.5 kib", 1536),
-            ("4096", 4096),
+            ("4096B", 4096),
+            ("1048576", 1 << 20),
             ("0", 0),
         ] {
             assert_eq!(text.parse(), Ok(Bytes(bytes)), "{text}");
@@ -115,11 +140,23 @@ mod tests {
     }
 
     #[test]
+    fn a_few_bytes_are_not_meant() {
+        for text in ["8", "8.5", "4096", "1048575"] {
+            let told = NotASize::NoUnit(text.to_owned());
+            assert_eq!(text.parse::<Bytes>(), Err(told.clone()));
+            assert!(told.to_string().contains(&format!("write {text}GiB")), "{told}");
+            let told = NotASize::NoUnitNorPercent(text.to_owned());
+            assert_eq!(text.parse::<PoolShare>(), Err(told.clone()));
+            assert!(told.to_string().contains(&format!("write {text}% or")), "{told}");
+        }
+    }
+
+    #[test]
     fn reads_shares() {
         assert_eq!("25%".parse(), Ok(PoolShare::Share(0.25)));
         assert_eq!("1MiB".parse(), Ok(PoolShare::Bytes(Bytes(1 << 20))));
         for text in ["101%", "-1%", "%", "x%"] {
-            assert!(text.parse::<PoolShare>().is_err(), "{text}");
+            assert_eq!(text.parse::<PoolShare>(), Err(NotASize::Share(text.to_owned())));
         }
     }
 
@@ -128,5 +165,6 @@ mod tests {
         assert_eq!(Bytes(512).to_string(), "512 B");
         assert_eq!(Bytes(41_472).to_string(), "40.5 KiB");
         assert_eq!(Bytes(20_000_000_000).to_string(), "18.63 GiB");
+        assert_eq!(Bytes(9999 << 40).to_string(), "9999.00 TiB");
     }
 }
