@@ -390,7 +390,7 @@ fn notes(model: &Model, experts: &Experts) -> Vec<String> {
         notes.push(format!("the experts of block {block} stay resident: {why}"));
     }
     if let Some(reason) = model.reader().and_then(|r| r.status().reason) {
-        notes.push(format!("reading: {reason}"));
+        notes.push(reason);
     }
     notes
 }

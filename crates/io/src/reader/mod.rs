@@ -311,10 +311,16 @@ impl Reader {
         let engine = &self.shared.engine;
         let mut reasons: Vec<String> = self.fallback.iter().cloned().collect();
         reasons.extend(engine.remark());
-        if let Some(file) = files.iter().find(|file| !file.direct_state().direct) {
-            let why = file.direct_state().reason.as_deref().unwrap_or("unknown");
-            reasons
-                .push(format!("{} is read through the page cache: {why}", file.path().display()));
+        match files.iter().find(|file| !file.direct_state().direct) {
+            Some(_) if self.requested == EngineKind::Buffered => {
+                reasons.push("reading through the page cache, as asked".to_owned());
+            }
+            Some(file) => {
+                let why = file.direct_state().reason.as_deref().unwrap_or("unknown");
+                let path = file.path().display();
+                reasons.push(format!("{path} is read through the page cache: {why}"));
+            }
+            None => {}
         }
         Status {
             engine: engine.name(),
