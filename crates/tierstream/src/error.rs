@@ -53,6 +53,14 @@ pub enum Error {
         /// Tokens of the context.
         n_ctx: u32,
     },
+    /// The system has no memory left for something.
+    #[error("there is no memory for {what}{}", refused(*.bytes))]
+    OutOfMemory {
+        /// Bytes asked for; 0 if that is not known.
+        bytes: usize,
+        /// For what.
+        what: &'static str,
+    },
     /// A file of the user's cannot be read.
     #[error("cannot read {}", path.display())]
     File {
@@ -75,6 +83,9 @@ impl From<tierstream_ggml::Error> for Error {
             tierstream_ggml::Error::PoolTooSmall { bytes, least_bytes } => {
                 Error::PoolTooSmall { bytes, least_bytes }
             }
+            tierstream_ggml::Error::OutOfMemory { bytes, what } => {
+                Error::OutOfMemory { bytes, what }
+            }
             other => Error::Engine(other),
         }
     }
@@ -93,9 +104,18 @@ impl Error {
             Error::PoolTooSmall { least_bytes, .. } => {
                 Some(format!("give it --experts {}", round_up_mib(*least_bytes)))
             }
+            Error::OutOfMemory { .. } => Some(
+                "less is needed with a smaller --experts or --ram, and with a smaller --ctx"
+                    .to_owned(),
+            ),
             Error::Engine(E::Context { .. }) => {
-                Some("a smaller --ctx needs less memory".to_owned())
+                Some("a smaller --ctx needs less memory, and so does a smaller --batch".to_owned())
             }
+            Error::Engine(E::Load { reason, .. }) if lacks_memory(reason) => Some(
+                "no flag makes the weights beside the experts smaller; free some memory, or take \
+                 a model with smaller ones"
+                    .to_owned(),
+            ),
             Error::ContextTooSmall { .. } => Some("a larger --ctx holds more tokens".to_owned()),
             Error::Engine(E::Load { .. }) => Some(
                 "`tierstream show` tells what is in the file; --log shows what llama.cpp says"
@@ -105,6 +125,15 @@ impl Error {
             _ => None,
         }
     }
+}
+
+fn refused(bytes: usize) -> String {
+    if bytes == 0 { String::new() } else { format!(", of {}", Bytes(bytes as u64)) }
+}
+
+/// Whether llama.cpp gave up for want of memory, in its own words.
+fn lacks_memory(reason: &str) -> bool {
+    reason.contains("insufficient memory") || reason.contains("failed to allocate")
 }
 
 fn gguf_hint(error: &tierstream_gguf::Error) -> Option<String> {
@@ -135,4 +164,25 @@ fn io_hint(error: &tierstream_io::Error) -> Option<String> {
 
 fn round_up_mib(bytes: u64) -> String {
     format!("{}MiB", bytes.div_ceil(1 << 20))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Error;
+
+    fn hint(error: tierstream_ggml::Error) -> String {
+        Error::from(error).hint().expect("these have a hint")
+    }
+
+    #[test]
+    fn want_of_memory_hints_at_what_takes_it() {
+        use tierstream_ggml::Error as E;
+        let slots = hint(E::OutOfMemory { bytes: 1 << 30, what: "expert slots" });
+        assert!(slots.contains("--experts") && slots.contains("--ram"), "{slots}");
+        let context = hint(E::Context { n_ctx: 4096, reason: String::new() });
+        assert!(context.contains("--ctx") && context.contains("--batch"), "{context}");
+        let load = |reason: &str| hint(E::Load { path: "m".into(), reason: reason.to_owned() });
+        assert!(load("ggml_aligned_malloc: insufficient memory").contains("free some memory"));
+        assert!(load("unknown model architecture: 'x'").contains("--log"));
+    }
 }
