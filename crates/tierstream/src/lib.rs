@@ -17,12 +17,17 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! The `tierstream` program is the feature `cli`, on by default: a program that embeds this library
+//! depends on it with `default-features = false`. The feature `demo` alone brings the demo model.
 
 #![forbid(unsafe_code)]
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod bench;
+#[cfg(feature = "demo")]
 pub mod cache;
+#[cfg(feature = "demo")]
 pub mod demo;
 pub mod drive;
 mod engine;

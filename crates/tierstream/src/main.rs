@@ -22,7 +22,7 @@ fn main() -> ExitCode {
         Err(error) if output::is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             output::report(&error, cli.json);
-            if interrupt::requested() { interrupt::exit_code() } else { ExitCode::FAILURE }
+            interrupt::exit_code().unwrap_or(ExitCode::FAILURE)
         }
     }
 }

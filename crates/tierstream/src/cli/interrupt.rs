@@ -1,28 +1,29 @@
 //! Ctrl-C: the first one stops what runs, cleanly; the second one the program, at once.
 //!
-//! SIGTERM and SIGHUP count as Ctrl-C.
+//! SIGTERM and SIGHUP count as Ctrl-C, with exit codes of their own.
 
+use std::ffi::c_int;
 use std::process::ExitCode;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::Context as _;
 use rustix::termios::{self, OptionalActions, Termios};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 use tierstream::Cancel;
-
-/// Exit code of an interrupted program: 128 + SIGINT, as shells have it.
-const EXIT_CODE: u8 = 130;
 
 struct State {
     /// Something runs that a signal can stop; otherwise a signal ends the program.
     running: bool,
-    requested: bool,
+    /// The signal that asked to stop.
+    requested: Option<c_int>,
     cancel: Option<Cancel>,
     /// The terminal as it was, which an editor of lines changes.
     terminal: Option<Termios>,
 }
 
 static STATE: Mutex<State> =
-    Mutex::new(State { running: false, requested: false, cancel: None, terminal: None });
+    Mutex::new(State { running: false, requested: None, cancel: None, terminal: None });
 
 fn state() -> MutexGuard<'static, State> {
     STATE.lock().unwrap_or_else(PoisonError::into_inner)
@@ -31,19 +32,22 @@ fn state() -> MutexGuard<'static, State> {
 /// Takes over the signals.
 pub(crate) fn install() -> anyhow::Result<()> {
     state().terminal = termios::tcgetattr(std::io::stdin()).ok();
-    ctrlc::set_handler(on_signal).context("cannot take over Ctrl-C")
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).context("cannot take over Ctrl-C")?;
+    let wait = move || signals.forever().for_each(on_signal);
+    let thread = std::thread::Builder::new().name("signals".into()).spawn(wait);
+    thread.map(drop).context("cannot take over Ctrl-C")
 }
 
-/// Runs on a thread of ctrlc's, not inside a signal handler.
-fn on_signal() {
+/// Runs on a thread of its own, not inside a signal handler.
+fn on_signal(signal: c_int) {
     let mut state = state();
-    if !state.running || state.requested {
+    if !state.running || state.requested.is_some() {
         if let Some(terminal) = &state.terminal {
             let _ = termios::tcsetattr(std::io::stdin(), OptionalActions::Now, terminal);
         }
-        std::process::exit(i32::from(EXIT_CODE));
+        std::process::exit(128 + signal);
     }
-    state.requested = true;
+    state.requested = Some(signal);
     if let Some(cancel) = &state.cancel {
         cancel.cancel();
     }
@@ -57,7 +61,7 @@ impl Running {
     pub(crate) fn start(cancel: Option<Cancel>) -> Self {
         let mut state = state();
         state.running = true;
-        state.requested = false;
+        state.requested = None;
         if let Some(cancel) = &cancel {
             cancel.reset();
         }
@@ -76,10 +80,12 @@ impl Drop for Running {
 
 /// Whether what runs, or ran last, was asked to stop.
 pub(crate) fn requested() -> bool {
-    state().requested
+    exit_code().is_some()
 }
 
-/// What a program says that was asked to stop.
-pub(crate) fn exit_code() -> ExitCode {
-    ExitCode::from(EXIT_CODE)
+/// What a program says that was asked to stop: 128 and the number of the signal, as shells have
+/// it. `None` if it was not asked to.
+pub(crate) fn exit_code() -> Option<ExitCode> {
+    let signal = state().requested?;
+    Some(ExitCode::from(u8::try_from(128 + signal).unwrap_or(u8::MAX)))
 }

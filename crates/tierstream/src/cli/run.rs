@@ -53,8 +53,8 @@ pub(crate) fn run(cli: &Cli, args: &Run) -> anyhow::Result<ExitCode> {
         output::json(&report.json(&out.text))?;
     }
     tell(&report, cli.verbose);
-    let interrupted = made.stop == Stop::Cancelled && interrupt::requested();
-    Ok(if interrupted { interrupt::exit_code() } else { ExitCode::SUCCESS })
+    let interrupted = interrupt::exit_code().filter(|_| made.stop == Stop::Cancelled);
+    Ok(interrupted.unwrap_or(ExitCode::SUCCESS))
 }
 
 /// Prints what a generation took on stderr.
