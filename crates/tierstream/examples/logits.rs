@@ -12,7 +12,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         return Err("usage: logits MODEL PROMPT TOKENS TOP [POOL_SHARE]".into());
     };
     let (tokens, top): (usize, usize) = (tokens.parse()?, top.parse()?);
-    let path = if model == "demo" { demo::file()? } else { Path::new(model).to_owned() };
+    let path = if model == "demo" { demo::file()?.path } else { Path::new(model).to_owned() };
     let mut options = Options { ctx: Some(1024), threads: Some(2), ..Options::default() };
     match rest.first() {
         Some(share) => options.experts = Some(share.parse()?),

@@ -4,6 +4,8 @@ use std::fs;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
+use crate::cache;
+
 /// What the model is, its data and licences: `models/README.md`.
 static BYTES: &[u8] = include_bytes!("../../../models/novelist-moe-31m-q4_0.gguf");
 
@@ -14,17 +16,37 @@ const VERSION: &str = "novelist-moe-31m-q4_0-64af0e92";
 pub const PROMPT: &str =
     "It was a cold evening in November, and the old gentleman sat by the fire,";
 
-/// The demo model as a file, written on first use: the engine reads models from files.
+/// The demo model as a file: the engine reads models from files.
+#[derive(Debug)]
+pub struct DemoFile {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Why it is not in the cache folder but among the temporary files, if so.
+    pub refused: Option<io::Error>,
+}
+
+/// The demo model's file, written on first use to the cache folder ([`cache::dir`]), or to the
+/// temporary files where that is not possible and `$TIERSTREAM_CACHE` does not insist on it.
 ///
 /// # Errors
-/// When the cache folder cannot be written; the error names it.
-pub fn file() -> io::Result<PathBuf> {
-    let dir = crate::cache::dir();
+/// When no folder can be written; the error names the last one.
+pub fn file() -> io::Result<DemoFile> {
+    let refused = match cache::dir().map(|dir| file_in(&dir)) {
+        Some(Ok(path)) => return Ok(DemoFile { path, refused: None }),
+        Some(Err(error)) if cache::is_named() => return Err(error),
+        Some(Err(error)) => Some(error),
+        None => None,
+    };
+    Ok(DemoFile { path: file_in(&cache::temporary()?)?, refused })
+}
+
+/// Errors name the file.
+fn file_in(dir: &Path) -> io::Result<PathBuf> {
     let path = dir.join(format!("{VERSION}.gguf"));
     if is_complete(&path) {
         return Ok(path);
     }
-    write(&dir, &path).map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", path.display())))?;
+    write(dir, &path).map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", path.display())))?;
     Ok(path)
 }
 

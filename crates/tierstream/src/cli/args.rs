@@ -1,6 +1,9 @@
 //! Every command and flag, documented once: `--help`, completions and the man page come from here.
 
+use std::fmt::Display;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand};
 use tierstream::Policy;
@@ -50,7 +53,7 @@ pub(crate) enum Command {
 #[derive(Debug, Args, Clone)]
 pub(crate) struct ModelArgs {
     /// The expert pool alone: a size, or a share of all experts
-    #[arg(long, value_name = "SIZE|N%")]
+    #[arg(long, value_name = "SIZE|N%", allow_hyphen_values = true)]
     pub(crate) experts: Option<PoolShare>,
     #[command(flatten)]
     pub(crate) load: LoadArgs,
@@ -62,7 +65,7 @@ pub(crate) struct LoadArgs {
     /// A GGUF file (the first one of a split model), or `demo`
     pub(crate) model: PathBuf,
     /// All host memory for this model: dense weights, KV cache, compute, experts (8GiB, 800MB)
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
     pub(crate) ram: Option<Bytes>,
     /// Eviction policy: lru, lfu[:half-life], lfru, fifo, random
     #[arg(long, default_value_t)]
@@ -71,56 +74,93 @@ pub(crate) struct LoadArgs {
     #[arg(long, default_value_t = EngineKind::Auto, value_parser = io_engine)]
     pub(crate) io: EngineKind,
     /// Compute threads [default: one less than the processors, at least 2]
-    #[arg(long, short, value_parser = clap::value_parser!(u32).range(1..=512))]
+    #[arg(long, short, allow_negative_numbers = true, value_parser = whole(1..=512u32))]
     pub(crate) threads: Option<u32>,
     /// Tokens of context [default: 4096, or what the model was trained with]
-    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
+    #[arg(long, allow_negative_numbers = true, value_parser = whole(1..=16_777_216u32))]
     pub(crate) ctx: Option<u32>,
     /// Tokens of a prompt that are computed at once
-    #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    #[arg(
+        long,
+        default_value_t = 512,
+        allow_negative_numbers = true,
+        value_parser = whole(1..=65_536u32)
+    )]
     pub(crate) batch: u32,
-    /// Seed of sampling and of random choices
-    #[arg(long, default_value_t = 0)]
-    pub(crate) seed: u32,
+    /// Seed of sampling and of random choices [default: another one each time for `run`, else 0]
+    #[arg(long, allow_negative_numbers = true, value_parser = whole(0..=u32::MAX))]
+    pub(crate) seed: Option<u32>,
+}
+
+impl LoadArgs {
+    /// The seed where runs are to be the same without one.
+    pub(crate) fn seed(&self) -> u32 {
+        self.seed.unwrap_or(0)
+    }
 }
 
 const RUN_EXAMPLES: &str = "\
 Examples:
   tierstream run demo                                  chat
   tierstream run model.gguf --ram 8GiB 'Once upon a time'
-  git diff | tierstream run model.gguf --verbose
+  git diff | tierstream run model.gguf 'What does this change?' --verbose
   tierstream run model.gguf --experts 25% --temp 0 --json 'Why is the sky blue?'
 
-Exit codes: 0, 1 for errors, 2 for wrong flags, 130 after Ctrl-C.";
+Exit codes: 0, 1 for errors, 2 for wrong flags, 130 after Ctrl-C, 143 after SIGTERM.";
 
 #[derive(Debug, Args)]
 #[command(after_help = RUN_EXAMPLES)]
 pub(crate) struct Run {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
-    /// The prompt; `-` or a pipe: standard input
+    /// The prompt; `-`, or none: what is piped in. Beside a prompt, that follows after an empty line
     pub(crate) prompt: Option<String>,
     /// Token ids instead of text, for models without a tokenizer (1,2,3)
-    #[arg(long, value_delimiter = ',', conflicts_with = "prompt", value_name = "IDS")]
+    #[arg(
+        long,
+        value_delimiter = ',',
+        conflicts_with = "prompt",
+        value_name = "IDS",
+        allow_hyphen_values = true,
+        value_parser = whole(0..=i32::MAX)
+    )]
     pub(crate) prompt_tokens: Option<Vec<i32>>,
     /// Most tokens to generate [default: 256; the whole answer if there is a chat template]
-    #[arg(long, short, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, short, allow_negative_numbers = true, value_parser = whole(1..=u32::MAX))]
     pub(crate) n: Option<u32>,
     /// Sampling temperature; 0 is greedy
-    #[arg(long, default_value_t = 0.8, value_parser = temperature)]
+    #[arg(long, default_value_t = 0.8, allow_negative_numbers = true, value_parser = temperature)]
     pub(crate) temp: f32,
     /// Draw from this many most likely tokens; 0: from all
-    #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(i32).range(0..))]
+    #[arg(
+        long,
+        default_value_t = 40,
+        allow_negative_numbers = true,
+        value_parser = whole(0..=i32::MAX)
+    )]
     pub(crate) top_k: i32,
     /// Draw from the most likely tokens that together have this probability
-    #[arg(long, default_value_t = 0.95, value_parser = share)]
+    #[arg(long, default_value_t = 0.95, allow_negative_numbers = true, value_parser = share)]
     pub(crate) top_p: f32,
     /// Leave out tokens less likely than this share of the most likely one
-    #[arg(long, default_value_t = 0.05, value_parser = share)]
+    #[arg(long, default_value_t = 0.05, allow_negative_numbers = true, value_parser = share)]
     pub(crate) min_p: f32,
     /// Give the prompt to the model as it is, without its chat template
     #[arg(long)]
     pub(crate) raw: bool,
+}
+
+/// Reads a whole number; clap's own readers do not tell what they take.
+fn whole<T>(
+    range: RangeInclusive<T>,
+) -> impl Fn(&str) -> Result<T, String> + Clone + Send + Sync + 'static
+where
+    T: FromStr + PartialOrd + Display + Clone + Send + Sync + 'static,
+{
+    move |text| match text.parse() {
+        Ok(n) if range.contains(&n) => Ok(n),
+        _ => Err(format!("it takes a whole number from {} to {}", range.start(), range.end())),
+    }
 }
 
 /// Reads a temperature; the chat's `/set` does too.
@@ -149,13 +189,23 @@ pub(crate) struct Verify {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
     /// Tokens to generate and compare after the prompt
-    #[arg(long, default_value_t = 512)]
+    #[arg(
+        long,
+        default_value_t = 512,
+        allow_negative_numbers = true,
+        value_parser = whole(0..=u32::MAX)
+    )]
     pub(crate) tokens: u32,
     /// Text of the prompt; by default a short one, or token ids drawn from the seed
     #[arg(long)]
     pub(crate) prompt_file: Option<PathBuf>,
     /// Most tokens of the prompt
-    #[arg(long, default_value_t = 512)]
+    #[arg(
+        long,
+        default_value_t = 512,
+        allow_negative_numbers = true,
+        value_parser = whole(1..=u32::MAX)
+    )]
     pub(crate) prompt_limit: u32,
 }
 
@@ -171,7 +221,13 @@ pub(crate) enum Bench {
 #[derive(Debug, Args)]
 pub(crate) struct BenchDecode {
     /// Sizes of the expert pool to measure, in turns: sizes, or shares of all experts
-    #[arg(long, value_delimiter = ',', value_name = "SIZE|N%,...", default_value = "100%,50%,25%")]
+    #[arg(
+        long,
+        value_delimiter = ',',
+        value_name = "SIZE|N%,...",
+        default_value = "100%,50%,25%",
+        allow_hyphen_values = true
+    )]
     pub(crate) experts: Vec<PoolShare>,
     #[command(flatten)]
     pub(crate) model: LoadArgs,
@@ -180,13 +236,28 @@ pub(crate) struct BenchDecode {
     #[arg(long, value_delimiter = ',')]
     pub(crate) against: Vec<Peer>,
     /// Tokens measured in a turn
-    #[arg(short, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    #[arg(
+        short,
+        default_value_t = 64,
+        allow_negative_numbers = true,
+        value_parser = whole(1..=1_000_000u32)
+    )]
     pub(crate) n: u32,
     /// Tokens before them, not measured
-    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(..=1_000_000))]
+    #[arg(
+        long,
+        default_value_t = 32,
+        allow_negative_numbers = true,
+        value_parser = whole(0..=1_000_000u32)
+    )]
     pub(crate) warmup: u32,
     /// Turns of each
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(
+        long,
+        default_value_t = 5,
+        allow_negative_numbers = true,
+        value_parser = whole(1..=u32::MAX)
+    )]
     pub(crate) repeats: u32,
     /// Empty the page cache before each turn (needs root)
     #[arg(long)]
@@ -209,7 +280,7 @@ pub(crate) struct BenchTurn {
     /// Run a peer instead of streaming
     #[arg(long)]
     pub(crate) peer: Option<Peer>,
-    /// File with the token ids to decode, JSON array
+    /// File with the token ids to decode, JSON array; `-`: standard input
     #[arg(long)]
     pub(crate) token_file: PathBuf,
     /// Of these, the first ones are not measured

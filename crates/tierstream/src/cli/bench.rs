@@ -1,8 +1,10 @@
 //! `tierstream bench`: every measurement runs in a process of its own, in turns (A, B, A, B, ...),
 //! so that neither memory nor a warm cache of one helps or hurts the other.
 
-use std::fmt::Write;
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
 use std::fs;
+use std::io::{self, Write as _};
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
@@ -11,9 +13,10 @@ use clap::ValueEnum;
 use serde::Serialize;
 use tierstream::bench::{self, ReadPath, Turn, median_min_max};
 use tierstream::size::PoolShare;
-use tierstream::{Engine, Weights, demo};
+use tierstream::{Token, Weights, demo};
 
 use super::args::{BenchDecode, BenchTurn, Cli, Peer};
+use super::report::read_way;
 use super::{open, output};
 
 /// The answer of `bench decode`.
@@ -83,20 +86,19 @@ pub(crate) fn decode(cli: &Cli, args: &BenchDecode) -> anyhow::Result<ExitCode> 
     let path = open::path(&args.model)?;
     let file = tierstream::gguf::Model::open(&path).map_err(tierstream::Error::from)?;
     let experts = tierstream::gguf::Experts::group(&file).map_err(tierstream::Error::from)?;
-    let dir = tempdir()?;
-    let token_file = dir.path.join("tokens.json");
-    write_tokens(args, &token_file)?;
+    let tokens = serde_json::to_string(&tokens(args, &path)?)?;
+    let mut notes = Notes::default();
 
     let mut ours: Vec<Vec<Turn>> = sizes.iter().map(|_| Vec::new()).collect();
     let mut peers: Vec<Vec<Turn>> = args.against.iter().map(|_| Vec::new()).collect();
     for repeat in 0..args.repeats {
         for (turns, &size) in ours.iter_mut().zip(sizes) {
             output::stderr(&format!("turn {} of {}: experts {size}", repeat + 1, args.repeats));
-            turns.push(spawn_turn(args, &token_file, Some(size), None, repeat == 0)?);
+            turns.push(spawn_turn(args, &tokens, Some(size), None, &mut notes)?);
         }
         for (turns, &peer) in peers.iter_mut().zip(&args.against) {
             output::stderr(&format!("turn {} of {}: {}", repeat + 1, args.repeats, name(peer)));
-            turns.push(spawn_turn(args, &token_file, None, Some(peer), repeat == 0)?);
+            turns.push(spawn_turn(args, &tokens, None, Some(peer), &mut notes)?);
         }
     }
     let report = report(args, &experts, sizes, &ours, &peers);
@@ -104,14 +106,16 @@ pub(crate) fn decode(cli: &Cli, args: &BenchDecode) -> anyhow::Result<ExitCode> 
         output::json(&report)?;
     } else {
         output::print(&text(&report)?)?;
+        output::stderr(&legend(&report));
     }
     Ok(ExitCode::SUCCESS)
 }
 
 /// One measurement; the result is a line of JSON.
 pub(crate) fn turn(args: &BenchTurn) -> anyhow::Result<ExitCode> {
-    let text = fs::read_to_string(&args.token_file)?;
-    let tokens: Vec<tierstream::Token> = serde_json::from_str(&text)?;
+    // Whoever starts it may be ended by a signal, and then nobody wants the result.
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))?;
+    let tokens: Vec<Token> = serde_json::from_str(&token_text(&args.token_file)?)?;
     let mut options = open::options(&args.model.load, args.model.experts);
     options.ctx.get_or_insert(u32::try_from(tokens.len().next_multiple_of(256))?);
     match args.peer {
@@ -119,7 +123,8 @@ pub(crate) fn turn(args: &BenchTurn) -> anyhow::Result<ExitCode> {
         Some(Peer::StockRepack) => options.weights = Weights::Stock { mmap: true, repack: true },
         None => {}
     }
-    let mut engine = open::engine(&args.model.load, options)?;
+    let path = open::path(&args.model.load)?;
+    let mut engine = open::engine(&args.model.load, &path, options)?;
     let turn = bench::turn(&mut engine, &tokens, args.warmup as usize)?;
     output::print(&format!("{}\n", serde_json::to_string(&turn)?))?;
     Ok(ExitCode::SUCCESS)
@@ -132,58 +137,89 @@ fn name(peer: Peer) -> &'static str {
     }
 }
 
+fn token_text(path: &Path) -> io::Result<String> {
+    if path == Path::new("-") { io::read_to_string(io::stdin()) } else { fs::read_to_string(path) }
+}
+
 /// The tokens that every turn decodes.
-fn write_tokens(args: &BenchDecode, to: &Path) -> anyhow::Result<()> {
+fn tokens(args: &BenchDecode, path: &Path) -> anyhow::Result<Vec<Token>> {
     let n = (args.n + args.warmup) as usize;
     let mut options = open::options(&args.model, args.experts.first().copied());
     options.ctx.get_or_insert(u32::try_from(n.next_multiple_of(256))?);
     options.preload = false;
-    let mut engine: Engine = open::engine(&args.model, options)?;
-    let tokens = bench::tokens(&mut engine, demo::PROMPT, n, args.model.seed)?;
-    fs::write(to, serde_json::to_string(&tokens)?)
-        .with_context(|| format!("cannot write {}", to.display()))
+    // What there is to note, the turns do.
+    let mut engine = open::quiet_engine(path, options)?;
+    Ok(bench::tokens(&mut engine, demo::PROMPT, n, args.model.seed())?)
+}
+
+/// What turns say on stderr, each line once: the turns of the same say the same.
+#[derive(Debug, Default)]
+struct Notes(BTreeSet<String>);
+
+impl Notes {
+    fn tell(&mut self, stderr: &[u8]) {
+        for line in String::from_utf8_lossy(stderr).lines() {
+            let line = output::printable(line);
+            if !self.0.contains(&line) {
+                output::stderr(&line);
+                self.0.insert(line);
+            }
+        }
+    }
 }
 
 fn spawn_turn(
     args: &BenchDecode,
-    tokens: &Path,
+    tokens: &str,
     size: Option<PoolShare>,
     peer: Option<Peer>,
-    first: bool,
+    notes: &mut Notes,
 ) -> anyhow::Result<Turn> {
     if args.cold {
         drop_caches()?;
     }
+    let mut child = turn_command(args, size, peer)?
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    // It reads them before it does anything else. Where it fails before, its status tells more.
+    let _ = child.stdin.take().expect("a pipe").write_all(tokens.as_bytes());
+    let out = child.wait_with_output()?;
+    if !out.status.success() {
+        let told = String::from_utf8_lossy(&out.stderr);
+        bail!("a turn failed: {}", told.trim().trim_start_matches("error: "));
+    }
+    notes.tell(&out.stderr);
+    serde_json::from_slice(&out.stdout).context("a turn printed no result")
+}
+
+fn turn_command(
+    args: &BenchDecode,
+    size: Option<PoolShare>,
+    peer: Option<Peer>,
+) -> anyhow::Result<Command> {
     let m = &args.model;
     let mut command = Command::new(std::env::current_exe()?);
-    command.args(["bench", "turn"]).arg(&m.model).arg("--token-file").arg(tokens);
+    command.args(["bench", "turn"]).arg(&m.model).args(["--token-file", "-"]);
     command.args(["--warmup", &args.warmup.to_string()]);
     command.args(["--policy", &m.policy.to_string(), "--io", &m.io.to_string()]);
-    command.args(["--batch", &m.batch.to_string(), "--seed", &m.seed.to_string()]);
+    command.args(["--batch", &m.batch.to_string(), "--seed", &m.seed().to_string()]);
     let mut option = |flag: &str, value: Option<String>| {
         if let Some(value) = value {
             command.args([flag, &value]);
         }
     };
     let exact = |size: PoolShare| match size {
-        PoolShare::Bytes(bytes) => bytes.0.to_string(),
+        PoolShare::Bytes(bytes) => format!("{}B", bytes.0),
         PoolShare::Share(_) => size.to_string(),
     };
-    option("--ram", m.ram.filter(|_| peer.is_none()).map(|b| b.0.to_string()));
+    option("--ram", m.ram.filter(|_| peer.is_none()).map(|b| format!("{}B", b.0)));
     option("--threads", m.threads.map(|t| t.to_string()));
     option("--ctx", m.ctx.map(|c| c.to_string()));
     option("--experts", size.map(exact));
     option("--peer", peer.and_then(|p| p.to_possible_value()).map(|v| v.get_name().to_owned()));
-    let out = command.stderr(Stdio::piped()).output()?;
-    if !out.status.success() {
-        bail!("a turn failed: {}", String::from_utf8_lossy(&out.stderr).trim());
-    }
-    // The other turns of the same would say the same.
-    if first {
-        let notes = String::from_utf8_lossy(&out.stderr);
-        notes.lines().for_each(|line| output::stderr(&output::printable(line)));
-    }
-    serde_json::from_slice(&out.stdout).context("a turn printed no result")
+    Ok(command)
 }
 
 fn drop_caches() -> anyhow::Result<()> {
@@ -286,65 +322,119 @@ fn peak(turns: &[Turn]) -> u64 {
     turns.iter().map(|t| t.peak_rss_bytes).max().unwrap_or(0)
 }
 
+/// The table: a row for each size of the pool and each peer.
 fn text(report: &Report) -> Result<String, std::fmt::Error> {
     let mut out = String::new();
-    writeln!(
+    let sizes = report.rows.iter().map(|r| r.experts.as_str());
+    let names = sizes.chain(report.against.iter().map(|a| a.name));
+    let width = names.map(str::len).max().unwrap_or(0).max("experts".len());
+    write!(
         out,
-        "{:>8} {:>9} {:>19} {:>7} {:>9} {:>11} {:>7} {:>10}",
+        "{:>width$} {:>9} {:>17} {:>7} {:>9} {:>9} {:>7} {:>8}",
         "experts", "tok/s", "(min-max)", "hits", "faults/t", "MB/token", "stall", "x limit"
     )?;
+    for peer in &report.against {
+        write!(out, "  x {}", peer.name)?;
+    }
+    writeln!(out)?;
     for r in &report.rows {
-        let range = format!("({:.2}-{:.2})", r.tok_s_min, r.tok_s_max);
         let limit = r.over_limit.map_or_else(|| "-".to_owned(), |x| format!("{x:.2}"));
-        writeln!(
+        write!(
             out,
-            "{:>8} {:>9.2} {:>19} {:>6.1}% {:>9.1} {:>11.1} {:>6.1}% {:>10}",
+            "{:>width$} {:>9.2} {:>17} {:>6.1}% {:>9.1} {:>9.1} {:>6.1}% {limit:>8}",
             r.experts,
             r.tok_s_median,
-            range,
+            format!("({:.2}-{:.2})", r.tok_s_min, r.tok_s_max),
             r.hit_rate * 100.0,
             r.faults_per_token,
             r.bytes_per_token / 1e6,
             r.stall_share * 100.0,
-            limit
         )?;
         for ratio in &r.ratios {
-            writeln!(out, "{:>8} {:.3} x {}", "", ratio.median, ratio.to)?;
+            write!(out, "  {:>1$.3}", ratio.median, "x ".len() + ratio.to.len())?;
         }
+        writeln!(out)?;
     }
     for a in &report.against {
-        writeln!(
-            out,
-            "{:>8} {:>9.2} {:>19}  {}",
-            "",
-            a.tok_s_median,
-            format!("({:.2}-{:.2})", a.tok_s_min, a.tok_s_max),
-            a.name
-        )?;
+        let range = format!("({:.2}-{:.2})", a.tok_s_min, a.tok_s_max);
+        writeln!(out, "{:>width$} {:>9.2} {range:>17}", a.name, a.tok_s_median)?;
     }
     if let Some(rate) = report.drive.random_gbps {
         writeln!(out, "drive: {rate:.2} GB/s at records of {} bytes", report.drive.record_bytes)?;
     }
     if let Some(path) = &report.io {
-        let way = if path.direct { "direct" } else { "through the page cache" };
-        let reason = path.reason.as_ref().map_or_else(String::new, |r| format!(" ({r})"));
-        writeln!(out, "reads: {}, {way}{reason}", path.engine)?;
+        let way = read_way(&path.engine, path.direct, path.reason.as_deref());
+        writeln!(out, "reads: {way}")?;
     }
     Ok(out)
 }
 
-struct TempDir {
-    path: std::path::PathBuf,
-}
-
-impl Drop for TempDir {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.path);
+/// What the columns are, for people.
+fn legend(report: &Report) -> String {
+    let mut text = "\
+faults/t, MB/token: experts read for a token. stall: share of the time spent waiting for them.
+x limit: time for a token over the least possible, that of computing and of reading alone."
+        .to_owned();
+    let names: Vec<String> = report.against.iter().map(|a| format!("x {}", a.name)).collect();
+    if !names.is_empty() {
+        let names = names.join(", ");
+        text.push_str(&format!("\n{names}: tokens per second over those of llama.cpp beside it."));
     }
+    text
 }
 
-fn tempdir() -> anyhow::Result<TempDir> {
-    let path = std::env::temp_dir().join(format!("tierstream-bench-{}", std::process::id()));
-    fs::create_dir_all(&path)?;
-    Ok(TempDir { path })
+#[cfg(test)]
+mod tests {
+    use super::{Against, Drive, Ratio, ReadPath, Report, Row, legend, text};
+
+    fn row(experts: &str, tok_s: f64, faults: f64, over_limit: Option<f64>) -> Row {
+        let ratio = |to, median| Ratio { to, median, all: vec![median] };
+        Row {
+            experts: experts.to_owned(),
+            experts_percent: 0.0,
+            tok_s_median: tok_s,
+            tok_s_min: tok_s - 1.5,
+            tok_s_max: tok_s + 1.5,
+            hit_rate: 1.0 - faults / 48.0,
+            faults_per_token: faults,
+            bytes_per_token: faults * 4e6,
+            stall_share: faults / 50.0,
+            drive_gbps: None,
+            over_limit,
+            ratios: vec![ratio("stock", tok_s / 100.0), ratio("stock-repack", tok_s / 125.0)],
+            peak_rss_bytes: 0,
+            tok_s: vec![tok_s],
+        }
+    }
+
+    fn peer(name: &'static str, tok_s: f64) -> Against {
+        Against {
+            name,
+            tok_s_median: tok_s,
+            tok_s_min: tok_s - 2.0,
+            tok_s_max: tok_s + 2.0,
+            ratio_median: 1.0,
+            peak_rss_bytes: 0,
+            tok_s: vec![tok_s],
+        }
+    }
+
+    #[test]
+    fn the_table_and_its_legend() {
+        let mut report = Report {
+            model: "model.gguf".to_owned(),
+            n: 64,
+            warmup: 32,
+            repeats: 5,
+            threads: 8,
+            cold: false,
+            rows: vec![row("100%", 98.5, 0.0, Some(1.0)), row("1.50 GiB", 7.25, 40.25, None)],
+            against: vec![peer("stock", 100.0), peer("stock-repack", 125.0)],
+            drive: Drive { random_gbps: Some(2.514), record_bytes: 4_128_768 },
+            io: Some(ReadPath { engine: "uring".to_owned(), direct: true, reason: None }),
+        };
+        insta::assert_snapshot!(format!("{}\n{}", text(&report).unwrap(), legend(&report)));
+        report.against.clear();
+        assert_eq!(legend(&report).lines().count(), 2);
+    }
 }

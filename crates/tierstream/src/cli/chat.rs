@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustyline::completion::Completer;
 use rustyline::config::Configurer;
@@ -18,7 +18,7 @@ use tierstream::{Engine, Generate, Generation, Stop, Token, cache};
 use super::args::{self, Run};
 use super::output::{self, Tokens};
 use super::report::{Report, lines, percent};
-use super::{run, show};
+use super::{open, run, show};
 
 /// Lines that are remembered.
 const HISTORY_LINES: usize = 1000;
@@ -27,7 +27,7 @@ const HELP: &str = "\
 /help            this list
 /clear           forget the conversation
 /show            what is in the model
-/stats           what the conversation took
+/stats           what the chat took so far: tokens, speed, hit rate, bytes read
 /set temp VALUE  sampling temperature; 0 is greedy
 /set seed VALUE  seed of sampling
 /set n VALUE     most tokens of an answer
@@ -70,21 +70,49 @@ pub(crate) struct Chat<'a> {
     /// What `held` and `pending` are in the words of the template; `None` where that is not known.
     rendered: Option<String>,
     last: Option<Generation>,
+    /// That the user has set; otherwise every answer has another one.
+    seed: Option<u32>,
+    session: Session,
+}
+
+/// What all answers took together.
+#[derive(Debug, Default)]
+struct Session {
     answers: usize,
+    prompt_tokens: usize,
+    tokens: usize,
+    /// Of `tokens`, those that took `eval_time`: the first of each answer comes with the prompt.
+    timed_tokens: usize,
+    eval_time: Duration,
+}
+
+impl Session {
+    fn add(&mut self, made: &Generation) {
+        self.answers += usize::from(!made.tokens.is_empty());
+        self.prompt_tokens += made.prompt_tokens;
+        self.tokens += made.tokens.len();
+        self.timed_tokens += made.tokens.len().saturating_sub(1);
+        self.eval_time += made.eval_time;
+    }
+
+    fn tok_s(&self) -> Option<f64> {
+        let seconds = self.eval_time.as_secs_f64();
+        (self.timed_tokens > 0 && seconds > 0.0).then(|| self.timed_tokens as f64 / seconds)
+    }
 }
 
 impl<'a> Chat<'a> {
     pub(crate) fn new(engine: &'a mut Engine, args: &Run, verbose: bool) -> anyhow::Result<Self> {
         if !engine.model().vocab().has_text() {
-            return Err(run::no_tokenizer());
+            return Err(open::no_tokenizer());
         }
         let template = run::uses_template(engine, args.raw);
         if template {
             let probe = engine.model().vocab().apply_chat_template(&[("user", "a")]);
             probe.map_err(run::bad_template)?;
         }
-        let options =
-            Generate { max_tokens: run::max_tokens(args, engine), sampling: run::sampling(args) };
+        let sampling = run::sampling(args, args.model.load.seed());
+        let options = Generate { max_tokens: run::max_tokens(args, engine), sampling };
         let n_ctx = engine.context().options().n_ctx as usize;
         Ok(Self {
             engine,
@@ -97,7 +125,8 @@ impl<'a> Chat<'a> {
             pending: Vec::new(),
             rendered: None,
             last: None,
-            answers: 0,
+            seed: args.model.load.seed,
+            session: Session::default(),
         })
     }
 
@@ -178,7 +207,7 @@ impl<'a> Chat<'a> {
         };
         match name {
             "temp" => self.options.sampling.temperature = args::temperature(value)?,
-            "seed" => self.options.sampling.seed = number(0)?,
+            "seed" => self.seed = Some(number(0)?),
             "n" => self.options.max_tokens = number(1)?,
             _ => return Err("/set takes temp, seed or n, and a value".to_owned()),
         }
@@ -188,16 +217,24 @@ impl<'a> Chat<'a> {
     fn stats(&self) -> String {
         let all = self.engine.expert_counters();
         let held = format!("{} of {} tokens", self.held.len(), self.n_ctx);
-        let mut rows = vec![("answers", self.answers.to_string()), ("context", held)];
+        let session = &self.session;
+        let mut rows = vec![
+            ("answers", session.answers.to_string()),
+            ("prompt tokens", session.prompt_tokens.to_string()),
+            ("tokens", session.tokens.to_string()),
+        ];
+        rows.extend(session.tok_s().map(|rate| ("eval rate", format!("{rate:.2} tokens/s"))));
         if all.requests > 0 {
             rows.push(("hit rate", percent(all.hit_rate())));
             rows.push(("faults", all.faults.to_string()));
             rows.push(("bytes read", Bytes(all.bytes_read).to_string()));
         }
-        let mut text = lines(&rows);
+        rows.push(("context", held));
+        let mut text = format!("The chat so far:\n{}", lines(&rows));
         if let Some(made) = &self.last {
             let total = made.prompt_time + made.eval_time;
-            let report = Report { engine: self.engine, made, total };
+            let seed = self.options.sampling.seed;
+            let report = Report { engine: self.engine, made, seed, total };
             text.push_str("\nThe last answer:\n");
             text.push_str(&report.timings());
         }
@@ -226,11 +263,14 @@ impl<'a> Chat<'a> {
         }
         let before = self.make_room(&mut prompt);
         let mut out = Tokens::new(true, false);
+        let seed = self.seed.unwrap_or_else(run::random_seed);
+        self.options.sampling.seed = seed;
         let made = run::generate(self.engine, &prompt.tokens, &self.options, &mut out);
         out.finish()?;
         match made {
             Ok(made) => {
-                let report = Report { engine: self.engine, made: &made, total: start.elapsed() };
+                let report =
+                    Report { engine: self.engine, made: &made, seed, total: start.elapsed() };
                 run::tell(&report, self.verbose);
                 if made.stop == Stop::ContextFull {
                     output::stderr("/clear forgets the conversation, --ctx makes room for more");
@@ -240,6 +280,7 @@ impl<'a> Chat<'a> {
                 } else {
                     self.keep(prompt, &made, out.text);
                 }
+                self.session.add(&made);
                 self.last = Some(made);
             }
             Err(error) => {
@@ -257,7 +298,6 @@ impl<'a> Chat<'a> {
         self.pending = self.held.split_off(position.min(self.held.len()));
         self.rendered = prompt.rendered.map(|text| text + &answer);
         self.messages.push(("assistant", answer));
-        self.answers += 1;
     }
 
     /// Brings the context to what the prompt goes on from, and gives what to come back to.
@@ -395,7 +435,7 @@ fn editor() -> anyhow::Result<Editor<LineHelper, DefaultHistory>> {
 
 /// `None` where there can be none.
 fn history_file() -> Option<PathBuf> {
-    let dir = cache::dir();
+    let dir = cache::dir()?;
     std::fs::create_dir_all(&dir).ok()?;
     Some(dir.join("history"))
 }

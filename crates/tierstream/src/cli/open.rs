@@ -3,13 +3,12 @@
 use std::borrow::Cow;
 use std::path::Path;
 
-use anyhow::Context as _;
-use tierstream::size::PoolShare;
-use tierstream::{Engine, Options, Weights, demo, io_config};
+use tierstream::size::{Bytes, PoolShare};
+use tierstream::{Engine, Options, Weights, demo, gguf, io_config};
 
 use super::args::LoadArgs;
 use super::interrupt;
-use super::output::{self, Progress};
+use super::output::{self, Failure, Progress};
 
 /// The model's file; `demo` is the one in the program.
 pub(crate) fn path(args: &LoadArgs) -> anyhow::Result<Cow<'_, Path>> {
@@ -18,10 +17,17 @@ pub(crate) fn path(args: &LoadArgs) -> anyhow::Result<Cow<'_, Path>> {
 
 /// The file that `model` names.
 pub(crate) fn named(model: &Path) -> anyhow::Result<Cow<'_, Path>> {
-    if model == Path::new("demo") {
-        return Ok(Cow::Owned(demo::file().context("cannot write the demo model")?));
+    if model != Path::new("demo") {
+        return Ok(Cow::Borrowed(model));
     }
-    Ok(Cow::Borrowed(model))
+    let demo = demo::file().map_err(|error| {
+        let hint = "set TIERSTREAM_CACHE to a folder that can be written";
+        Failure::error(format!("cannot write the demo model: {error}"), hint)
+    })?;
+    if let Some(why) = &demo.refused {
+        output::note(format!("cannot write {why}; the demo model is {}", demo.path.display()));
+    }
+    Ok(Cow::Owned(demo.path))
 }
 
 /// The flags as the library takes them.
@@ -33,19 +39,29 @@ pub(crate) fn options(args: &LoadArgs, experts: Option<PoolShare>) -> Options {
         threads: args.threads,
         ctx: args.ctx,
         batch: args.batch,
-        seed: u64::from(args.seed),
+        seed: u64::from(args.seed()),
         weights: Weights::Streamed,
         preload: true,
         io: io_config(args.io),
     }
 }
 
-/// Loads the model; notes go to stderr. A request of [`interrupt`] ends it.
-pub(crate) fn engine(args: &LoadArgs, options: Options) -> anyhow::Result<Engine> {
-    let path = path(args)?;
+/// Loads the model in `path`; notes go to stderr. A request of [`interrupt`] ends it.
+pub(crate) fn engine(args: &LoadArgs, path: &Path, options: Options) -> anyhow::Result<Engine> {
+    let experts = options.experts;
+    let engine = quiet_engine(path, options)?;
+    let flags = [beyond_training(args.ctx, &engine), more_than_all(experts, &engine)];
+    for note in engine.notes().iter().chain(flags.iter().flatten()) {
+        output::note(note);
+    }
+    Ok(engine)
+}
+
+/// The same without notes.
+pub(crate) fn quiet_engine(path: &Path, options: Options) -> anyhow::Result<Engine> {
     let progress = Progress::start("loading");
     let mut last = 0.0;
-    let engine = Engine::load(&path, options, &mut |done| {
+    let engine = Engine::load(path, options, &mut |done| {
         // It runs from 0 to 1 again for the experts that are read ahead.
         if done < last {
             progress.label("reading experts");
@@ -55,9 +71,46 @@ pub(crate) fn engine(args: &LoadArgs, options: Options) -> anyhow::Result<Engine
         !interrupt::requested()
     });
     drop(progress);
-    let engine = engine?;
-    for note in engine.notes() {
-        output::note(note);
+    anyhow::ensure!(!interrupt::requested(), "stopped while the model was loading");
+    Ok(engine?)
+}
+
+fn beyond_training(ctx: Option<u32>, engine: &Engine) -> Option<String> {
+    let trained = engine.model().n_ctx_train();
+    let ctx = ctx.filter(|&ctx| trained > 0 && ctx > trained)?;
+    Some(format!(
+        "this model was trained with a context of {trained} tokens: what it writes beyond them, up \
+         to --ctx {ctx}, may make no sense"
+    ))
+}
+
+fn more_than_all(experts: Option<PoolShare>, engine: &Engine) -> Option<String> {
+    let all = engine.model().expert_bytes();
+    match experts {
+        Some(PoolShare::Bytes(asked)) if engine.model().is_streamed() && asked.0 > all => {
+            Some(format!("--experts {asked}: all experts of this model fit, {}", Bytes(all)))
+        }
+        _ => None,
     }
-    Ok(engine)
+}
+
+/// The kind of the model's tokenizer; none for models that take token ids only.
+pub(crate) fn tokenizer(file: &gguf::Model) -> Option<String> {
+    let kind = file.metadata().str("tokenizer.ggml.model").ok().flatten()?;
+    (kind != "no_vocab" && kind != "none").then(|| output::printable(kind))
+}
+
+/// Refuses a model that cannot take a text, before its weights are read.
+///
+/// A file that does not say is left to llama.cpp.
+pub(crate) fn check_takes_text(path: &Path) -> anyhow::Result<()> {
+    let file = gguf::Model::open(path).map_err(tierstream::Error::from)?;
+    match file.metadata().get("tokenizer.ggml.model") {
+        Some(_) if tokenizer(&file).is_none() => Err(no_tokenizer()),
+        _ => Ok(()),
+    }
+}
+
+pub(crate) fn no_tokenizer() -> anyhow::Error {
+    Failure::error("this model has no tokenizer", "give it token ids: --prompt-tokens 1,2,3")
 }

@@ -15,6 +15,8 @@ const NOT_STREAMED: &str = "nothing of this model streams: llama.cpp has loaded 
 pub(crate) struct Report<'a> {
     pub(crate) engine: &'a Engine,
     pub(crate) made: &'a Generation,
+    /// Of its sampling.
+    pub(crate) seed: u32,
     /// From the start of the program's work to the last token.
     pub(crate) total: Duration,
 }
@@ -27,6 +29,7 @@ pub(crate) struct RunJson<'a> {
     tokens: &'a [Token],
     prompt_tokens: usize,
     stop: Stop,
+    seed: u32,
     tok_s: Option<f64>,
     prompt_tok_s: Option<f64>,
     total_s: f64,
@@ -97,11 +100,20 @@ impl<'a> Report<'a> {
             ("prompt eval rate", format!("{:.2} tokens/s", made.prompt_tok_s())),
             ("eval count", format!("{} token(s)", made.tokens.len())),
             ("eval duration", duration(made.eval_time)),
-            ("eval rate", format!("{:.2} tokens/s", made.tok_s())),
+            ("eval rate", self.eval_rate()),
         ];
         rows.extend(self.streaming());
+        rows.push(("seed", self.seed.to_string()));
         rows.push(("peak memory", Bytes(Usage::now().peak_rss_bytes).to_string()));
         lines(&rows)
+    }
+
+    /// The prompt yields the first token, which takes no time of its own.
+    fn eval_rate(&self) -> String {
+        match self.made.tokens.len() {
+            0 | 1 => "none: the prompt yields the first token".to_owned(),
+            n => format!("{:.2} tokens/s (the {} after the first)", self.made.tok_s(), n - 1),
+        }
     }
 
     fn streaming(&self) -> Vec<(&'static str, String)> {
@@ -111,10 +123,7 @@ impl<'a> Report<'a> {
         let used = &self.made.experts;
         let (budget, resident) = self.engine.model().pool_bytes();
         let all = self.engine.model().expert_bytes();
-        let path = match reader.status().reason {
-            Some(reason) => format!("{} ({reason})", self.path().unwrap_or_default()),
-            None => self.path().unwrap_or_default(),
-        };
+        let status = reader.status();
         let per_token = used.faults as f64 / self.made.tokens.len().max(1) as f64;
         let pool = format!(
             "{} of {} ({}), {} resident",
@@ -130,7 +139,7 @@ impl<'a> Report<'a> {
             ("faults", format!("{} ({per_token:.1} per token)", used.faults)),
             ("bytes read", Bytes(used.bytes_read).to_string()),
             ("stall share", percent(self.stall_share())),
-            ("io path", path),
+            ("io path", read_way(status.engine, status.direct, status.reason.as_deref())),
         ]
     }
 
@@ -145,6 +154,7 @@ impl<'a> Report<'a> {
             tokens: &made.tokens,
             prompt_tokens: made.prompt_tokens,
             stop: made.stop,
+            seed: self.seed,
             tok_s: self.tok_s(),
             prompt_tok_s: some_rate(made.prompt_tok_s()),
             total_s: self.total.as_secs_f64(),
@@ -177,8 +187,7 @@ impl<'a> Report<'a> {
     /// The path that reads really took.
     fn path(&self) -> Option<String> {
         let status = self.engine.model().reader()?.status();
-        let way = if status.direct { "direct" } else { "through the page cache" };
-        Some(format!("{}, {way}", status.engine))
+        Some(read_way(status.engine, status.direct, None))
     }
 
     fn tok_s(&self) -> Option<f64> {
@@ -197,6 +206,17 @@ impl<'a> Report<'a> {
 
 fn some_rate(rate: f64) -> Option<f64> {
     (rate > 0.0).then_some(rate)
+}
+
+/// The engine, the path of its reads, and why that is not the fastest.
+pub(crate) fn read_way(engine: &str, direct: bool, reason: Option<&str>) -> String {
+    let way = if direct { "direct" } else { "through the page cache" };
+    match reason {
+        // It runs when it was asked for, and only then.
+        Some(_) if engine == "buffered" => format!("{engine}, {way}, as asked"),
+        Some(reason) => format!("{engine}, {way} ({reason})"),
+        None => format!("{engine}, {way}"),
+    }
 }
 
 /// `93.1 %` of a share from 0 to 1.
@@ -219,6 +239,7 @@ fn duration(d: Duration) -> String {
     let d = Duration::from_micros(u64::try_from(d.as_micros()).unwrap_or(u64::MAX));
     let (minutes, seconds) = (d.as_secs() / 60, d - Duration::from_secs(d.as_secs() / 60 * 60));
     match minutes {
+        _ if d.is_zero() => "0s".to_owned(),
         0 => format!("{d:?}"),
         1..60 => format!("{minutes}m{}s", seconds.as_secs_f64()),
         _ => format!("{}h{}m{}s", minutes / 60, minutes % 60, seconds.as_secs_f64()),
@@ -232,7 +253,7 @@ mod tests {
     #[test]
     fn durations_are_written_as_ollama_does() {
         for (micros, text) in [
-            (0, "0ns"),
+            (0, "0s"),
             (250, "250µs"),
             (289_250, "289.25ms"),
             (4_709_213, "4.709213s"),

@@ -1,12 +1,13 @@
 //! `tierstream run`: text in, text out.
 
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{self, IsTerminal, Read};
 use std::ops::ControlFlow;
 use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::Context as _;
-use tierstream::{Engine, Generate, Generation, Sampling, Stop, Token};
+use tierstream::{Engine, Generate, Generation, Options, Sampling, Stop, Token};
 
 use super::args::{Cli, Run};
 use super::chat::Chat;
@@ -31,10 +32,16 @@ enum Input {
 pub(crate) fn run(cli: &Cli, args: &Run) -> anyhow::Result<ExitCode> {
     interrupt::install()?;
     let input = input(cli, args)?;
+    let load = &args.model.load;
+    let seed = load.seed.unwrap_or_else(random_seed);
     let start = Instant::now();
+    let path = open::path(load)?;
+    if !matches!(input, Input::Tokens(_)) {
+        open::check_takes_text(&path)?;
+    }
+    let options = Options { seed: u64::from(seed), ..open::options(load, args.model.experts) };
     let loading = Running::start(None);
-    let mut engine =
-        open::engine(&args.model.load, open::options(&args.model.load, args.model.experts))?;
+    let mut engine = open::engine(load, &path, options)?;
     drop(loading);
     let prompt = match input {
         Input::Chat => return Chat::new(&mut engine, args, cli.verbose)?.run(),
@@ -42,13 +49,14 @@ pub(crate) fn run(cli: &Cli, args: &Run) -> anyhow::Result<ExitCode> {
         Input::Text(text) => tokens(&engine, &text, args.raw)?,
     };
     check(&engine, &prompt)?;
-    let options = Generate { max_tokens: max_tokens(args, &engine), sampling: sampling(args) };
+    let options =
+        Generate { max_tokens: max_tokens(args, &engine), sampling: sampling(args, seed) };
     let mut out = Tokens::new(engine.model().vocab().has_text(), cli.json);
     let result = generate(&mut engine, &prompt, &options, &mut out);
     let written = out.finish();
     let made = result?;
     written.context("cannot write to standard output")?;
-    let report = Report { engine: &engine, made: &made, total: start.elapsed() };
+    let report = Report { engine: &engine, made: &made, seed, total: start.elapsed() };
     if cli.json {
         output::json(&report.json(&out.text))?;
     }
@@ -89,13 +97,19 @@ pub(crate) fn generate(
     made
 }
 
-pub(crate) fn sampling(args: &Run) -> Sampling {
+/// Another one each time.
+pub(crate) fn random_seed() -> u32 {
+    // The standard library's hasher takes its keys from the system.
+    (RandomState::new().build_hasher().finish() >> 32) as u32
+}
+
+pub(crate) fn sampling(args: &Run, seed: u32) -> Sampling {
     Sampling {
         temperature: args.temp,
         top_k: args.top_k,
         top_p: args.top_p,
         min_p: args.min_p,
-        seed: args.model.load.seed,
+        seed,
     }
 }
 
@@ -110,19 +124,22 @@ pub(crate) fn uses_template(engine: &Engine, raw: bool) -> bool {
 }
 
 fn input(cli: &Cli, args: &Run) -> anyhow::Result<Input> {
-    let terminal = io::stdin().is_terminal();
-    let text = match (&args.prompt_tokens, args.prompt.as_deref()) {
-        (Some(tokens), _) => return Ok(Input::Tokens(tokens.clone())),
-        (None, Some("-")) => from_stdin()?,
-        (None, Some(text)) => text.to_owned(),
-        (None, None) if !terminal => from_stdin()?,
-        (None, None) if cli.json || !io::stdout().is_terminal() => {
+    if let Some(tokens) = &args.prompt_tokens {
+        return Ok(Input::Tokens(tokens.clone()));
+    }
+    let piped = !io::stdin().is_terminal();
+    let text = match args.prompt.as_deref() {
+        Some("-") => from_stdin()?,
+        Some(text) if piped => joined(text, &from_stdin()?),
+        Some(text) => text.to_owned(),
+        None if piped => from_stdin()?,
+        None if cli.json || !io::stdout().is_terminal() => {
             return Err(Failure::error(
                 "there is no prompt",
                 "give one as the second argument or through a pipe; a chat needs a terminal",
             ));
         }
-        (None, None) => return Ok(Input::Chat),
+        None => return Ok(Input::Chat),
     };
     if text.is_empty() {
         return Err(Failure::error(
@@ -134,10 +151,21 @@ fn input(cli: &Cli, args: &Run) -> anyhow::Result<Input> {
     Ok(Input::Text(text))
 }
 
+/// A prompt and what is piped in beside it, as a question and its matter.
+fn joined(prompt: &str, piped: &str) -> String {
+    match (prompt, piped) {
+        (prompt, "") => prompt.to_owned(),
+        ("", piped) => piped.to_owned(),
+        (prompt, piped) => format!("{prompt}\n\n{piped}"),
+    }
+}
+
 /// All of standard input but the end of its last line, which `echo` and editors add.
 fn from_stdin() -> anyhow::Result<String> {
     let mut bytes = Vec::new();
+    let waiting = Progress::start("reading standard input");
     let read = io::stdin().lock().take(PROMPT_BYTES_MAX + 1).read_to_end(&mut bytes);
+    drop(waiting);
     read.context("cannot read the prompt from standard input")?;
     if bytes.len() as u64 > PROMPT_BYTES_MAX {
         return Err(Failure::error(
@@ -162,7 +190,7 @@ fn from_stdin() -> anyhow::Result<String> {
 fn tokens(engine: &Engine, text: &str, raw: bool) -> anyhow::Result<Vec<Token>> {
     let vocab = engine.model().vocab();
     if !vocab.has_text() {
-        return Err(no_tokenizer());
+        return Err(open::no_tokenizer());
     }
     let templated = uses_template(engine, raw);
     let tokens = if templated {
@@ -172,10 +200,6 @@ fn tokens(engine: &Engine, text: &str, raw: bool) -> anyhow::Result<Vec<Token>> 
         vocab.tokenize(text, true, false)
     };
     Ok(tokens.map_err(tierstream::Error::from)?)
-}
-
-pub(crate) fn no_tokenizer() -> anyhow::Error {
-    Failure::error("this model has no tokenizer", "give it token ids: --prompt-tokens 1,2,3")
 }
 
 pub(crate) fn bad_template(error: impl std::fmt::Display) -> anyhow::Error {

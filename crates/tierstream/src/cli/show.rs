@@ -126,7 +126,7 @@ impl Info {
             expert_types,
             dense_types,
             context_trained,
-            tokenizer: text("tokenizer.ggml.model").filter(|t| t != "no_vocab" && t != "none"),
+            tokenizer: open::tokenizer(file),
             tokens: metadata.strings("tokenizer.ggml.tokens").ok().flatten().map_or(0, |t| t.len()),
             chat_template: metadata.get("tokenizer.chat_template").is_some(),
             context,

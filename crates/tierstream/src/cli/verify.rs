@@ -17,7 +17,7 @@ pub(crate) fn verify(cli: &Cli, args: &Verify) -> anyhow::Result<ExitCode> {
         prompt: args.prompt_file.as_ref().map(read).transpose()?,
         prompt_limit: args.prompt_limit as usize,
         generate: args.tokens as usize,
-        seed: args.model.load.seed,
+        seed: args.model.load.seed(),
     };
     let path = open::path(&args.model.load)?;
     let options = open::options(&args.model.load, args.model.experts);

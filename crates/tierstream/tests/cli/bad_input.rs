@@ -133,4 +133,27 @@ fn a_cache_that_cannot_be_written() {
         .unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).starts_with("error: cannot write the demo model: "), "{output:?}");
+    assert!(stderr(&output).contains("\nhint: set TIERSTREAM_CACHE to a folder"), "{output:?}");
+    // The usual folder is not insisted on.
+    for (name, value) in
+        [("HOME", file.as_path()), ("XDG_CACHE_HOME", &file), ("HOME", "".as_ref())]
+    {
+        let temporary = tempfile::tempdir().unwrap();
+        let output = tierstream()
+            .args(["run", "demo", "Hello", "-n", "2"])
+            .env_remove("TIERSTREAM_CACHE")
+            .env_remove("XDG_CACHE_HOME")
+            .env("TMPDIR", temporary.path())
+            .env(name, value)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let [entry] = &fs::read_dir(temporary.path()).unwrap().collect::<Vec<_>>()[..] else {
+            panic!("one folder: {output:?}");
+        };
+        let folder = entry.as_ref().unwrap().path();
+        assert!(folder.file_name().unwrap().to_str().unwrap().starts_with("tierstream-"));
+        let told = stderr(&output).contains(&format!("; the demo model is {}", folder.display()));
+        assert_eq!(told, !value.as_os_str().is_empty(), "{output:?}");
+    }
 }

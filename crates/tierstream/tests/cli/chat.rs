@@ -10,7 +10,7 @@ use crate::support::{Terminal, demo, demo_with, signal, tierstream};
 fn a_conversation() {
     let cache = tempfile::tempdir().unwrap();
     let mut chat =
-        Terminal::new(cache.path(), ["run", "demo", "-n", "12", "--experts", "50%", "-t", "1"]);
+        Terminal::new(cache.path(), ["run", "demo", "-n", "12", "--seed", "1", "--experts", "50%"]);
     let greeting = chat.wait_for(">>> ");
     assert!(greeting.contains("note: this model has no chat template"), "{greeting}");
     assert!(chat.ask("Once upon a time").contains("12 tokens, "));
@@ -20,14 +20,14 @@ fn a_conversation() {
     assert!(chat.ask("/set temp x").contains("a temperature is a number from 0 on"));
     assert!(chat.ask("/set temp 0").contains("temp is 0"));
     let stats = chat.ask("/stats");
-    for part in ["answers:    2", "eval rate:", "hit rate:", "io path:"] {
+    for part in ["answers:       2\n", "\ntokens:        15\n", "tokens/s\nhit rate:", "io path:"] {
         assert!(stats.contains(part), "{part}: {stats}");
     }
     assert!(chat.ask("/show").contains("architecture:    qwen3moe"));
     assert!(chat.ask("/help").contains("/bye"));
     assert!(chat.ask("/dance").contains("there is no /dance; /help"));
     assert!(chat.ask("/clear").contains("the conversation is forgotten"));
-    assert!(chat.ask("/stats").contains("context:    0 of 1024 tokens"));
+    assert!(chat.ask("/stats").contains("context:       0 of 1024 tokens"));
     // Ctrl-C at the prompt, then Ctrl-D.
     chat.send("half a line\x03");
     chat.wait_for("/bye or Ctrl-D leaves");
@@ -62,6 +62,25 @@ fn texts_of_several_lines() {
 fn prompt_tokens(shown: &str) -> usize {
     let count = shown.split("prompt eval count:").nth(1).expect(shown);
     count.split_whitespace().next().unwrap().parse().unwrap()
+}
+
+#[test]
+fn answers_have_seeds_of_their_own_until_one_is_set() {
+    let cache = tempfile::tempdir().unwrap();
+    let mut chat = Terminal::new(cache.path(), ["run", "demo", "-n", "2", "--verbose", "-t", "1"]);
+    chat.wait_for(">>> ");
+    let mut seed = || {
+        let shown = chat.ask("It was");
+        let seed = shown.split("\nseed:").nth(1).expect("the timings tell it");
+        let seed = seed.split_whitespace().next().unwrap().to_owned();
+        chat.ask("/set seed 7");
+        seed
+    };
+    let (first, then) = (seed(), seed());
+    assert_ne!(first, "7");
+    assert_eq!([then, seed()], ["7", "7"]);
+    chat.send("\x04");
+    assert_eq!(chat.exit().code(), Some(0));
 }
 
 #[test]
@@ -121,7 +140,7 @@ fn signals() {
     assert!(chat.ask("and then").contains("3 tokens, "));
     // At the prompt nothing is there to stop but the program.
     signal(&chat.child, Signal::TERM);
-    assert_eq!(chat.exit().code(), Some(130));
+    assert_eq!(chat.exit().code(), Some(143));
 }
 
 #[test]
@@ -138,7 +157,7 @@ fn a_template_sees_the_whole_conversation_and_nothing_is_read_twice() {
     let second = prompt_tokens(&chat.ask("Hello"));
     // The end of the answer comes on top, and its last token.
     assert!((first..first + 20).contains(&second), "{first} {second}");
-    let held = format!("context:    {} of", first + second + 2 * 20 - 2);
+    let held = format!("context:       {} of", first + second + 2 * 20 - 2);
     let stats = chat.ask("/stats");
     assert!(stats.contains(&held), "{held}: {stats}");
     chat.send("/bye\r");

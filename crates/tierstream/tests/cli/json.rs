@@ -43,7 +43,7 @@ fn names(value: &Value, all: &mut BTreeSet<String>) {
 }
 
 fn run() -> Value {
-    json(&["run", "demo", PROMPT, "-n", "6", "--experts", "50%"])
+    json(&["run", "demo", PROMPT, "-n", "6", "--seed", "0", "--experts", "50%"])
 }
 
 fn show() -> Value {

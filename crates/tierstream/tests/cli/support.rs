@@ -69,6 +69,23 @@ pub(crate) fn signal(child: &Child, signal: Signal) {
     kill_process(Pid::from_child(child), signal).unwrap();
 }
 
+/// A run that does not end by itself.
+pub(crate) fn endless(args: &[&str]) -> Child {
+    tierstream()
+        .arg("run")
+        .arg(demo())
+        .args([PROMPT, "-n", "1000000", "--ctx", "200000", "--temp", "0", "-t", "1"])
+        .args(args)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+pub(crate) fn first_byte(child: &mut Child) {
+    child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+}
+
 /// A copy of the demo model with another value in its metadata.
 pub(crate) fn demo_with(dir: &Path, key: &str, value: &str) -> PathBuf {
     let source = demo();

@@ -1,0 +1,77 @@
+//! Values that flags do not take, and those that they take with a word about it.
+
+use std::process::Command;
+
+use crate::support::{PROMPT, demo, output, stderr, tierstream};
+
+#[test]
+fn values_that_are_refused() {
+    let mut all = String::new();
+    for (flag, values) in [
+        ("--seed", &["-1", "x", "4294967296"][..]),
+        ("--ram", &["-8GiB", "8", "8XB"]),
+        ("--experts", &["25", "200%", "-5%", "half"]),
+        ("--temp", &["-1", "hot"]),
+        ("-n", &["-5", "0"]),
+        ("--ctx", &["-1", "20000000"]),
+        ("--threads", &["-2", "0"]),
+        ("--batch", &["-1"]),
+        ("--top-k", &["-1"]),
+        ("--top-p", &["-0.5"]),
+        ("--min-p", &["2"]),
+        ("--prompt-tokens", &["-1", "1,-2", "1,x"]),
+    ] {
+        for value in values {
+            let output = output(["run", "demo", flag, value]);
+            assert_eq!(output.status.code(), Some(2), "{flag} {value}: {output:?}");
+            all.push_str(stderr(&output).lines().next().unwrap());
+            all.push('\n');
+        }
+    }
+    insta::assert_snapshot!(all);
+}
+
+/// What is said about a run of the demo model that works.
+fn notes(args: &[&str]) -> Vec<String> {
+    let output = output([&["run", "demo", PROMPT, "-n", "2"], args].concat());
+    assert!(output.status.success(), "{output:?}");
+    stderr(&output).lines().filter_map(|l| l.strip_prefix("note: ")).map(str::to_owned).collect()
+}
+
+#[test]
+fn values_that_do_not_do_what_one_may_think() {
+    let usual = notes(&[]);
+    let added = |args: &[&str]| -> Vec<String> {
+        notes(args).into_iter().filter(|n| !usual.contains(n)).collect()
+    };
+    assert_eq!(
+        added(&["--ctx", "2000"]),
+        [
+            "this model was trained with a context of 1024 tokens: what it writes beyond them, up to \
+          --ctx 2000, may make no sense"
+        ]
+    );
+    assert!(added(&["--ctx", "1024"]).is_empty());
+    assert_eq!(
+        added(&["--experts", "9999TiB"]),
+        ["--experts 9999.00 TiB: all experts of this model fit, 15.2 MiB"]
+    );
+    assert!(added(&["--experts", "100%"]).is_empty());
+    assert_eq!(added(&["--io", "buffered"]), ["reading through the page cache, as asked"]);
+}
+
+#[test]
+fn a_context_that_memory_has_no_room_for() {
+    // Of address space, 2 GB; the KV cache alone wants 6.
+    let output = Command::new("sh")
+        .args(["-c", "ulimit -v 2000000; exec \"$@\"", "sh"])
+        .arg(tierstream().get_program())
+        .arg("run")
+        .arg(demo())
+        .args(["Hello", "-n", "2", "--ctx", "4000000"])
+        .stdin(std::process::Stdio::null())
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(stderr(&output).contains("\nhint: a smaller --ctx needs less memory"), "{output:?}");
+}

@@ -1,0 +1,69 @@
+//! Asked to stop, the program does: cleanly, and with the exit code that says so.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::ExitStatusExt;
+use std::process::Stdio;
+
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::support::{demo, endless, first_byte, signal, stderr, stdout, tierstream};
+
+const SIGNALS: [(Signal, i32); 3] = [(Signal::INT, 130), (Signal::TERM, 143), (Signal::HUP, 129)];
+
+#[test]
+fn a_generation_ends_cleanly() {
+    for (asked, code) in SIGNALS {
+        let mut child = endless(&[]);
+        first_byte(&mut child);
+        signal(&child, asked);
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(code), "{output:?}");
+        assert!(stderr(&output).trim_end().ends_with(", stopped"), "{output:?}");
+        assert!(output.stdout.ends_with(b"\n"));
+    }
+}
+
+#[test]
+fn json_stays_whole() {
+    for (asked, code) in SIGNALS {
+        // The log tells when it computes; nothing else is shown until the end.
+        let mut child = endless(&["--json", "--log"]);
+        let mut log = BufReader::new(child.stderr.take().unwrap());
+        let mut line = String::new();
+        while !line.contains("graph_reserve") {
+            line.clear();
+            assert!(log.read_line(&mut line).unwrap() > 0, "it ended by itself");
+        }
+        signal(&child, asked);
+        std::io::copy(&mut log, &mut std::io::sink()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(code), "{output:?}");
+        let object: Value = serde_json::from_str(stdout(&output)).expect("one whole object");
+        let stopped = object["stop"] == "cancelled";
+        assert!(stopped || object["error"] == "stopped while the model was loading", "{object}");
+    }
+}
+
+#[test]
+fn a_measurement_leaves_nothing_behind() {
+    for asked in [Signal::INT, Signal::TERM] {
+        let temporary = tempfile::tempdir().unwrap();
+        let mut child = tierstream()
+            .args(["bench", "decode"])
+            .arg(demo())
+            .args(["--repeats", "1000", "-n", "1000", "-t", "1"])
+            .env("TMPDIR", temporary.path())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stderr.take().unwrap()).read_line(&mut line).unwrap();
+        assert!(line.starts_with("turn 1 of 1000"), "{line}");
+        signal(&child, asked);
+        assert_eq!(child.wait().unwrap().signal(), Some(asked.as_raw()));
+        assert_eq!(fs::read_dir(temporary.path()).unwrap().count(), 0);
+    }
+}
