@@ -10,6 +10,9 @@ use tierstream::Policy;
 use tierstream::io::EngineKind;
 use tierstream::size::{Bytes, PoolShare};
 
+/// In a list of flags, those of all verbs come after the verb's own.
+const LAST: usize = 100;
+
 /// Run language models that are bigger than memory: experts stream from the drive.
 #[derive(Debug, Parser)]
 #[command(version, propagate_version = true, arg_required_else_help = true)]
@@ -17,13 +20,13 @@ pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
     /// Print one JSON object on stdout (docs/json.md) and nothing else there
-    #[arg(long, global = true)]
+    #[arg(long, global = true, display_order = LAST)]
     pub(crate) json: bool,
     /// Print timings after the text
-    #[arg(long, short, global = true)]
+    #[arg(long, short, global = true, display_order = LAST)]
     pub(crate) verbose: bool,
     /// Print llama.cpp's log on stderr
-    #[arg(long, global = true)]
+    #[arg(long, global = true, display_order = LAST)]
     pub(crate) log: bool,
 }
 
@@ -76,7 +79,7 @@ pub(crate) struct LoadArgs {
     /// Compute threads [default: one less than the processors, at least 2]
     #[arg(long, short, allow_negative_numbers = true, value_parser = whole(1..=512u32))]
     pub(crate) threads: Option<u32>,
-    /// Tokens of context [default: 4096, or what the model was trained with]
+    /// Tokens of context [default: 4096, or what the model was trained with if that is less]
     #[arg(long, allow_negative_numbers = true, value_parser = whole(1..=16_777_216u32))]
     pub(crate) ctx: Option<u32>,
     /// Tokens of a prompt that are computed at once
@@ -113,7 +116,7 @@ Exit codes: 0, 1 for errors, 2 for wrong flags, 130 after Ctrl-C, 143 after SIGT
 pub(crate) struct Run {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
-    /// The prompt; `-`, or none: what is piped in. Beside a prompt, that follows after an empty line
+    /// The prompt; what is piped in follows it after an empty line. `-`, or none: standard input
     pub(crate) prompt: Option<String>,
     /// Token ids instead of text, for models without a tokenizer (1,2,3)
     #[arg(

@@ -32,10 +32,21 @@ fn state() -> MutexGuard<'static, State> {
 /// Takes over the signals.
 pub(crate) fn install() -> anyhow::Result<()> {
     state().terminal = termios::tcgetattr(std::io::stdin()).ok();
-    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).context("cannot take over Ctrl-C")?;
+    // One that is ignored is meant to be: `nohup`, and what scripts start in the background.
+    let ignored = ignored();
+    let wanted = [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|s| ignored >> (s - 1) & 1 == 0);
+    let mut signals = Signals::new(wanted).context("cannot take over Ctrl-C")?;
     let wait = move || signals.forever().for_each(on_signal);
     let thread = std::thread::Builder::new().name("signals".into()).spawn(wait);
     thread.map(drop).context("cannot take over Ctrl-C")
+}
+
+/// The signals that this process ignores, the first in the lowest bit; none where the kernel does
+/// not tell.
+fn ignored() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|l| l.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
 }
 
 /// Runs on a thread of its own, not inside a signal handler.

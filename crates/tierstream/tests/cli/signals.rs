@@ -3,12 +3,12 @@
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::ExitStatusExt;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::support::{demo, endless, first_byte, signal, stderr, stdout, tierstream};
+use crate::support::{ENDLESS, demo, endless, first_byte, signal, stderr, stdout, tierstream};
 
 const SIGNALS: [(Signal, i32); 3] = [(Signal::INT, 130), (Signal::TERM, 143), (Signal::HUP, 129)];
 
@@ -23,6 +23,27 @@ fn a_generation_ends_cleanly() {
         assert!(stderr(&output).trim_end().ends_with(", stopped"), "{output:?}");
         assert!(output.stdout.ends_with(b"\n"));
     }
+}
+
+#[test]
+fn what_is_ignored_stays_ignored() {
+    // As `nohup` does it.
+    let mut child = Command::new("sh")
+        .args(["-c", "trap '' HUP; exec \"$@\"", "sh"])
+        .arg(tierstream().get_program())
+        .args(ENDLESS)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    first_byte(&mut child);
+    signal(&child, Signal::HUP);
+    signal(&child, Signal::TERM);
+    let output = child.wait_with_output().unwrap();
+    // A second request would have ended it at once.
+    assert_eq!(output.status.code(), Some(143), "{output:?}");
+    assert!(stderr(&output).trim_end().ends_with(", stopped"), "{output:?}");
 }
 
 #[test]

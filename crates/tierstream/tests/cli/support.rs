@@ -70,11 +70,23 @@ pub(crate) fn signal(child: &Child, signal: Signal) {
 }
 
 /// A run that does not end by itself.
+pub(crate) const ENDLESS: [&str; 11] = [
+    "run",
+    concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/novelist-moe-31m-q4_0.gguf"),
+    PROMPT,
+    "-n",
+    "1000000",
+    "--ctx",
+    "200000",
+    "--temp",
+    "0",
+    "-t",
+    "1",
+];
+
 pub(crate) fn endless(args: &[&str]) -> Child {
     tierstream()
-        .arg("run")
-        .arg(demo())
-        .args([PROMPT, "-n", "1000000", "--ctx", "200000", "--temp", "0", "-t", "1"])
+        .args(ENDLESS)
         .args(args)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
