@@ -13,8 +13,8 @@ use signal_hook::iterator::Signals;
 use tierstream::Cancel;
 
 struct State {
-    /// Something runs that a signal can stop; otherwise a signal ends the program.
-    running: bool,
+    /// How many [`Running`] there are: with none, a signal ends the program.
+    running: u32,
     /// The signal that asked to stop.
     requested: Option<c_int>,
     cancel: Option<Cancel>,
@@ -23,7 +23,7 @@ struct State {
 }
 
 static STATE: Mutex<State> =
-    Mutex::new(State { running: false, requested: None, cancel: None, terminal: None });
+    Mutex::new(State { running: 0, requested: None, cancel: None, terminal: None });
 
 fn state() -> MutexGuard<'static, State> {
     STATE.lock().unwrap_or_else(PoisonError::into_inner)
@@ -52,7 +52,7 @@ fn ignored() -> u64 {
 /// Runs on a thread of its own, not inside a signal handler.
 fn on_signal(signal: c_int) {
     let mut state = state();
-    if !state.running || state.requested.is_some() {
+    if state.running == 0 || state.requested.is_some() {
         if let Some(terminal) = &state.terminal {
             let _ = termios::tcsetattr(std::io::stdin(), OptionalActions::Now, terminal);
         }
@@ -64,17 +64,22 @@ fn on_signal(signal: c_int) {
     }
 }
 
-/// From here until it is dropped, the first signal is a request.
+/// From here until it is dropped, the first signal is a request. One within another knows of a
+/// request that came before.
 pub(crate) struct Running(());
 
 impl Running {
     /// `cancel` is what a request stops; without one, the caller asks [`requested`].
     pub(crate) fn start(cancel: Option<Cancel>) -> Self {
         let mut state = state();
-        state.running = true;
-        state.requested = None;
-        if let Some(cancel) = &cancel {
-            cancel.reset();
+        if state.running == 0 {
+            state.requested = None;
+        }
+        state.running += 1;
+        match &cancel {
+            Some(cancel) if state.requested.is_some() => cancel.cancel(),
+            Some(cancel) => cancel.reset(),
+            None => {}
         }
         state.cancel = cancel;
         Self(())
@@ -84,7 +89,7 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         let mut state = state();
-        state.running = false;
+        state.running -= 1;
         state.cancel = None;
     }
 }

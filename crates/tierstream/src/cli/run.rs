@@ -40,11 +40,14 @@ pub(crate) fn run(cli: &Cli, args: &Run) -> anyhow::Result<ExitCode> {
         open::check_takes_text(&path)?;
     }
     let options = Options { seed: u64::from(seed), ..open::options(load, args.model.experts) };
-    let loading = Running::start(None);
+    // To the end of the report, which a signal must not cut.
+    let running = Running::start(None);
     let mut engine = open::engine(load, &path, options)?;
-    drop(loading);
     let prompt = match input {
-        Input::Chat => return Chat::new(&mut engine, args, cli.verbose)?.run(),
+        Input::Chat => {
+            drop(running);
+            return Chat::new(&mut engine, args, cli.verbose)?.run();
+        }
         Input::Tokens(tokens) => tokens,
         Input::Text(text) => tokens(&engine, &text, args.raw)?,
     };
