@@ -116,7 +116,7 @@ Exit codes: 0, 1 for errors, 2 for wrong flags, 130 after Ctrl-C, 143 after SIGT
 pub(crate) struct Run {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
-    /// The prompt; what is piped in follows it after an empty line. `-`, or none: standard input
+    /// The prompt; what is piped in stands before it. `-`, or none: standard input
     pub(crate) prompt: Option<String>,
     /// Token ids instead of text, for models without a tokenizer (1,2,3)
     #[arg(

@@ -154,12 +154,12 @@ fn input(cli: &Cli, args: &Run) -> anyhow::Result<Input> {
     Ok(Input::Text(text))
 }
 
-/// A prompt and what is piped in beside it, as a question and its matter.
+/// A prompt and what is piped in beside it, in the order and with the space of `ollama run`.
 fn joined(prompt: &str, piped: &str) -> String {
     match (prompt, piped) {
         (prompt, "") => prompt.to_owned(),
         ("", piped) => piped.to_owned(),
-        (prompt, piped) => format!("{prompt}\n\n{piped}"),
+        (prompt, piped) => format!("{piped} {prompt}"),
     }
 }
 

@@ -91,15 +91,15 @@ fn models_without_a_tokenizer_take_and_give_ids() {
 }
 
 #[test]
-fn what_is_piped_in_follows_the_prompt() {
+fn what_is_piped_in_stands_before_the_prompt() {
     let demo = demo();
     let demo = demo.to_str().unwrap();
     let args = ["-n", "8", "--temp", "0"];
-    let joined = output([&["run", demo, "It was\n\na cold evening"][..], &args].concat());
+    let joined = output([&["run", demo, "It was a cold evening"][..], &args].concat());
     assert!(joined.status.success(), "{joined:?}");
-    let beside = fed(&[&["run", demo, "It was"][..], &args].concat(), b"a cold evening\n");
+    let beside = fed(&[&["run", demo, "a cold evening"][..], &args].concat(), b"It was\n");
     assert_eq!(stdout(&beside), stdout(&joined));
-    let dash = fed(&[&["run", demo, "-"][..], &args].concat(), b"It was\n\na cold evening\n");
+    let dash = fed(&[&["run", demo, "-"][..], &args].concat(), b"It was a cold evening\n");
     assert_eq!(stdout(&dash), stdout(&joined));
     // Nothing is piped in; then nothing is added.
     let alone = output([&["run", demo, "It was"][..], &args].concat());
