@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 use tierstream_ggml::{Keep, Sampling, Token};
-use tierstream_io::{Extent, Priority, Reader};
+use tierstream_io::{Extent, Priority};
 
 use crate::drive::Discard;
 use crate::engine::{Engine, Generate};
@@ -14,7 +14,7 @@ use crate::memory::Usage;
 use crate::random::{Random, drawn_tokens};
 
 /// Most bytes read to measure the drive.
-const DRIVE_BYTES_MAX: u64 = 512 << 20;
+const DRIVE_BYTES_MAX: u64 = 2 << 30;
 
 /// One measurement of decoding.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -71,23 +71,23 @@ pub fn turn(engine: &mut Engine, tokens: &[Token], warmup: usize) -> Result<Turn
     let counted = engine.expert_counters();
     let stalled = engine.context().stall();
     let mut seconds = Vec::with_capacity(measured.len());
+    let mut bursts = Vec::new();
+    let mut faults = faults_by_block(engine);
     for &token in measured {
         let start = Instant::now();
         engine.context().decode(&[token], Keep::Last, |_, _| {})?;
         seconds.push(start.elapsed().as_secs_f64());
+        let now = faults_by_block(engine);
+        let grown = now.iter().zip(&faults).map(|(&(block, now), &(_, was))| (block, now - was));
+        bursts.extend(grown.filter(|&(_, records)| records > 0));
+        faults = now;
     }
     let used = engine.expert_counters().since(&counted);
     let stall = engine.context().stall() - stalled;
     engine.context().rest();
     let total: f64 = seconds.iter().sum();
     let n = measured.len().max(1) as f64;
-    let steps = measured.len() * engine.experts().layers().len();
-    let drive_bytes_per_s = match used.faults {
-        0 => None,
-        faults => {
-            Some(drive_rate(engine, (faults as usize).div_ceil(steps.max(1)), used.bytes_read)?)
-        }
-    };
+    let drive_bytes_per_s = drive_rate(engine, &bursts)?;
     let status = engine.model().reader().map(|r| r.status());
     Ok(Turn {
         tokens: measured.len(),
@@ -109,33 +109,37 @@ pub fn turn(engine: &mut Engine, tokens: &[Token], warmup: usize) -> Result<Turn
     })
 }
 
-/// Bytes per second when `at_once` random records of the model are read at a time, through the
-/// same reader, with nothing else going on. Reads about `bytes`, at most 512 MiB.
-fn drive_rate(engine: &Engine, at_once: usize, bytes: u64) -> Result<f64> {
-    let (Some(reader), files) = (engine.model().reader(), engine.model().files()) else {
-        return Ok(0.0);
-    };
-    let reader: Arc<Reader> = reader.clone();
-    let experts = engine.experts();
+/// Records read so far, by block.
+fn faults_by_block(engine: &Engine) -> Vec<(u32, u64)> {
+    engine.model().layer_counters().into_iter().map(|(block, c)| (block, c.faults)).collect()
+}
+
+/// Bytes per second of `bursts` without computing: for each a number of random records of a block,
+/// read at one time through the same reader. At most [`DRIVE_BYTES_MAX`]. None without bursts.
+fn drive_rate(engine: &Engine, bursts: &[(u32, u64)]) -> Result<Option<f64>> {
+    let Some(reader) = engine.model().reader().cloned() else { return Ok(None) };
+    let (files, experts) = (engine.model().files(), engine.experts());
     let mut random = Random::new(1);
-    let mut draw = |n: usize| random.below(n as u64) as usize;
-    let limit = bytes.clamp(1 << 20, DRIVE_BYTES_MAX);
     let mut read = 0;
     let start = Instant::now();
-    while read < limit {
-        let layer = draw(experts.layers().len());
+    for &(block, records) in bursts {
+        let found = experts.layers().iter().position(|l| l.layer == block);
+        let layer = found.expect("what is counted is a layer of the model");
+        let n_experts = u64::from(experts.layers()[layer].experts);
         let mut extents = Vec::new();
-        for _ in 0..at_once {
-            let expert = draw(experts.layers()[layer].experts as usize);
-            let record = experts.record(layer, u32::try_from(expert).expect("experts are u32"));
-            for e in record.into_iter().flatten() {
+        for _ in 0..records {
+            let expert = u32::try_from(random.below(n_experts)).expect("experts are u32");
+            for e in experts.record(layer, expert).into_iter().flatten() {
                 extents.push(Extent { file: files[e.file], offset: e.offset, len: e.len });
                 read += e.len;
             }
         }
         reader.submit(Priority::Demand, extents, Arc::new(Discard)).wait()?;
+        if read >= DRIVE_BYTES_MAX {
+            break;
+        }
     }
-    Ok(read as f64 / start.elapsed().as_secs_f64())
+    Ok((read > 0).then(|| read as f64 / start.elapsed().as_secs_f64()))
 }
 
 /// Token ids to measure with: what the model itself writes after `prompt`, since routing follows
