@@ -7,10 +7,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::abi::*;
+use crate::control::Control;
 use crate::error::{Error, Result};
 use crate::log;
 use crate::model::Model;
-use crate::proxy::{Control, contain, proc_of};
+use crate::proxy::{contain, proc_of};
 use crate::vocab::Token;
 
 /// Sizes and threads of a context.

@@ -18,9 +18,11 @@ use self::gather::{Op, Scratch};
 use self::loads::Loads;
 use self::routed::Routed;
 use crate::abi::*;
+use crate::control::Control;
 use crate::error::{Error, Result};
+use crate::executor::Executor;
 use crate::plan::{Plan, Routing, Segment, nodes, view};
-use crate::proxy::{Control, Device};
+use crate::proxy::Device;
 use crate::residency::{Placed, Residency, Step};
 
 mod gather;
@@ -49,8 +51,8 @@ fn done(status: ggml_status) -> Run {
     if status == GGML_STATUS_SUCCESS { Ok(()) } else { Err(Halt::Status(status)) }
 }
 
-/// Computes graphs on an inner backend. One per context.
-pub(crate) struct Executor {
+/// The executor for inner backends that compute in host memory.
+pub(crate) struct Host {
     inner: ggml_backend_t,
     control: Arc<Control>,
     plans: Vec<(u64, Plan)>,
@@ -58,23 +60,8 @@ pub(crate) struct Executor {
     scratch: Scratch,
 }
 
-impl Executor {
-    pub(crate) fn new(inner: ggml_backend_t, control: Arc<Control>) -> Self {
-        Self {
-            inner,
-            control,
-            plans: Vec::new(),
-            routed: Routed::default(),
-            scratch: Scratch::new(inner),
-        }
-    }
-
-    /// Computes `graph`, blocking. Fails without having computed on bytes that did not arrive.
-    pub(crate) fn compute(
-        &mut self,
-        device: &Device,
-        graph: *mut ggml_cgraph,
-    ) -> Result<ggml_status> {
+impl Executor for Host {
+    fn compute(&mut self, device: &Device, graph: *mut ggml_cgraph) -> Result<ggml_status> {
         // SAFETY: ggml passes a graph that stays as it is for the call.
         let graph = unsafe { &*graph };
         let plan = self.take_plan(device, graph)?;
@@ -86,6 +73,18 @@ impl Executor {
             Ok(()) => Ok(GGML_STATUS_SUCCESS),
             Err(Halt::Status(status)) => Ok(status),
             Err(Halt::Error(error)) => Err(error),
+        }
+    }
+}
+
+impl Host {
+    pub(crate) fn new(inner: ggml_backend_t, control: Arc<Control>) -> Self {
+        Self {
+            inner,
+            control,
+            plans: Vec::new(),
+            routed: Routed::default(),
+            scratch: Scratch::new(inner),
         }
     }
 

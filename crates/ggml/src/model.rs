@@ -17,7 +17,7 @@ use crate::context::{Context, ContextOptions};
 use crate::error::{Error, Result};
 use crate::log;
 use crate::precheck;
-use crate::proxy::{Device, OwnedDevice, check_callbacks};
+use crate::proxy::{Device, OwnedDevice};
 use crate::residency::{ExpertCounters, Layer, Part, Residency, SlotPart, Spec};
 use crate::vocab::Vocab;
 use crate::weights::PartRef;
@@ -244,7 +244,7 @@ impl Model {
     /// Every expert tensor is with us, untouched, and its bytes were not read.
     fn check_load(&self, file: &tierstream_gguf::Model, read: Option<u64>) -> Result<()> {
         let device = self.inner.device.as_ref().expect("called for streamed models");
-        check_callbacks(device)?;
+        device.check_callbacks()?;
         if let Some(name) = device.weight_table().missing().first() {
             return Err(Error::SelfCheck(format!("llama.cpp does not use the tensor {name}")));
         }
@@ -268,7 +268,7 @@ impl Model {
         let context = Context::new(self.clone(), &options)?;
         drop(context);
         let device = self.inner.device.as_ref().expect("called for streamed models");
-        check_callbacks(device)?;
+        device.check_callbacks()?;
         if !device.has_seen_graph() {
             return Err(Error::SelfCheck(
                 "llama.cpp has made a context without showing a graph".into(),
