@@ -1,31 +1,30 @@
 //! Loading a model: dense weights by llama.cpp, expert records by nobody until they are routed to.
 
-use std::any::Any;
-use std::collections::{BTreeSet, HashMap};
-use std::ffi::{CString, c_void};
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::collections::BTreeSet;
+use std::ffi::CString;
 use std::path::{Path, PathBuf};
 use std::ptr;
 use std::sync::{Arc, Mutex, TryLockError};
 
-use tierstream_gguf::FileIdentity;
 use tierstream_io::{FileId, Reader};
 use tierstream_pool::Policy;
 
+use self::layers::{block_bytes, names, pooled_layers};
+use self::loader::{call_loader, check_identities, most_read_bytes, open, thread_read_bytes};
+pub use self::size::PoolSize;
+use self::size::{all_slots, pool_bytes, slots_for};
 use crate::abi::*;
 use crate::context::{Context, ContextOptions};
 use crate::error::{Error, Result};
 use crate::log;
 use crate::precheck;
 use crate::proxy::{Device, OwnedDevice};
-use crate::residency::{ExpertCounters, Layer, Part, Residency, SlotPart, Spec};
+use crate::residency::{ExpertCounters, Layer, Residency, Spec};
 use crate::vocab::Vocab;
-use crate::weights::PartRef;
 
-/// Reads that llama.cpp makes beyond the dense weights: headers that it reads again through
-/// stdio, and the aligned head and tail of each tensor. Bytes.
-const LOAD_SLACK_BYTES: u64 = 8 << 20;
-const LOAD_SLACK_PER_TENSOR_BYTES: u64 = 16 << 10;
+mod layers;
+mod loader;
+mod size;
 
 /// Who reads the weights, and with which kernels they are computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,16 +94,6 @@ pub struct PoolOptions {
     pub seed: u64,
     /// Read every record at once if all of them fit; otherwise records come when routed to.
     pub preload: bool,
-}
-
-/// Size of the expert pool.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum PoolSize {
-    /// At most this many bytes.
-    Bytes(u64),
-    /// This share of all records, 0 to 1, rounded up to whole records in each size class, and to
-    /// what a token needs in it.
-    Share(f64),
 }
 
 impl Model {
@@ -412,270 +401,4 @@ impl Model {
 
 fn first_path(file: &tierstream_gguf::Model) -> PathBuf {
     file.files()[0].path.clone()
-}
-
-/// Calls llama.cpp's loader.
-fn call_loader(
-    path: &Path,
-    mut params: llama_model_params,
-    progress: Progress<'_>,
-) -> Result<*mut llama_model> {
-    use std::os::unix::ffi::OsStrExt;
-    let failed = |reason: String| Error::Load { path: path.to_owned(), reason };
-    let c_path = CString::new(path.as_os_str().as_bytes())
-        .map_err(|_| failed("the path holds a NUL".to_owned()))?;
-    let mut call = LoadCall { progress, stopped: false, panic: None };
-    params.progress_callback = Some(on_progress);
-    params.progress_callback_user_data = ptr::from_mut(&mut call).cast();
-    log::clear();
-    // SAFETY: everything in `params` outlives the call.
-    let llama = unsafe { llama_model_load_from_file(c_path.as_ptr(), params) };
-    if !llama.is_null() {
-        return Ok(llama);
-    }
-    if let Some(panic) = call.panic {
-        resume_unwind(panic);
-    }
-    Err(if call.stopped { Error::Cancelled } else { failed(log::complaints()) })
-}
-
-struct LoadCall<'a> {
-    progress: Progress<'a>,
-    stopped: bool,
-    /// Of `progress`, carried past llama.cpp to our caller.
-    panic: Option<Box<dyn Any + Send>>,
-}
-
-unsafe extern "C" fn on_progress(done: f32, call: *mut c_void) -> bool {
-    // SAFETY: `call_loader` passes its own live `LoadCall`, on this thread.
-    let call = unsafe { &mut *call.cast::<LoadCall<'_>>() };
-    match catch_unwind(AssertUnwindSafe(|| (call.progress)(done))) {
-        Ok(go_on) => {
-            call.stopped |= !go_on;
-            go_on
-        }
-        Err(panic) => {
-            call.panic = Some(panic);
-            false
-        }
-    }
-}
-
-/// Opens a file of a model whose header has been read.
-fn open(reader: &Reader, file: &tierstream_gguf::FileInfo) -> Result<FileId> {
-    let id = reader.open(&file.path)?;
-    let opened = reader.file(id)?;
-    let (device, inode) = opened.device_inode();
-    let identity = FileIdentity { device, inode, modified: opened.modified() };
-    check_identity(file, opened.size(), Some(identity))?;
-    Ok(id)
-}
-
-/// The paths still lead to the files whose headers have been read: llama.cpp has opened them by
-/// their names, too.
-fn check_identities(model: &tierstream_gguf::Model) -> Result<()> {
-    for file in model.files() {
-        let now = std::fs::metadata(&file.path).map_err(|source| tierstream_io::Error::Open {
-            path: file.path.as_path().into(),
-            source: Arc::new(source),
-        })?;
-        check_identity(file, now.len(), FileIdentity::of(&now))?;
-    }
-    Ok(())
-}
-
-fn check_identity(
-    file: &tierstream_gguf::FileInfo,
-    bytes: u64,
-    identity: Option<FileIdentity>,
-) -> Result<()> {
-    let what = if bytes != file.len {
-        format!("it had {} bytes when its header was read", file.len)
-    } else if file.identity.is_some() && identity != file.identity {
-        "it was exchanged or written to since its header was read".to_owned()
-    } else {
-        return Ok(());
-    };
-    let path = file.path.as_path().into();
-    Err(tierstream_io::Error::Changed { path, what: what.into() }.into())
-}
-
-/// The most bytes that loading may read, by a model's unstreamed bytes, those of its headers among
-/// them, and its tensors. llama.cpp reads headers up to three times.
-fn most_read_bytes(rest: u64, headers: u64, tensors: usize) -> u64 {
-    rest + 3 * headers + LOAD_SLACK_BYTES + tensors as u64 * LOAD_SLACK_PER_TENSOR_BYTES
-}
-
-/// What direct reads of the files must be aligned to, in the file and in memory; 1 when none is
-/// direct.
-fn block_bytes(reader: &Reader, files: &[FileId]) -> Result<usize> {
-    let mut most = 1;
-    for &id in files {
-        let file = reader.file(id)?;
-        let state = file.direct_state();
-        most = most.max(state.offset_align as usize).max(state.mem_align as usize);
-    }
-    Ok(most)
-}
-
-/// The layers whose experts go through the pool, in block order, with classes numbered anew.
-fn pooled_layers(
-    file: &tierstream_gguf::Model,
-    experts: &tierstream_gguf::Experts,
-    files: &[FileId],
-    align: usize,
-    skip: &BTreeSet<u32>,
-) -> Vec<Layer> {
-    let mut classes: Vec<usize> = Vec::new();
-    let routed = |l: &&tierstream_gguf::experts::MoeLayer| {
-        // Chunk experts and layers for multi-token prediction stay with llama.cpp.
-        l.family == tierstream_gguf::experts::Family::Routed
-            && !l.next_token
-            && !skip.contains(&l.layer)
-    };
-    experts
-        .layers()
-        .iter()
-        .filter(routed)
-        .map(|layer| {
-            let class = classes.iter().position(|&c| c == layer.class).unwrap_or_else(|| {
-                classes.push(layer.class);
-                classes.len() - 1
-            });
-            let part = |part: &tierstream_gguf::experts::Part| {
-                let tensor = &file.tensors()[part.tensor];
-                let bytes = usize::try_from(part.bytes_per_expert).expect("checked by the reader");
-                let ne = |dim| i64::try_from(tensor.dims.ne(dim)).expect("checked by the reader");
-                Part {
-                    name: tensor.name.clone(),
-                    file: files[part.extent.file],
-                    offset: part.extent.offset,
-                    bytes,
-                    slot: SlotPart::new(part.extent.offset, bytes, align),
-                    type_: tensor.ty.id(),
-                    ne: [ne(0), ne(1)],
-                }
-            };
-            Layer {
-                block: layer.layer,
-                class,
-                experts: layer.experts,
-                used: layer.used,
-                parts: layer.parts.iter().map(part).collect(),
-            }
-        })
-        .collect()
-}
-
-fn names(layers: &[Layer]) -> HashMap<String, PartRef> {
-    let parts = |(layer, l): (usize, &Layer)| {
-        let name = |(part, p): (usize, &Part)| (p.name.clone(), PartRef { layer, part });
-        l.parts.iter().enumerate().map(name).collect::<Vec<_>>()
-    };
-    layers.iter().enumerate().flat_map(parts).collect()
-}
-
-/// Slots that hold every record, per class.
-fn all_slots(layers: &[Layer]) -> Vec<u32> {
-    let mut slots = vec![0; layers.iter().map(|l| l.class + 1).max().unwrap_or(0)];
-    for layer in layers {
-        slots[layer.class] += layer.experts;
-    }
-    slots
-}
-
-/// Bytes of `slots` slots per class.
-fn pool_bytes(layers: &[Layer], slots: &[u32]) -> u64 {
-    let bytes = |(class, &n): (usize, &u32)| {
-        let layer = layers.iter().find(|l| l.class == class);
-        layer.map_or(0, |l| l.slot_bytes() * u64::from(n))
-    };
-    slots.iter().enumerate().map(bytes).sum()
-}
-
-/// Shares a budget out between the size classes: each gets its floor and a share of the rest in
-/// proportion to its bytes.
-fn slots_for(layers: &[Layer], size: PoolSize) -> Result<Vec<u32>> {
-    let all = all_slots(layers);
-    let least = Spec::least_slots(layers);
-    let (whole, floor) = (pool_bytes(layers, &all), pool_bytes(layers, &least));
-    let bytes = match size {
-        PoolSize::Share(share) => {
-            let slots = |&n: &u32| ((f64::from(n) * share).ceil() as u32).min(n);
-            let slots: Vec<u32> = all.iter().map(slots).collect();
-            let bytes = pool_bytes(layers, &slots);
-            if bytes < floor {
-                return Err(Error::PoolTooSmall { bytes, least_bytes: floor });
-            }
-            // A class of few experts may need a larger share than the others.
-            return Ok(slots.iter().zip(&least).map(|(&have, &least)| have.max(least)).collect());
-        }
-        PoolSize::Bytes(bytes) if bytes < floor => {
-            return Err(Error::PoolTooSmall { bytes, least_bytes: floor });
-        }
-        PoolSize::Bytes(bytes) => bytes.min(whole),
-    };
-    // In integers: a rounded share could come out one slot above the budget.
-    let (over, most) = (u128::from(bytes - floor), u128::from((whole - floor).max(1)));
-    let slots = |(&all, &least): (&u32, &u32)| {
-        let more = u128::from(all - least) * over / most;
-        least + u32::try_from(more).expect("at most `all`")
-    };
-    Ok(all.iter().zip(&least).map(slots).collect())
-}
-
-/// Bytes that this thread has read with `read` and its kin, where the kernel tells.
-fn thread_read_bytes() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/thread-self/io").ok()?;
-    text.lines().find_map(|l| l.strip_prefix("rchar: "))?.trim().parse().ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Two layers of 64 records of 300 bytes, and one of 8 of 1000, of which a token uses 6.
-    fn layers() -> Vec<Layer> {
-        let layer = |block, class, experts, used, bytes| Layer {
-            block,
-            class,
-            experts,
-            used,
-            parts: vec![Part {
-                name: format!("blk.{block}.ffn_up_exps.weight"),
-                file: FileId(0),
-                offset: 0,
-                bytes,
-                slot: SlotPart::new(0, bytes, 512),
-                type_: GGML_TYPE_F32,
-                ne: [1, 1],
-            }],
-        };
-        vec![layer(0, 0, 64, 8, 300), layer(1, 1, 8, 6, 1000), layer(2, 0, 64, 8, 300)]
-    }
-
-    #[test]
-    fn a_share_gives_each_class_at_least_what_a_token_needs() {
-        let layers = layers();
-        let slots = |share| slots_for(&layers, PoolSize::Share(share));
-        assert_eq!(slots(1.0).unwrap(), [128, 8]);
-        assert_eq!(slots(0.9).unwrap(), [116, 8]);
-        // 4 of 8 records are fewer than the 6 of one token, but the other class has plenty.
-        assert_eq!(slots(0.5).unwrap(), [64, 6]);
-        assert_eq!(slots(0.25).unwrap(), [32, 6]);
-        // The floor is 16 * 300 + 6 * 1000 bytes.
-        match slots(0.2) {
-            Err(Error::PoolTooSmall { bytes, least_bytes }) => {
-                assert_eq!((bytes, least_bytes), (26 * 300 + 2 * 1000, 10_800));
-            }
-            other => panic!("{other:?}"),
-        }
-    }
-
-    #[test]
-    fn reading_the_weights_twice_is_too_much() {
-        let rest = 1 << 30;
-        let most = most_read_bytes(rest, 6 << 20, 500);
-        assert!(most > rest + (18 << 20) && most < rest + (40 << 20), "{most}");
-    }
 }

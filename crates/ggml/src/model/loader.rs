@@ -1,0 +1,131 @@
+//! llama.cpp's loader: calling it, and holding it to what it may read.
+
+use std::any::Any;
+use std::ffi::{CString, c_void};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::Path;
+use std::ptr;
+use std::sync::Arc;
+
+use tierstream_gguf::FileIdentity;
+use tierstream_io::{FileId, Reader};
+
+use super::Progress;
+use crate::abi::*;
+use crate::error::{Error, Result};
+use crate::log;
+
+/// Reads that llama.cpp makes beyond the dense weights: headers that it reads again through
+/// stdio, and the aligned head and tail of each tensor. Bytes.
+const LOAD_SLACK_BYTES: u64 = 8 << 20;
+const LOAD_SLACK_PER_TENSOR_BYTES: u64 = 16 << 10;
+
+/// Calls llama.cpp's loader.
+pub(super) fn call_loader(
+    path: &Path,
+    mut params: llama_model_params,
+    progress: Progress<'_>,
+) -> Result<*mut llama_model> {
+    use std::os::unix::ffi::OsStrExt;
+    let failed = |reason: String| Error::Load { path: path.to_owned(), reason };
+    let c_path = CString::new(path.as_os_str().as_bytes())
+        .map_err(|_| failed("the path holds a NUL".to_owned()))?;
+    let mut call = LoadCall { progress, stopped: false, panic: None };
+    params.progress_callback = Some(on_progress);
+    params.progress_callback_user_data = ptr::from_mut(&mut call).cast();
+    log::clear();
+    // SAFETY: everything in `params` outlives the call.
+    let llama = unsafe { llama_model_load_from_file(c_path.as_ptr(), params) };
+    if !llama.is_null() {
+        return Ok(llama);
+    }
+    if let Some(panic) = call.panic {
+        resume_unwind(panic);
+    }
+    Err(if call.stopped { Error::Cancelled } else { failed(log::complaints()) })
+}
+
+struct LoadCall<'a> {
+    progress: Progress<'a>,
+    stopped: bool,
+    /// Of `progress`, carried past llama.cpp to our caller.
+    panic: Option<Box<dyn Any + Send>>,
+}
+
+unsafe extern "C" fn on_progress(done: f32, call: *mut c_void) -> bool {
+    // SAFETY: `call_loader` passes its own live `LoadCall`, on this thread.
+    let call = unsafe { &mut *call.cast::<LoadCall<'_>>() };
+    match catch_unwind(AssertUnwindSafe(|| (call.progress)(done))) {
+        Ok(go_on) => {
+            call.stopped |= !go_on;
+            go_on
+        }
+        Err(panic) => {
+            call.panic = Some(panic);
+            false
+        }
+    }
+}
+
+/// Opens a file of a model whose header has been read.
+pub(super) fn open(reader: &Reader, file: &tierstream_gguf::FileInfo) -> Result<FileId> {
+    let id = reader.open(&file.path)?;
+    let opened = reader.file(id)?;
+    let (device, inode) = opened.device_inode();
+    let identity = FileIdentity { device, inode, modified: opened.modified() };
+    check_identity(file, opened.size(), Some(identity))?;
+    Ok(id)
+}
+
+/// The paths still lead to the files whose headers have been read: llama.cpp has opened them by
+/// their names, too.
+pub(super) fn check_identities(model: &tierstream_gguf::Model) -> Result<()> {
+    for file in model.files() {
+        let now = std::fs::metadata(&file.path).map_err(|source| tierstream_io::Error::Open {
+            path: file.path.as_path().into(),
+            source: Arc::new(source),
+        })?;
+        check_identity(file, now.len(), FileIdentity::of(&now))?;
+    }
+    Ok(())
+}
+
+pub(super) fn check_identity(
+    file: &tierstream_gguf::FileInfo,
+    bytes: u64,
+    identity: Option<FileIdentity>,
+) -> Result<()> {
+    let what = if bytes != file.len {
+        format!("it had {} bytes when its header was read", file.len)
+    } else if file.identity.is_some() && identity != file.identity {
+        "it was exchanged or written to since its header was read".to_owned()
+    } else {
+        return Ok(());
+    };
+    let path = file.path.as_path().into();
+    Err(tierstream_io::Error::Changed { path, what: what.into() }.into())
+}
+
+/// The most bytes that loading may read, by a model's unstreamed bytes, those of its headers among
+/// them, and its tensors. llama.cpp reads headers up to three times.
+pub(super) fn most_read_bytes(rest: u64, headers: u64, tensors: usize) -> u64 {
+    rest + 3 * headers + LOAD_SLACK_BYTES + tensors as u64 * LOAD_SLACK_PER_TENSOR_BYTES
+}
+
+/// Bytes that this thread has read with `read` and its kin, where the kernel tells.
+pub(super) fn thread_read_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/thread-self/io").ok()?;
+    text.lines().find_map(|l| l.strip_prefix("rchar: "))?.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reading_the_weights_twice_is_too_much() {
+        let rest = 1 << 30;
+        let most = most_read_bytes(rest, 6 << 20, 500);
+        assert!(most > rest + (18 << 20) && most < rest + (40 << 20), "{most}");
+    }
+}
