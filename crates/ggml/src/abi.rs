@@ -1,6 +1,7 @@
 //! ggml's private structs, generated from the vendored headers (see `build.rs`), over the public
 //! API of llama-cpp-sys-2. Where both have a type, llama-cpp-sys-2 knows it as opaque only, so
-//! its functions take our pointers through `.cast()`.
+//! its functions take our pointers through `.cast()`. And the guard that functions of ours need
+//! that C calls.
 
 #![allow(
     non_camel_case_types,
@@ -12,9 +13,16 @@
     unnameable_types
 )]
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 pub use llama_cpp_sys_2::*;
 
 include!(concat!(env!("OUT_DIR"), "/abi.rs"));
 
 // The proxy fills every slot of these vtables by name; a new version may add required ones.
 const _: () = assert!(GGML_BACKEND_API_VERSION == 3, "ggml's backend API changed: review proxy.rs");
+
+/// Runs `f` and turns a panic into `default`: no panic may cross a C frame.
+pub(crate) fn contain<T>(default: T, f: impl FnOnce() -> T) -> T {
+    catch_unwind(AssertUnwindSafe(f)).unwrap_or(default)
+}

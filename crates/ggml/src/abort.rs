@@ -4,7 +4,6 @@ use std::ffi::{CStr, c_char};
 use std::sync::{PoisonError, RwLock};
 
 use crate::abi::*;
-use crate::proxy::contain;
 
 static CALLBACK: RwLock<Option<fn(&str)>> = RwLock::new(None);
 

@@ -11,7 +11,7 @@ use crate::control::Control;
 use crate::error::{Error, Result};
 use crate::log;
 use crate::model::Model;
-use crate::proxy::{contain, proc_of};
+use crate::proxy::proc_of;
 use crate::vocab::Token;
 
 /// Sizes and threads of a context.

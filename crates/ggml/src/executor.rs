@@ -5,7 +5,7 @@
 
 use crate::abi::*;
 use crate::error::Result;
-use crate::proxy::Device;
+use crate::pooled::Pooled;
 
 /// Computes graphs on an inner backend. One per context, used by one thread at a time.
 pub(crate) trait Executor {
@@ -15,5 +15,5 @@ pub(crate) trait Executor {
     /// [`Error::Io`](crate::Error::Io) of a record that could not be read,
     /// [`Error::Cancelled`](crate::Error::Cancelled), [`Error::Graph`](crate::Error::Graph) for
     /// one that the executor cannot serve.
-    fn compute(&mut self, device: &Device, graph: *mut ggml_cgraph) -> Result<ggml_status>;
+    fn compute(&mut self, pooled: &Pooled, graph: *mut ggml_cgraph) -> Result<ggml_status>;
 }

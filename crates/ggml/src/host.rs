@@ -22,7 +22,7 @@ use crate::control::Control;
 use crate::error::{Error, Result};
 use crate::executor::Executor;
 use crate::plan::{Plan, Routing, Segment, nodes, view};
-use crate::proxy::Device;
+use crate::pooled::Pooled;
 use crate::residency::{Placed, Residency, Step};
 
 mod gather;
@@ -61,11 +61,11 @@ pub(crate) struct Host {
 }
 
 impl Executor for Host {
-    fn compute(&mut self, device: &Device, graph: *mut ggml_cgraph) -> Result<ggml_status> {
+    fn compute(&mut self, pooled: &Pooled, graph: *mut ggml_cgraph) -> Result<ggml_status> {
         // SAFETY: ggml passes a graph that stays as it is for the call.
         let graph = unsafe { &*graph };
-        let plan = self.take_plan(device, graph)?;
-        let run = self.run_plan(device, graph, &plan);
+        let plan = self.take_plan(pooled, graph)?;
+        let run = self.run_plan(pooled, graph, &plan);
         if graph.uid != 0 {
             self.plans.push((graph.uid, plan));
         }
@@ -88,12 +88,12 @@ impl Host {
         }
     }
 
-    fn run_plan(&mut self, device: &Device, graph: &ggml_cgraph, plan: &Plan) -> Run {
+    fn run_plan(&mut self, pooled: &Pooled, graph: &ggml_cgraph, plan: &Plan) -> Run {
         if !plan.has_experts() {
             return self.run_nodes(graph, 0, nodes(graph).len(), graph.uid);
         }
         let no_pool = || Error::SelfCheck("expert weights are used before there is a pool".into());
-        let residency = device.residency().ok_or_else(no_pool)?.clone();
+        let residency = pooled.residency().ok_or_else(no_pool)?.clone();
         if let Some(bases) = &*residency.identity() {
             return self.run_resident(&residency, graph, plan, bases);
         }
@@ -252,7 +252,7 @@ impl Host {
     }
 
     /// The plan of `graph`, taken out of the cache or made.
-    fn take_plan(&mut self, device: &Device, graph: &ggml_cgraph) -> Result<Plan> {
+    fn take_plan(&mut self, pooled: &Pooled, graph: &ggml_cgraph) -> Result<Plan> {
         let known = self.plans.iter().position(|(uid, _)| *uid == graph.uid && graph.uid != 0);
         if let Some(index) = known {
             return Ok(self.plans.remove(index).1);
@@ -260,7 +260,7 @@ impl Host {
         if self.plans.len() >= PLANS_KEPT {
             self.plans.remove(0);
         }
-        Plan::new(graph, &device.weight_table())
+        Plan::new(graph, &pooled.table())
     }
 }
 

@@ -19,6 +19,7 @@ mod log;
 mod memory;
 mod model;
 mod plan;
+mod pooled;
 mod precheck;
 mod probe;
 mod proxy;

@@ -5,7 +5,6 @@ use std::ffi::{CStr, c_char, c_void};
 use std::sync::{Mutex, Once, PoisonError};
 
 use crate::abi::*;
-use crate::proxy::contain;
 
 /// What [`complaints`] says when there are none.
 pub(crate) const NO_REASON: &str = "no reason given";

@@ -213,7 +213,7 @@ impl Model {
         let before = thread_read_bytes();
         let llama = call_loader(&path, params, progress)?;
         let read = before.zip(thread_read_bytes()).map(|(before, after)| after - before);
-        device.weight_table().restore_names();
+        device.pooled().table().restore_names();
         let model = Self::from_inner(llama, Some(device), Some(streamed), path);
         check_identities(file)?;
         model.check_load(file, read)?;
@@ -234,7 +234,7 @@ impl Model {
     fn check_load(&self, file: &tierstream_gguf::Model, read: Option<u64>) -> Result<()> {
         let device = self.inner.device.as_ref().expect("called for streamed models");
         device.check_callbacks()?;
-        if let Some(name) = device.weight_table().missing().first() {
+        if let Some(name) = device.pooled().table().missing().first() {
             return Err(Error::SelfCheck(format!("llama.cpp does not use the tensor {name}")));
         }
         let streamed = self.inner.streamed.as_ref().expect("called for streamed models");
@@ -284,7 +284,7 @@ impl Model {
             Err(TryLockError::WouldBlock) => return Err(taken()),
             Ok(guard) => guard,
         };
-        if device.residency().is_some() {
+        if device.pooled().residency().is_some() {
             return Err(taken());
         }
         let slots = slots_for(&streamed.layers, options.size)?;
@@ -303,7 +303,7 @@ impl Model {
             let total: u64 = self.expert_bytes();
             residency.load_all(&mut |done| progress(done as f32 / total as f32))?;
         }
-        if device.attach(residency) { Ok(()) } else { Err(taken()) }
+        if device.pooled().attach(residency) { Ok(()) } else { Err(taken()) }
     }
 
     /// Bytes of all streamed experts; 0 for models that do not stream.
@@ -395,7 +395,7 @@ impl Model {
     }
 
     fn residency(&self) -> Option<&Arc<Residency>> {
-        self.inner.device.as_ref().and_then(|d| d.residency())
+        self.inner.device.as_ref().and_then(|d| d.pooled().residency())
     }
 }
 

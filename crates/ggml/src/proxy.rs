@@ -9,26 +9,20 @@
 use std::collections::HashMap;
 use std::ffi::{c_char, c_int, c_void};
 use std::ops::Deref;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use self::backend::init_backend;
 pub(crate) use self::registry::proc_of;
 use crate::abi::*;
 use crate::control::Control;
 use crate::error::{Error, Result};
-use crate::residency::Residency;
-use crate::weights::{PartRef, WeightTable, buffer_type_iface};
+use crate::pooled::Pooled;
+use crate::weights::{PartRef, buffer_type_iface};
 
 mod backend;
 mod registry;
-
-/// Runs `f` and turns a panic into `default`: no panic may cross a C frame.
-pub(crate) fn contain<T>(default: T, f: impl FnOnce() -> T) -> T {
-    catch_unwind(AssertUnwindSafe(f)).unwrap_or(default)
-}
 
 /// The proxy of one model: registry entry, device and weight buffer type, at a fixed address.
 pub(crate) struct Device {
@@ -36,8 +30,8 @@ pub(crate) struct Device {
     device: ggml_backend_device,
     buft: ggml_backend_buffer_type,
     inner: ggml_backend_dev_t,
-    weights: Mutex<WeightTable>,
-    residency: OnceLock<Arc<Residency>>,
+    /// What executors need of the model; `buft` points to its table.
+    pooled: Pooled,
     /// Held while a context is made, so that it finds its own backend among the newborn.
     birth: Mutex<()>,
     /// Controls of backends made since the last [`Device::take_newborn`].
@@ -68,13 +62,13 @@ impl Deref for OwnedDevice {
 
 impl Drop for OwnedDevice {
     fn drop(&mut self) {
-        // SAFETY: `Device::new` has leaked this box; whoever drops the owner has freed the model
+        // SAFETY: `Device::wrap` has leaked this box; whoever drops the owner has freed the model
         // and the contexts that refer to it.
         drop(unsafe { Box::from_raw(self.0.as_ptr()) });
     }
 }
 
-// SAFETY: the ggml structs are constant after `new`; all else is behind locks. ggml's own device
+// SAFETY: the ggml structs are constant after `wrap`; all else is behind locks. ggml's own device
 // functions may be called from any thread.
 unsafe impl Send for Device {}
 // SAFETY: as above.
@@ -120,8 +114,7 @@ impl Device {
                 context: ptr::null_mut(),
             },
             inner,
-            weights: Mutex::new(WeightTable::new(names)),
-            residency: OnceLock::new(),
+            pooled: Pooled::new(names),
             birth: Mutex::default(),
             newborn: Mutex::default(),
             foreign: Mutex::default(),
@@ -133,7 +126,7 @@ impl Device {
             (*this).reg.context = this.cast();
             (*this).device.context = this.cast();
             (*this).device.reg = &raw mut (*this).reg;
-            (*this).buft.context = this.cast();
+            (*this).buft.context = ptr::from_ref((*this).pooled.weights()).cast_mut().cast();
             (*this).buft.device = &raw mut (*this).device;
             OwnedDevice(NonNull::new_unchecked(this))
         }
@@ -146,8 +139,8 @@ impl Device {
 
     /// For llama.cpp's list of buffer type overrides.
     pub(crate) fn buffer_type(&self) -> ggml_backend_buffer_type_t {
-        let this = self.buft.context.cast::<Device>();
-        // SAFETY: the pointer that `new` made, to `self`.
+        let this = self.device.context.cast::<Device>();
+        // SAFETY: the pointer that `wrap` made, to `self`.
         unsafe { &raw mut (*this).buft }
     }
 
@@ -156,28 +149,14 @@ impl Device {
         self.inner
     }
 
-    pub(crate) fn weights(&self) -> &Mutex<WeightTable> {
-        &self.weights
-    }
-
-    pub(crate) fn weight_table(&self) -> MutexGuard<'_, WeightTable> {
-        self.weights.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Gives the device its pool, and says whether it had none. Before that, graphs with expert
-    /// weights fail.
-    #[must_use]
-    pub(crate) fn attach(&self, residency: Arc<Residency>) -> bool {
-        self.residency.set(residency).is_ok()
-    }
-
-    pub(crate) fn residency(&self) -> Option<&Arc<Residency>> {
-        self.residency.get()
+    /// The expert tensors, and their pool.
+    pub(crate) fn pooled(&self) -> &Pooled {
+        &self.pooled
     }
 
     /// Fails with the note of a callback of the weights' buffer type, if there is one.
     pub(crate) fn check_callbacks(&self) -> Result<()> {
-        match self.weight_table().take_faults().first() {
+        match self.pooled.table().take_faults().first() {
             Some(what) => Err(Error::SelfCheck(what.clone())),
             None => Ok(()),
         }
@@ -298,7 +277,7 @@ impl Device {
         // SAFETY: a live tensor.
         let base =
             unsafe { if (*expert).view_src.is_null() { expert } else { (*expert).view_src } };
-        let Some(part) = self.weight_table().part(base) else { return };
+        let Some(part) = self.pooled.table().part(base) else { return };
         // SAFETY: ggml returns a static string for every operation.
         let name = unsafe { std::ffi::CStr::from_ptr(ggml_op_name(op)) };
         self.refuse(

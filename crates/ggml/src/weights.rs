@@ -10,10 +10,9 @@
 use std::collections::HashMap;
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr;
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::abi::*;
-use crate::proxy::{Device, contain};
 
 /// Stands for the first byte of a tensor's name while llama.cpp loads.
 const RENAMED: c_char = 1;
@@ -125,7 +124,7 @@ impl WeightTable {
     }
 }
 
-/// The vtable of the buffer type. `context` and `device` are set by [`Device`].
+/// The vtable of the buffer type, whose context is a `Mutex<WeightTable>`.
 pub(crate) fn buffer_type_iface() -> ggml_backend_buffer_type_i {
     ggml_backend_buffer_type_i {
         get_name: Some(name),
@@ -170,7 +169,7 @@ extern "C" fn alloc_buffer_n(
         }
         // SAFETY: `reserve` has just made it; its context is the base address.
         let mut at = unsafe { (*buffer).context }.cast::<u8>();
-        let mut table = lock(device(buft).weights());
+        let mut table = table(buft);
         for &tensor in tensors {
             // SAFETY: `at` stays inside the reservation of `total` bytes.
             unsafe {
@@ -269,15 +268,12 @@ fn note(buffer: ggml_backend_buffer_t, tensor: *const ggml_tensor, verb: &str) {
         let (buft, name) =
             unsafe { ((*buffer).buft, CStr::from_ptr((*tensor).name.as_ptr().add(1))) };
         let what = format!("llama.cpp {verb} expert tensor ?{}", name.to_string_lossy());
-        lock(device(buft).weights()).faults.push(what);
+        table(buft).faults.push(what);
     });
 }
 
-fn device<'a>(buft: ggml_backend_buffer_type_t) -> &'a Device {
-    // SAFETY: `Device::new` sets the context of its buffer type to itself, and outlives it.
-    unsafe { &*(*buft).context.cast::<Device>() }
-}
-
-fn lock(table: &Mutex<WeightTable>) -> std::sync::MutexGuard<'_, WeightTable> {
-    table.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+fn table<'a>(buft: ggml_backend_buffer_type_t) -> MutexGuard<'a, WeightTable> {
+    // SAFETY: the proxy device sets the context of its buffer type to its table, and outlives it.
+    let table = unsafe { &*(*buft).context.cast::<Mutex<WeightTable>>() };
+    table.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -30,16 +30,16 @@
 pub mod engine;
 mod error;
 mod file;
-mod place;
 pub mod plan;
 mod reader;
 mod ring;
+mod sink;
 mod sync;
 pub mod wrap;
 
 pub use engine::{Engine, EngineKind};
 pub use error::{Error, Result};
 pub use file::{DirectState, File, FileId};
-pub use place::Place;
-pub use reader::{Chunk, Config, Extent, Priority, Reader, Sink, Stats, Status, Ticket, Wrap};
+pub use reader::{Config, Extent, Priority, Reader, Stats, Status, Ticket, Wrap};
 pub use ring::{Buffer, PAGE, Ring};
+pub use sink::{Chunk, Place, Sink};

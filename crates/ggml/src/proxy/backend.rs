@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
-use super::{Device, contain, device};
+use super::{Device, device};
 use crate::abi::*;
 use crate::control::Control;
 use crate::error::Error;
@@ -127,7 +127,7 @@ extern "C" fn graph_compute(backend: ggml_backend_t, graph: *mut ggml_cgraph) ->
             let this = (*backend).context.cast::<Backend>();
             (&mut (*this).executor, &(*this).control, &*(*this).device)
         };
-        let run = AssertUnwindSafe(|| executor.compute(device, graph));
+        let run = AssertUnwindSafe(|| executor.compute(device.pooled(), graph));
         let done = catch_unwind(run)
             .unwrap_or_else(|panic| Err(Error::Internal(panic_text(panic.as_ref()))));
         match done {
@@ -242,8 +242,8 @@ extern "C" fn graph_optimize(
     contain((), || {
         // SAFETY: ggml calls this with our backend, whose device outlives it, and a live graph.
         let (device, graph) = unsafe { (&*(*(*b).context.cast::<Backend>()).device, &*graph) };
-        if device.residency().is_none() {
-            let refused = probe::refused(graph, &device.weight_table());
+        if device.pooled().residency().is_none() {
+            let refused = probe::refused(graph, &device.pooled().table());
             refused.into_iter().for_each(|(layer, why)| device.refuse(layer, why));
             device.seen_graph.store(true, Ordering::Release);
         }

@@ -26,8 +26,8 @@ pub use uring::Uring;
 
 use crate::error::{Error, Result};
 use crate::file::File;
-use crate::place::Held;
 use crate::ring::{Buffer, Ring};
+use crate::sink::Held;
 
 /// Moves bytes from files into memory. Owns each read, and with it its memory, from
 /// [`Engine::submit`] until [`Engine::wait`] hands it back.

@@ -2,7 +2,6 @@
 
 use std::any::Any;
 use std::fmt;
-use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
@@ -13,61 +12,10 @@ use super::reaper::Shared;
 use crate::engine::RawRead;
 use crate::error::{Error, Result, panic_message};
 use crate::file::File;
-use crate::place::{Held, Place};
 use crate::plan::{Plan, Read, Slice};
 use crate::ring::Buffer;
+use crate::sink::{Chunk, Held, Place, Sink};
 use crate::sync::{lock, wait};
-
-/// Takes the bytes of one request. All calls come from the reader's own thread, one at a time, so
-/// a sink must neither block for long nor wait for this reader.
-///
-/// A panic in a sink fails the piece with [`Error::SinkPanicked`] and nothing else.
-pub trait Sink: Send + Sync {
-    /// Some bytes of a piece, in any order, each byte once.
-    fn chunk(&self, chunk: Chunk);
-
-    /// Where a piece may be read to directly, if it has such a place. Asked on the thread that
-    /// submits the request. The bytes of a piece that is read to its place do not come as chunks;
-    /// where the place does not suit the drive's alignment, or the sink has none, they do.
-    fn place(&self, piece: usize) -> Option<Place> {
-        let _ = piece;
-        None
-    }
-
-    /// The end of a piece, once: after its last chunk, or with what went wrong. After an error
-    /// nothing of the piece counts as arrived, and no chunk of it follows.
-    fn done(&self, piece: usize, result: Result<()>);
-}
-
-/// Bytes of one piece, as they arrived. Holds its ring buffer until it is dropped, which may be
-/// long after the call that gave it; every buffer held is one less to read into.
-pub struct Chunk {
-    /// Which extent of the request, counted from 0.
-    pub piece: usize,
-    /// Where in the piece these bytes begin.
-    pub offset: u64,
-    buffer: Arc<Buffer>,
-    start: usize,
-    len: usize,
-}
-
-impl Deref for Chunk {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        &self.buffer.as_slice()[self.start..self.start + self.len]
-    }
-}
-
-impl fmt::Debug for Chunk {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Chunk")
-            .field("piece", &self.piece)
-            .field("offset", &self.offset)
-            .field("len", &self.len)
-            .finish_non_exhaustive()
-    }
-}
 
 /// A request on its way. Dropping the ticket does not stop the request; [`Ticket::cancel`] does.
 pub struct Ticket {
@@ -223,7 +171,7 @@ impl Job {
             }
         };
         if let Some(buffer) = buffer {
-            let chunk = Chunk { piece, offset, buffer: Arc::clone(buffer), start, len };
+            let chunk = Chunk::new(piece, offset, Arc::clone(buffer), start, len);
             let took = catch_unwind(AssertUnwindSafe(|| sink.chunk(chunk)));
             if let Err(panic) = took {
                 drop(sink);

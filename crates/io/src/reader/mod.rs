@@ -11,7 +11,7 @@ use std::sync::mpsc;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::thread::{JoinHandle, ThreadId};
 
-pub use job::{Chunk, Sink, Ticket};
+pub use job::Ticket;
 pub use queue::Priority;
 
 use self::job::Job;
@@ -22,6 +22,7 @@ use crate::error::{Error, Result};
 use crate::file::{DirectState, File, FileId};
 use crate::plan::{Layout, Plan, Wanted};
 use crate::ring::{PAGE, Ring};
+use crate::sink::{Chunk, Sink};
 use crate::sync::lock;
 use crate::wrap::{Latency, Monitor};
 
@@ -239,7 +240,7 @@ impl Reader {
                 match check(extent, files.get(file.0 as usize)) {
                     Ok(_) if len == 0 => settled.push((piece, Ok(()))),
                     Ok(state) => {
-                        places[piece] = sink.place(piece).filter(|p| p.suits(extent, state));
+                        places[piece] = sink.place(piece).filter(|p| p.suits(offset, len, state));
                         let in_place = places[piece].is_some();
                         wanted.push(Wanted { piece, file, offset, len, in_place });
                     }

@@ -1,11 +1,77 @@
-//! Memory of the caller that bytes are read into without a stop in the ring.
+//! What takes the bytes of a request: as chunks of the ring, or in places of its own.
 
+use std::fmt;
+use std::ops::Deref;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+use crate::error::Result;
 use crate::file::DirectState;
 use crate::plan::round_up;
-use crate::reader::{Extent, Sink};
+use crate::ring::Buffer;
+
+/// Takes the bytes of one request. All calls come from the reader's own thread, one at a time, so
+/// a sink must neither block for long nor wait for this reader.
+///
+/// A panic in a sink fails the piece with [`Error::SinkPanicked`] and nothing else.
+pub trait Sink: Send + Sync {
+    /// Some bytes of a piece, in any order, each byte once.
+    fn chunk(&self, chunk: Chunk);
+
+    /// Where a piece may be read to directly, if it has such a place. Asked on the thread that
+    /// submits the request. The bytes of a piece that is read to its place do not come as chunks;
+    /// where the place does not suit the drive's alignment, or the sink has none, they do.
+    fn place(&self, piece: usize) -> Option<Place> {
+        let _ = piece;
+        None
+    }
+
+    /// The end of a piece, once: after its last chunk, or with what went wrong. After an error
+    /// nothing of the piece counts as arrived, and no chunk of it follows.
+    fn done(&self, piece: usize, result: Result<()>);
+}
+
+/// Bytes of one piece, as they arrived. Holds its ring buffer until it is dropped, which may be
+/// long after the call that gave it; every buffer held is one less to read into.
+pub struct Chunk {
+    /// Which extent of the request, counted from 0.
+    pub piece: usize,
+    /// Where in the piece these bytes begin.
+    pub offset: u64,
+    buffer: Arc<Buffer>,
+    start: usize,
+    len: usize,
+}
+
+impl Chunk {
+    pub(crate) fn new(
+        piece: usize,
+        offset: u64,
+        buffer: Arc<Buffer>,
+        start: usize,
+        len: usize,
+    ) -> Self {
+        Self { piece, offset, buffer, start, len }
+    }
+}
+
+impl Deref for Chunk {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.buffer.as_slice()[self.start..self.start + self.len]
+    }
+}
+
+impl fmt::Debug for Chunk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Chunk")
+            .field("piece", &self.piece)
+            .field("offset", &self.offset)
+            .field("len", &self.len)
+            .finish_non_exhaustive()
+    }
+}
 
 /// Where one piece of a request is to lie, and how much room is around it.
 ///
@@ -40,11 +106,11 @@ impl Place {
         Self { at, before, after }
     }
 
-    /// Whether the blocks that hold `extent` can be read straight to it.
-    pub(crate) fn suits(&self, extent: &Extent, state: &DirectState) -> bool {
+    /// Whether the blocks that hold `len` bytes at `offset` of a file can be read straight to it.
+    pub(crate) fn suits(&self, offset: u64, len: u64, state: &DirectState) -> bool {
         let align = u64::from(state.offset_align);
-        let end = extent.offset + extent.len;
-        let head = extent.offset % align;
+        let end = offset + len;
+        let head = offset % align;
         let tail = round_up(end, align) - end;
         let first = (self.at.as_ptr().addr() as u64).wrapping_sub(head);
         head <= self.before as u64
