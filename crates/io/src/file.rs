@@ -27,15 +27,21 @@ impl fmt::Display for FileId {
 pub struct DirectState {
     /// Reads go past the page cache.
     pub direct: bool,
-    /// Alignment of memory addresses, in bytes.
+    /// Alignment of memory addresses, in bytes. A power of two.
     pub mem_align: u32,
-    /// Alignment of file offsets and lengths, in bytes. A power of two.
+    /// Alignment of file offsets and lengths, in bytes. A power of two, no less than `mem_align`:
+    /// memory that is aligned for the first block of a piece is so for every other.
     pub offset_align: u32,
     /// Why `direct` is false.
     pub reason: Option<String>,
 }
 
 impl DirectState {
+    fn direct(mem_align: u32, offset_align: u32) -> Self {
+        let offset_align = offset_align.max(mem_align);
+        Self { direct: true, mem_align, offset_align, reason: None }
+    }
+
     fn buffered(reason: impl Into<String>) -> Self {
         Self { direct: false, mem_align: 1, offset_align: 1, reason: Some(reason.into()) }
     }
@@ -205,20 +211,19 @@ fn probe_direct(handle: &std::fs::File) -> Result<DirectState, String> {
     let probe = Ring::new(PAGE, 1).map_err(|e| format!("no memory to probe direct I/O: {e}"))?;
     let mut refusal = String::new();
     for (mem_align, offset_align) in candidates {
-        if mem_align as usize > PAGE || !offset_align.is_power_of_two() {
+        let powers = mem_align.is_power_of_two() && offset_align.is_power_of_two();
+        if mem_align as usize > PAGE || !powers {
             refusal = format!("it wants an alignment of {mem_align}/{offset_align} bytes");
             continue;
         }
         let len = (offset_align as usize).min(PAGE);
         if len < offset_align as usize {
             // Too large for the probe's buffer; the report is believed.
-            return Ok(DirectState { direct: true, mem_align, offset_align, reason: None });
+            return Ok(DirectState::direct(mem_align, offset_align));
         }
         let Some(mut buffer) = probe.take(0) else { continue };
         match rustix::io::pread(handle.as_fd(), &mut buffer.as_mut_slice()[..len], 0) {
-            Ok(_) => {
-                return Ok(DirectState { direct: true, mem_align, offset_align, reason: None });
-            }
+            Ok(_) => return Ok(DirectState::direct(mem_align, offset_align)),
             Err(errno) => refusal = format!("a direct read was refused: {errno}"),
         }
     }

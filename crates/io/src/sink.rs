@@ -21,6 +21,7 @@ pub trait Sink: Send + Sync {
     /// Where a piece may be read to directly, if it has such a place. Asked on the thread that
     /// submits the request. The bytes of a piece that is read to its place do not come as chunks;
     /// where the place does not suit the drive's alignment, or the sink has none, they do.
+    /// A panic here fails the piece, too.
     fn place(&self, piece: usize) -> Option<Place> {
         let _ = piece;
         None
@@ -115,7 +116,7 @@ impl Place {
         let first = (self.at.as_ptr().addr() as u64).wrapping_sub(head);
         head <= self.before as u64
             && tail <= self.after as u64
-            && first.is_multiple_of(u64::from(state.mem_align.max(1)))
+            && first.is_multiple_of(u64::from(state.mem_align))
     }
 }
 
@@ -145,5 +146,50 @@ impl Held {
     /// Keeps the memory for ever: the kernel may still write to it.
     pub(crate) fn leak(&self) {
         std::mem::forget(Arc::clone(&self.keep));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::file::FileId;
+    use crate::plan::{Layout, Plan, Wanted};
+
+    proptest! {
+        /// Every read that the planner makes of a piece whose place suits lies within the place
+        /// and its room, in aligned memory; so does what is left of a read that was cut short.
+        #[test]
+        fn a_place_that_suits_takes_every_read(
+            at in 4096usize..20_000,
+            (before, after) in (0usize..5000, 0usize..5000),
+            (offset, len) in (0u64..100_000, 1u64..100_000),
+            (mem_shift, more) in (0u32..13, 0u32..4),
+            cut in 0u64..100_000,
+        ) {
+            let mem_align = 1u32 << mem_shift;
+            let offset_align = (mem_align << more).min(4096);
+            let state = DirectState { direct: true, mem_align, offset_align, reason: None };
+            let address = NonNull::new(std::ptr::without_provenance_mut::<u8>(at)).unwrap();
+            // SAFETY: nobody reads to it.
+            let place = unsafe { Place::new(address, before, after) };
+            if !place.suits(offset, len, &state) {
+                return Ok(());
+            }
+            let wanted = vec![Wanted { piece: 0, file: FileId(0), offset, len, in_place: true }];
+            let layout = |_| Layout { align: offset_align, size: 1 << 40 };
+            let plan = Plan::new(wanted, layout, 16 << 10);
+            for read in plan.reads() {
+                let start = at as i64 + read.offset as i64 - offset as i64;
+                prop_assert!(start >= (at - before) as i64);
+                let end = start + read.len as i64;
+                prop_assert!(end <= at as i64 + len as i64 + after as i64);
+                let again = start + (cut % read.len as u64 & !u64::from(offset_align - 1)) as i64;
+                for first in [start, again] {
+                    prop_assert_eq!(first % i64::from(mem_align), 0);
+                }
+            }
+        }
     }
 }

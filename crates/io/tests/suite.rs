@@ -10,7 +10,7 @@ use std::time::Duration;
 use support::{Collect, Fixture, Gate, Places, Random};
 use tierstream_io::wrap::{Action, Drive, Fault, Monitor, Rule, Throttle};
 use tierstream_io::{
-    Chunk, Config, EngineKind, Error, Extent, FileId, Priority, Reader, Sink, Wrap,
+    Chunk, Config, EngineKind, Error, Extent, FileId, Place, Priority, Reader, Sink, Wrap,
 };
 
 /// Engines whose bytes are checked. `Noop` is exempt: it reads nothing.
@@ -194,6 +194,14 @@ fn truncation_while_open() {
             matches!(error, Error::Truncated { offset: 299_990, wanted: 20, got: 10, .. }),
             "{error:?}"
         );
+        let extents = vec![extent(file, 1000, 99_000), extent(file, 500_000, 200_000)];
+        let sink = Places::new(&extents);
+        let error = reader.submit(Priority::Demand, extents, sink.clone()).wait().unwrap_err();
+        assert!(matches!(error, Error::Truncated { .. }), "{error:?}");
+        assert!(sink.piece(0) == &fixture.bytes[1000..100_000]);
+        assert!(matches!(sink.results()[1], Some(Err(Error::Truncated { .. }))));
+        sink.check_guards();
+
         let changed = reader.file(file).unwrap().check_unchanged().unwrap_err();
         assert!(matches!(changed, Error::Changed { .. }), "{changed:?}");
     });
@@ -243,6 +251,10 @@ fn memory_file_systems_are_read_through_the_cache_and_say_so() {
 #[test]
 fn direct_files_say_so() {
     let fixture = Fixture::new(10_000);
+    let state = tierstream_io::File::open(&fixture.path).unwrap().direct_state().clone();
+    println!("direct reads: {state:?}");
+    // Where the tests' own folder lies in memory, they say nothing of direct reads.
+    assert!(state.direct || state.reason.is_some_and(|why| why.contains("refused")));
     everywhere(|reader| {
         reader.open(&fixture.path).unwrap();
         let status = reader.status();
@@ -546,23 +558,31 @@ fn drop_at_any_moment() {
     });
 }
 
-/// Panics in `chunk` for one piece, counts the rest.
-struct Moody(usize, AtomicUsize);
+/// Panics in `chunk` or `place` for one piece, counts the rest.
+struct Moody {
+    piece: usize,
+    in_place: bool,
+    ended: AtomicUsize,
+}
 
 impl Sink for Moody {
     fn chunk(&self, chunk: Chunk) {
-        assert!(chunk.piece != self.0, "not this one");
+        assert!(chunk.piece != self.piece, "not this one");
+    }
+    fn place(&self, piece: usize) -> Option<Place> {
+        assert!(!(self.in_place && piece == self.piece), "not this one");
+        None
     }
     fn done(&self, piece: usize, result: Result<(), Error>) {
         match result {
-            Ok(()) => assert_ne!(piece, self.0),
+            Ok(()) => assert_ne!(piece, self.piece),
             Err(Error::SinkPanicked { message }) => {
                 assert!(message.contains("not this one"));
-                assert_eq!(piece, self.0);
+                assert_eq!(piece, self.piece);
             }
             Err(other) => panic!("{other:?}"),
         }
-        self.1.fetch_add(1, Ordering::Relaxed);
+        self.ended.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -571,11 +591,14 @@ fn a_panic_in_a_sink_fails_its_piece_only() {
     let fixture = Fixture::new(1 << 20);
     let reader = small(4, 2, None);
     let file = reader.open(&fixture.path).unwrap();
-    let sink = Arc::new(Moody(3, AtomicUsize::new(0)));
-    let error = reader.submit(Priority::Demand, apart(file, 6), sink.clone()).wait().unwrap_err();
-    assert!(matches!(error, Error::SinkPanicked { .. }), "{error:?}");
-    assert_eq!(sink.1.load(Ordering::Relaxed), 6);
-    fixture.check(&reader, Priority::Demand, apart(file, 6));
+    for in_place in [false, true] {
+        let sink = Arc::new(Moody { piece: 3, in_place, ended: AtomicUsize::new(0) });
+        let ticket = reader.submit(Priority::Demand, apart(file, 6), sink.clone());
+        let error = ticket.wait().unwrap_err();
+        assert!(matches!(error, Error::SinkPanicked { .. }), "{error:?}");
+        assert_eq!(sink.ended.load(Ordering::Relaxed), 6);
+        fixture.check(&reader, Priority::Demand, apart(file, 6));
+    }
 }
 
 /// Misuses the reader from its own thread, then drops the last handle to it there.

@@ -350,6 +350,20 @@ mod tests {
 
     use super::*;
     use crate::file::File;
+    use crate::sink::{Chunk, Held, Place, Sink};
+
+    /// Has a place that is never read to.
+    struct Nowhere(std::ptr::NonNull<[u8]>);
+
+    // SAFETY: an address that nobody looks at.
+    unsafe impl Send for Nowhere {}
+    // SAFETY: as above.
+    unsafe impl Sync for Nowhere {}
+
+    impl Sink for Nowhere {
+        fn chunk(&self, _: Chunk) {}
+        fn done(&self, _: usize, _: Result<()>) {}
+    }
 
     #[test]
     fn a_refused_registration_is_told() {
@@ -359,9 +373,9 @@ mod tests {
         assert!(Uring::new(&ring, 1, false).unwrap().remark().is_none());
     }
 
-    /// A ring that dies must fail its reads, not hang, and must not reuse their buffers.
+    /// A ring that dies must fail its reads, not hang, and must not reuse their memory.
     #[test]
-    fn a_dead_ring_fails_its_reads_and_keeps_their_buffers() {
+    fn a_dead_ring_fails_its_reads_and_keeps_their_memory() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("f");
         std::fs::write(&path, [7; 8192]).unwrap();
@@ -383,12 +397,19 @@ mod tests {
         let mut fd = std::mem::ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(raw) });
         rustix::io::dup2(std::fs::File::open("/dev/null").unwrap(), &mut fd).unwrap();
 
-        engine.submit(&mut std::iter::once(read(2)));
-        while done.is_empty() {
+        let sink = Arc::new(Nowhere(Box::leak(vec![0; 8192].into_boxed_slice()).into()));
+        // SAFETY: the memory is leaked, and nobody looks at it.
+        let place = unsafe { Place::new(sink.0.cast(), 0, 0) };
+        let held = Held::new(place, Arc::clone(&sink) as Arc<dyn Sink>);
+        // SAFETY: the place is as long.
+        let in_place = unsafe { RawRead::to_place(4, Arc::clone(&file), 0, held, 0, 8192) };
+        engine.submit(&mut [read(2), in_place].into_iter());
+        while done.len() < 2 {
             engine.wait(&mut done);
         }
         assert!(done.drain(..).all(|d| d.result.is_err()));
         assert_eq!(ring.free_count(), 3);
+        assert_eq!(Arc::strong_count(&sink), 2, "what keeps the place is kept for ever");
         engine.submit(&mut std::iter::once(read(3)));
         engine.wait(&mut done);
         assert!(done.pop().unwrap().result.is_err());

@@ -25,7 +25,7 @@ pub struct Ticket {
 
 impl Ticket {
     /// Blocks until every piece is done, no call of the sink will follow and no read into its
-    /// places is in flight.
+    /// places is in flight (unless the engine has died, see [`Place::new`]).
     ///
     /// # Errors
     /// The first error of a piece; [`Error::InsideSink`] at once when called from a sink of the
@@ -254,6 +254,6 @@ impl Job {
     }
 }
 
-fn sink_panicked(panic: &(dyn Any + Send)) -> Error {
+pub(super) fn sink_panicked(panic: &(dyn Any + Send)) -> Error {
     Error::SinkPanicked { message: panic_message(panic) }
 }

@@ -5,6 +5,7 @@ mod queue;
 mod reaper;
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
@@ -14,7 +15,7 @@ use std::thread::{JoinHandle, ThreadId};
 pub use job::Ticket;
 pub use queue::Priority;
 
-use self::job::Job;
+use self::job::{Job, sink_panicked};
 use self::queue::{Chore, Queue};
 use self::reaper::Shared;
 use crate::engine::{self, Engine, EngineKind};
@@ -22,7 +23,7 @@ use crate::error::{Error, Result};
 use crate::file::{DirectState, File, FileId};
 use crate::plan::{Layout, Plan, Wanted};
 use crate::ring::{PAGE, Ring};
-use crate::sink::{Chunk, Sink};
+use crate::sink::{Chunk, Place, Sink};
 use crate::sync::lock;
 use crate::wrap::{Latency, Monitor};
 
@@ -48,8 +49,8 @@ pub struct Config {
     pub ring_bytes: usize,
     /// Size of a buffer, and so of the largest read, in bytes: a multiple of [`PAGE`].
     pub buffer_bytes: usize,
-    /// Most reads in flight; [`Status::depth`] says how many the engine and the ring allow. From 4
-    /// on, one of them is kept for [`Priority::Demand`].
+    /// Most reads in flight; [`Status::depth`] says how many the engine allows, which are no more
+    /// than the ring has buffers. From 4 on, one of them is kept for [`Priority::Demand`].
     pub depth: usize,
     /// Registers the ring with the kernel (`uring` only). Needs room in `RLIMIT_MEMLOCK`; where
     /// that is refused the engine runs without, and [`Status::reason`] says so.
@@ -154,7 +155,7 @@ impl Reader {
             return Err(Error::config("no read may be in flight (depth 0)"));
         }
         let ring = Ring::new(buffer_bytes, ring_bytes / buffer_bytes)?;
-        // More reads than buffers can never be in flight.
+        // Reads into places need no buffer, but are held to the same number: one depth for a drive.
         let depth = depth.min(ring.count());
         let (engine, fallback) = engine::build(requested, &ring, depth, config.register_buffers)?;
         let engine = match config.wrap {
@@ -232,18 +233,23 @@ impl Reader {
     pub fn submit(&self, priority: Priority, pieces: Vec<Extent>, sink: Arc<dyn Sink>) -> Ticket {
         let mut settled = Vec::new();
         let mut wanted = Vec::with_capacity(pieces.len());
-        let mut places = vec![None; pieces.len()];
+        // Before any lock is taken: the sink's code may use the reader.
+        let asked = (0..pieces.len()).map(|piece| ask_for_place(&*sink, piece));
+        let mut places: Vec<Result<Option<Place>>> = asked.collect();
         let plan = {
             let files = self.shared.files.read().unwrap_or_else(PoisonError::into_inner);
             for (piece, extent) in pieces.iter().enumerate() {
                 let Extent { file, offset, len } = *extent;
                 match check(extent, files.get(file.0 as usize)) {
                     Ok(_) if len == 0 => settled.push((piece, Ok(()))),
-                    Ok(state) => {
-                        places[piece] = sink.place(piece).filter(|p| p.suits(offset, len, state));
-                        let in_place = places[piece].is_some();
-                        wanted.push(Wanted { piece, file, offset, len, in_place });
-                    }
+                    Ok(state) => match &mut places[piece] {
+                        Err(error) => settled.push((piece, Err(error.clone()))),
+                        Ok(place) => {
+                            *place = place.filter(|p| p.suits(offset, len, state));
+                            let in_place = place.is_some();
+                            wanted.push(Wanted { piece, file, offset, len, in_place });
+                        }
+                    },
                     Err(error) => settled.push((piece, Err(error))),
                 }
             }
@@ -253,8 +259,13 @@ impl Reader {
             };
             Plan::new(wanted, layout, self.shared.ring.buffer_bytes())
         };
-        let job =
-            Arc::new(Job::new(plan, places, pieces.iter().map(|p| p.len), sink, self.thread_id));
+        let job = Arc::new(Job::new(
+            plan,
+            places.into_iter().map(|p| p.unwrap_or_default()).collect(),
+            pieces.iter().map(|p| p.len),
+            sink,
+            self.thread_id,
+        ));
         let ticket = Ticket { job: Arc::clone(&job), shared: Arc::downgrade(&self.shared) };
         let has_chore = !settled.is_empty();
         let mut queue = lock(&self.shared.queue);
@@ -371,6 +382,12 @@ impl fmt::Debug for Reader {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Reader").field("status", &self.status()).finish_non_exhaustive()
     }
+}
+
+/// The place that a sink has for a piece; an error if it panics.
+fn ask_for_place(sink: &dyn Sink, piece: usize) -> Result<Option<Place>> {
+    let asked = catch_unwind(AssertUnwindSafe(|| sink.place(piece)));
+    asked.map_err(|panic| sink_panicked(&*panic))
 }
 
 /// How `file` is read, if `extent` lies within it as it was at open.

@@ -276,7 +276,8 @@ pub(crate) struct Fixture {
 
 impl Fixture {
     pub(crate) fn new(len: usize) -> Self {
-        Self::within(&std::env::temp_dir(), len)
+        // Not the system's folder for temporary files: that may lie in memory.
+        Self::within(Path::new(env!("CARGO_TARGET_TMPDIR")), len)
     }
 
     pub(crate) fn within(parent: &Path, len: usize) -> Self {
