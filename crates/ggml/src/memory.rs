@@ -1,27 +1,35 @@
-//! Host memory for tensors, from a ggml buffer type.
+//! Host memory for tensors.
+
+use std::ptr;
 
 use crate::abi::*;
 use crate::error::{Error, Result};
 
-/// One buffer of a backend, filled from a base address upwards.
+/// One buffer, filled from a base address upwards.
 pub(crate) struct Memory {
     buffer: ggml_backend_buffer_t,
     bytes: usize,
+    /// What the buffer lies in, if ggml has not allocated it. Dropped after the buffer is freed.
+    _map: Option<Map>,
 }
 
 impl Memory {
-    /// Of every tensor's address, bytes.
+    /// Of a buffer's base and least size, bytes.
     pub(crate) const ALIGNMENT: usize = 64;
 
-    /// For weights. Kernels are chosen by the buffer's usage.
-    pub(crate) fn weights(buffer_type: ggml_backend_buffer_type_t, bytes: usize) -> Result<Self> {
-        let this = Self::new(buffer_type, bytes, "expert slots")?;
-        this.prefer_huge_pages();
-        // SAFETY: a live buffer.
-        unsafe {
-            ggml_backend_buffer_set_usage(this.buffer.cast(), GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
+    /// For weights, which direct reads fill: zeros, from a page's start on, and taking room only
+    /// as it is touched. Kernels are chosen by the buffer's usage.
+    pub(crate) fn weights(bytes: usize) -> Result<Self> {
+        let bytes = bytes.max(Self::ALIGNMENT);
+        let map = Map::new(bytes).ok_or(Error::OutOfMemory { bytes, what: "expert slots" })?;
+        // SAFETY: the mapping outlives the buffer.
+        let buffer = unsafe { ggml_backend_cpu_buffer_from_ptr(map.base, bytes) };
+        if buffer.is_null() {
+            return Err(Error::OutOfMemory { bytes, what: "expert slots" });
         }
-        Ok(this)
+        // SAFETY: a live buffer.
+        unsafe { ggml_backend_buffer_set_usage(buffer, GGML_BACKEND_BUFFER_USAGE_WEIGHTS) };
+        Ok(Self { buffer: buffer.cast(), bytes, _map: Some(map) })
     }
 
     /// For activations.
@@ -44,20 +52,7 @@ impl Memory {
             if buffer.is_null() {
                 return Err(Error::OutOfMemory { bytes, what });
             }
-            Ok(Self { buffer: buffer.cast(), bytes })
-        }
-    }
-
-    /// Asks for huge pages: a fresh slot costs a page fault per 4 KiB otherwise, and kernels
-    /// stream through slots. What it brings is in BENCHMARKS.md.
-    fn prefer_huge_pages(&self) {
-        const HUGE_PAGE: usize = 2 << 20;
-        let (start, end) = (self.base().addr(), self.base().addr() + self.bytes);
-        let (first, last) = (start.next_multiple_of(HUGE_PAGE), end / HUGE_PAGE * HUGE_PAGE);
-        if first < last {
-            let at = self.base().wrapping_add(first - start);
-            // SAFETY: advice about pages that lie wholly inside our buffer; a refusal is harmless.
-            unsafe { libc::madvise(at.cast(), last - first, libc::MADV_HUGEPAGE) };
+            Ok(Self { buffer: buffer.cast(), bytes, _map: None })
         }
     }
 
@@ -94,5 +89,42 @@ impl Drop for Memory {
     fn drop(&mut self) {
         // SAFETY: made by `new`, freed once; contexts that compute with it are gone.
         unsafe { ggml_backend_buffer_free(self.buffer.cast()) };
+    }
+}
+
+/// Anonymous pages.
+struct Map {
+    base: *mut std::ffi::c_void,
+    bytes: usize,
+}
+
+impl Map {
+    /// None if the system refuses.
+    fn new(bytes: usize) -> Option<Self> {
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        // SAFETY: a fresh mapping at an address of the kernel's choice overlaps nothing.
+        let base = unsafe { libc::mmap(ptr::null_mut(), bytes, access, flags, -1, 0) };
+        if base == libc::MAP_FAILED {
+            return None;
+        }
+        let advise = |advice| {
+            // SAFETY: advice about a mapping of ours; a refusal is harmless.
+            unsafe { libc::madvise(base, bytes, advice) };
+        };
+        // A fresh slot costs a page fault per 4 KiB otherwise, and kernels stream through slots.
+        // What it brings is in BENCHMARKS.md.
+        advise(libc::MADV_HUGEPAGE);
+        // A fork during a direct read could part the page that the drive writes to from ours:
+        // open(2), O_DIRECT.
+        advise(libc::MADV_DONTFORK);
+        Some(Self { base, bytes })
+    }
+}
+
+impl Drop for Map {
+    fn drop(&mut self) {
+        // SAFETY: ours, given back once; the buffer over it is freed.
+        unsafe { libc::munmap(self.base, self.bytes) };
     }
 }

@@ -296,9 +296,7 @@ impl Model {
             policy: options.policy,
             seed: options.seed,
         };
-        // SAFETY: the inner device lives for ever.
-        let buffer_type = unsafe { ggml_backend_dev_buffer_type(device.inner().cast()) }.cast();
-        let residency = Residency::new(spec, buffer_type, streamed.reader.clone())?;
+        let residency = Residency::new(spec, streamed.reader.clone())?;
         if whole && options.preload {
             let total: u64 = self.expert_bytes();
             residency.load_all(&mut |done| progress(done as f32 / total as f32))?;

@@ -144,11 +144,6 @@ impl Device {
         unsafe { &raw mut (*this).buft }
     }
 
-    /// The device that computes.
-    pub(crate) fn inner(&self) -> ggml_backend_dev_t {
-        self.inner
-    }
-
     /// The expert tensors, and their pool.
     pub(crate) fn pooled(&self) -> &Pooled {
         &self.pooled

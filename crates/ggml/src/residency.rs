@@ -60,7 +60,7 @@ impl ExpertCounters {
 pub(crate) struct Residency {
     layers: Vec<Layer>,
     classes: Vec<Class>,
-    /// Holds every slot; freed last.
+    /// Holds every slot.
     memory: Memory,
     pool: Mutex<Pool>,
     /// Signalled when slots settle: loads end, pins are dropped.
@@ -93,13 +93,8 @@ unsafe impl Sync for Residency {}
 const CANCEL_LOOKED_FOR_EVERY: Duration = Duration::from_millis(20);
 
 impl Residency {
-    /// Allocates the pool in `buffer_type`, which must be host memory. The memory is touched, and
-    /// so takes room, only as slots fill.
-    pub(crate) fn new(
-        spec: Spec,
-        buffer_type: ggml_backend_buffer_type_t,
-        reader: Arc<Reader>,
-    ) -> Result<Arc<Self>> {
+    /// Allocates the pool in host memory, which is touched, and so takes room, only as slots fill.
+    pub(crate) fn new(spec: Spec, reader: Arc<Reader>) -> Result<Arc<Self>> {
         let pool = Pool::new(tierstream_pool::Config {
             layers: layer::specs(&spec.layers, Some(&spec.slots)),
             slots: spec.slots.clone(),
@@ -115,9 +110,8 @@ impl Residency {
         let total: usize = by_class()
             .flat_map(|(class, slots)| parts_of(class).iter().map(move |p| part_bytes(p, slots)))
             .sum();
-        let memory = Memory::weights(buffer_type, total + PAGE)?;
-        let base = memory.base();
-        let mut at = base.wrapping_add(base.addr().next_multiple_of(PAGE) - base.addr());
+        let memory = Memory::weights(total)?;
+        let mut at = memory.base();
         let mut classes = Vec::with_capacity(spec.slots.len());
         for (class, slots) in by_class() {
             let mut parts = Vec::new();
@@ -415,9 +409,7 @@ mod tests {
         };
         let spec = Spec { layers: vec![layer], slots: vec![4], policy: Policy::Lru, seed: 1 };
         let reader = Arc::new(Reader::new(tierstream_io::Config::default()).unwrap());
-        // SAFETY: lives for ever.
-        let host = unsafe { ggml_backend_cpu_buffer_type() }.cast();
-        let residency = Residency::new(spec, host, reader).unwrap();
+        let residency = Residency::new(spec, reader).unwrap();
         let (done, ended) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
             // The same expert twice breaks the contract.

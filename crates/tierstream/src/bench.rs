@@ -115,7 +115,7 @@ fn faults_by_block(engine: &Engine) -> Vec<(u32, u64)> {
 }
 
 /// Bytes per second of `bursts` without computing: for each a number of random records of a block,
-/// read at one time through the same reader. At most [`DRIVE_BYTES_MAX`]. None without bursts.
+/// read at one time through the same reader, and copied nowhere. At most [`DRIVE_BYTES_MAX`]. None without bursts.
 fn drive_rate(engine: &Engine, bursts: &[(u32, u64)]) -> Result<Option<f64>> {
     let Some(reader) = engine.model().reader().cloned() else { return Ok(None) };
     let (files, experts) = (engine.model().files(), engine.experts());
@@ -125,10 +125,10 @@ fn drive_rate(engine: &Engine, bursts: &[(u32, u64)]) -> Result<Option<f64>> {
     for &(block, records) in bursts {
         let found = experts.layers().iter().position(|l| l.layer == block);
         let layer = found.expect("what is counted is a layer of the model");
-        let n_experts = u64::from(experts.layers()[layer].experts);
+        let all = u64::from(experts.layers()[layer].experts);
         let mut extents = Vec::new();
-        for _ in 0..records {
-            let expert = u32::try_from(random.below(n_experts)).expect("experts are u32");
+        for expert in random.shuffled(all).into_iter().take(records as usize) {
+            let expert = u32::try_from(expert).expect("experts are u32");
             for e in experts.record(layer, expert).into_iter().flatten() {
                 extents.push(Extent { file: files[e.file], offset: e.offset, len: e.len });
                 read += e.len;

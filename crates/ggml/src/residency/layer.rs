@@ -8,7 +8,7 @@ use crate::abi::*;
 
 /// Parts smaller than this are read through the ring, where neighbours share a read: another
 /// request costs about as much as copying this many bytes.
-const IN_PLACE_LEAST_BYTES: usize = 64 << 10;
+pub(super) const IN_PLACE_LEAST_BYTES: usize = 64 << 10;
 
 /// Of a tensor's address, in bytes, as ggml has it (`TENSOR_ALIGNMENT`, ggml.c).
 const TENSOR_ALIGNMENT: u64 = 32;

@@ -7,6 +7,7 @@ use tierstream_io::{Chunk, Extent, FileId, Place, Priority, Sink, Ticket};
 use tierstream_pool::Slot;
 
 use super::Residency;
+use super::layer::IN_PLACE_LEAST_BYTES;
 use crate::error::Result;
 
 /// One expert that a batch needs, with the last row of the batch that needs it.
@@ -142,7 +143,8 @@ impl Drop for Step {
             load.ticket.cancel();
         }
         for load in &self.loads {
-            // Whatever it returns, nobody writes into the slots after it.
+            // Whatever it returns, nobody writes into the slots after it, or the reader is dead and
+            // they are never filled again.
             let _ = load.ticket.wait();
         }
         let mut pool = self.residency.lock();
@@ -218,7 +220,10 @@ impl Sink for Arrival {
     }
 
     fn place(&self, piece: usize) -> Option<Place> {
-        let &Target { data, before, after, .. } = &self.targets[piece];
+        let &Target { data, bytes, before, after } = &self.targets[piece];
+        if bytes < IN_PLACE_LEAST_BYTES {
+            return None;
+        }
         // SAFETY: the slot, room and all, is reserved for this step, which does not give it back
         // before the request is finished; kernels get it when the piece has arrived. The sink
         // holds the memory. A reader that is dead fills no slot any more.
