@@ -25,6 +25,8 @@ mod probe;
 mod proxy;
 mod residency;
 mod sampler;
+#[cfg(test)]
+mod test_graph;
 mod vocab;
 mod weights;
 

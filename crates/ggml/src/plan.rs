@@ -199,114 +199,33 @@ fn expert_source(node: &ggml_tensor, table: &WeightTable) -> Result<Option<PartR
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashMap;
-
     use super::*;
+    use crate::test_graph::TestGraph;
 
-    /// Two MoE layers of two parts, a graph to be filled, and tensors to fill it with.
-    struct Bench {
-        context: *mut ggml_context,
-        table: WeightTable,
-        /// By layer and part.
-        weights: [[*mut ggml_tensor; 2]; 2],
-        graph: *mut ggml_cgraph,
+    fn plan(built: &TestGraph) -> Result<Plan> {
+        Plan::new(built.graph(), &built.table)
     }
 
-    impl Bench {
-        fn new() -> Self {
-            let params =
-                ggml_init_params { mem_size: 1 << 20, mem_buffer: ptr::null_mut(), no_alloc: true };
-            // SAFETY: room for all that the tests make.
-            let context = unsafe { ggml_init(params) };
-            let part = |layer, part| (format!("{layer}.{part}"), PartRef { layer, part });
-            let names = [part(0, 0), part(0, 1), part(1, 0), part(1, 1)];
-            let mut table = WeightTable::new(HashMap::from(names));
-            let weights = [0, 1].map(|layer| {
-                [0, 1].map(|part| {
-                    let name = std::ffi::CString::new(format!("{layer}.{part}")).unwrap();
-                    // SAFETY: a live context.
-                    unsafe {
-                        let t = ggml_new_tensor_3d(context, GGML_TYPE_F32, 8, 8, 4);
-                        ggml_set_name(t, name.as_ptr());
-                        table.place(t).unwrap();
-                        t
-                    }
-                })
-            });
-            // SAFETY: a live context.
-            let graph = unsafe { ggml_new_graph(context) }.cast();
-            Self { context, table, weights, graph }
-        }
-
-        fn ids(&self) -> *mut ggml_tensor {
-            // SAFETY: a live context.
-            unsafe { ggml_new_tensor_2d(self.context, GGML_TYPE_I32, 2, 3) }
-        }
-
-        /// As many numbers for each of the experts.
-        fn numbers(&self, n: i64) -> *mut ggml_tensor {
-            // SAFETY: a live context.
-            unsafe { ggml_new_tensor_2d(self.context, GGML_TYPE_I32, n, 4) }
-        }
-
-        fn add(&self, t: *mut ggml_tensor) {
-            // SAFETY: a live graph.
-            unsafe { ggml_build_forward_expand(self.graph.cast(), t) };
-        }
-
-        /// An expert matmul.
-        fn matmul(&self, layer: usize, part: usize, ids: *mut ggml_tensor) {
-            // SAFETY: shapes that fit.
-            let out = unsafe {
-                let input = ggml_new_tensor_3d(self.context, GGML_TYPE_F32, 8, 1, 3);
-                ggml_mul_mat_id(self.context, self.weights[layer][part], input, ids)
-            };
-            self.add(out);
-        }
-
-        /// Some operation that reads no expert.
-        fn other(&self) {
-            // SAFETY: shapes that fit.
-            let out = unsafe {
-                let input = ggml_new_tensor_1d(self.context, GGML_TYPE_F32, 8);
-                ggml_sqr(self.context, input)
-            };
-            self.add(out);
-        }
-
-        fn plan(&self) -> Result<Plan> {
-            // SAFETY: a live graph.
-            Plan::new(unsafe { &*self.graph }, &self.table)
-        }
-
-        fn refusal(&self) -> String {
-            match self.plan() {
-                Err(Error::SelfCheck(reason)) => reason,
-                other => panic!("{other:?}"),
-            }
-        }
-    }
-
-    impl Drop for Bench {
-        fn drop(&mut self) {
-            // SAFETY: ours, freed once.
-            unsafe { ggml_free(self.context) };
+    fn refusal(built: &TestGraph) -> String {
+        match plan(built) {
+            Err(Error::SelfCheck(reason)) => reason,
+            other => panic!("{other:?}"),
         }
     }
 
     #[test]
     fn segments_begin_with_the_first_matmul_of_a_routing() {
-        let bench = Bench::new();
-        let (a, b) = (bench.ids(), bench.ids());
-        bench.other();
-        bench.matmul(0, 0, a);
-        bench.other();
-        bench.matmul(0, 1, a);
-        bench.other();
-        bench.matmul(1, 1, b);
-        bench.matmul(1, 0, b);
-        bench.other();
-        let plan = bench.plan().unwrap();
+        let built = TestGraph::new();
+        let (a, b) = (built.ids(), built.ids());
+        built.other();
+        built.matmul(0, 0, a);
+        built.other();
+        built.matmul(0, 1, a);
+        built.other();
+        built.matmul(1, 1, b);
+        built.matmul(1, 0, b);
+        built.other();
+        let plan = plan(&built).unwrap();
         let cuts: Vec<_> = plan.segments.iter().map(|s| (s.start, s.end)).collect();
         assert_eq!(cuts, [(0, 1), (1, 5), (5, 8)]);
         assert!(plan.has_experts() && plan.segments[0].routing.is_none());
@@ -321,16 +240,16 @@ mod tests {
 
     #[test]
     fn a_graph_without_experts_is_one_segment() {
-        let bench = Bench::new();
-        assert!(bench.plan().unwrap().segments.is_empty());
-        bench.other();
-        let plan = bench.plan().unwrap();
+        let built = TestGraph::new();
+        assert!(plan(&built).unwrap().segments.is_empty());
+        built.other();
+        let plan = plan(&built).unwrap();
         assert!(!plan.has_experts() && plan.segments.len() == 1);
     }
 
     #[test]
     fn other_readers_of_experts_are_refused() {
-        type Make = fn(&Bench) -> *mut ggml_tensor;
+        type Make = fn(&TestGraph) -> *mut ggml_tensor;
         // SAFETY: shapes that fit, in a live context.
         let readers: [(&str, Make); 4] = unsafe {
             [
@@ -350,9 +269,9 @@ mod tests {
             ]
         };
         for (op, make) in readers {
-            let bench = Bench::new();
-            bench.add(make(&bench));
-            let reason = bench.refusal();
+            let built = TestGraph::new();
+            built.add(make(&built));
+            let reason = refusal(&built);
             assert!(reason.contains(op) && reason.contains("MoE layer 1"), "{op}: {reason}");
         }
     }
@@ -360,22 +279,22 @@ mod tests {
     #[test]
     fn records_used_in_parts_are_refused() {
         // One part is never used, used twice, or under another routing.
-        let bench = Bench::new();
-        bench.matmul(0, 1, bench.ids());
-        assert!(bench.refusal().contains("parts [1]"));
-        let bench = Bench::new();
-        let ids = bench.ids();
-        [0, 1, 1].into_iter().for_each(|part| bench.matmul(0, part, ids));
-        assert!(bench.refusal().contains("parts [0, 1, 1]"));
-        let bench = Bench::new();
-        let ids = bench.ids();
-        bench.matmul(0, 0, ids);
-        bench.matmul(0, 1, bench.ids());
-        assert!(bench.refusal().contains("parts [0]"));
-        let bench = Bench::new();
-        let ids = bench.ids();
-        bench.matmul(0, 0, ids);
-        bench.matmul(1, 0, ids);
-        assert!(bench.refusal().contains("share one routing"));
+        let built = TestGraph::new();
+        built.matmul(0, 1, built.ids());
+        assert!(refusal(&built).contains("parts [1]"));
+        let built = TestGraph::new();
+        let ids = built.ids();
+        [0, 1, 1].into_iter().for_each(|part| built.matmul(0, part, ids));
+        assert!(refusal(&built).contains("parts [0, 1, 1]"));
+        let built = TestGraph::new();
+        let ids = built.ids();
+        built.matmul(0, 0, ids);
+        built.matmul(0, 1, built.ids());
+        assert!(refusal(&built).contains("parts [0]"));
+        let built = TestGraph::new();
+        let ids = built.ids();
+        built.matmul(0, 0, ids);
+        built.matmul(1, 0, ids);
+        assert!(refusal(&built).contains("share one routing"));
     }
 }

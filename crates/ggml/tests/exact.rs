@@ -129,6 +129,32 @@ fn hy_v3_fused_q6_k() {
     check_synth(&Spec::new(Arch::HyV3).quant(TensorType::Q6_K), SHORT, 0);
 }
 
+/// Threads that share the rows of a record: mixed K-quants, and MXFP4 with biases.
+#[test]
+fn two_threads() {
+    let specs = [
+        Spec::new(Arch::Qwen3Moe).quant(Quant::Q4_K_M),
+        Spec::new(Arch::DeepSeek2).quant(Quant::Q4_K_M),
+        Spec::new(Arch::GptOss),
+    ];
+    for spec in specs {
+        let synth = Synth::new(&spec);
+        let reference_model = stock(&synth.path);
+        for (prompt, n_batch) in [(6, 1), (40, 16), (80, 64)] {
+            let run = Run::new(&reference_model, prompt, 8, n_batch);
+            let run = Run { n_threads: 2, ..run };
+            let reference = run.logits(&reference_model);
+            for room in [Room::Preloaded, Room::Share(0.25), Room::Floor(0)] {
+                let what = format!("{:?}, batch {n_batch}, {room:?}", spec.arch);
+                let model = streamed_with(&synth.path, room, Policy::Lru, reader());
+                let logits = run.logits(&model);
+                assert_same_bits(&reference, &logits, reference_model.vocab().len(), &what);
+                check_counters(&model, room, &what);
+            }
+        }
+    }
+}
+
 /// The last layer of a batch without kept rows has no tokens.
 #[test]
 fn last_row_only() {

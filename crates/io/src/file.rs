@@ -172,11 +172,12 @@ impl File {
         Err(Error::Changed { path: self.shared_path(), what: what.into() })
     }
 
-    /// Whether the open file has lost its last name: deleted, or replaced by another file of that
-    /// name. Its bytes stay readable as long as it is open.
+    /// Whether the path leads to the open file no longer: nothing is found there, or another file.
+    /// The bytes of the open one stay readable as long as it is open.
     pub fn is_replaced(&self) -> bool {
-        // fstat of an open descriptor fails only where a server lost the file (ESTALE).
-        rustix::fs::fstat(&self.handle).map_or(true, |stat| stat.st_nlink == 0)
+        let found = rustix::fs::stat(&*self.path).map(|stat| Identity::of(&stat));
+        // While a file is open, no other gets its inode number.
+        !found.is_ok_and(|now| (now.device, now.inode) == self.device_inode())
     }
 
     /// Device and inode number: the same pair is the same file, whatever its names.
@@ -272,11 +273,20 @@ mod tests {
         file.check_unchanged().unwrap();
         assert!(!file.is_replaced());
 
-        let new = dir.path().join("g");
+        // Whatever other names it has, under its own there is another file, or none.
+        let (link, new) = (dir.path().join("link"), dir.path().join("g"));
+        std::fs::hard_link(&path, &link).unwrap();
+        assert!(!file.is_replaced());
         std::fs::write(&new, b"other").unwrap();
         std::fs::rename(&new, &path).unwrap();
         assert!(file.is_replaced());
         file.check_unchanged().unwrap();
+        std::fs::rename(&link, &path).unwrap();
+        assert!(!file.is_replaced());
+        std::fs::remove_file(&path).unwrap();
+        assert!(file.is_replaced());
+
+        std::fs::write(&path, b"before").unwrap();
 
         let file = File::open(&path).unwrap();
         std::fs::OpenOptions::new().append(true).open(&path).unwrap().write_all(b"more").unwrap();

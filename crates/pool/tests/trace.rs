@@ -5,8 +5,8 @@ mod common;
 use common::step;
 use tierstream_pool::{Config, LayerSpec, Policy, Pool};
 
-const TRACE: &str = include_str!("data/olmoe-260.txt");
-const LAYERS: usize = 16;
+const TRACE: &str = include_str!("data/demo-300.txt");
+const LAYERS: usize = 6;
 const TOP_K: u32 = 8;
 
 /// Tokens of layers of expert ids.
@@ -57,7 +57,7 @@ impl Reference {
 #[test]
 fn the_trace_is_what_it_should_be() {
     let trace = trace();
-    assert_eq!(trace.len(), 260);
+    assert_eq!(trace.len(), 300);
     for experts in trace.iter().inspect(|token| assert_eq!(token.len(), LAYERS)).flatten() {
         assert_eq!(experts.len(), TOP_K as usize);
         assert!(experts.is_sorted_by(|a, b| a < b) && experts[7] < 64);
@@ -82,7 +82,7 @@ fn with_nothing_above_the_floors_it_is_one_lru_per_layer() {
 
 #[test]
 fn with_floors_of_zero_it_is_one_global_lru() {
-    for slots in [100, 256, 512] {
+    for slots in [40, 96, 192] {
         let mut reference = Reference { keys: vec![], slots };
         let mut expected = vec![0; LAYERS];
         for token in trace() {
@@ -91,23 +91,26 @@ fn with_floors_of_zero_it_is_one_global_lru() {
             }
         }
         assert_eq!(replay(pool(slots as u32, 0, Policy::Lru)), expected);
-        assert_eq!(expected.iter().sum::<usize>() == 0, slots == 100, "below one token cycle");
+        assert_eq!(expected.iter().sum::<usize>() == 0, slots == 40, "below one token cycle");
     }
 }
 
 #[test]
 fn floors_help_a_small_pool_and_cost_a_large_one_little() {
     let hits = |slots, floor| replay(pool(slots, floor, Policy::Lru)).iter().sum::<usize>() as f64;
-    assert!(hits(128, 8) > 10_000.0 && hits(120, 0) == 0.0);
-    assert!(hits(256, 16) > 1.02 * hits(256, 0));
-    assert!(hits(768, 48) > 0.99 * hits(768, 0));
+    // Of 300 tokens, each with 48 requests.
+    assert!(hits(48, 8) > 4_000.0 && hits(40, 0) == 0.0);
+    assert!(hits(96, 16) > 1.05 * hits(96, 0));
+    assert!(hits(288, 48) > 0.99 * hits(288, 0));
 }
 
+/// Who was used last tells something, and how often tells more.
 #[test]
-fn every_policy_beats_random() {
-    let hits = |policy| replay(pool(384, TOP_K, policy)).iter().sum::<usize>();
-    for policy in [Policy::Lru, Policy::LFU, Policy::Lfru] {
-        assert!(hits(policy) > hits(Policy::Random), "{policy}");
+fn policies_are_worth_what_they_know() {
+    let hits = |policy| replay(pool(144, TOP_K, policy)).iter().sum::<usize>() as f64;
+    assert!(hits(Policy::Lru) > 1.05 * hits(Policy::Random));
+    for policy in [Policy::LFU, Policy::Lfru] {
+        assert!(hits(policy) > 1.05 * hits(Policy::Lru), "{policy}");
     }
 }
 
@@ -115,7 +118,7 @@ fn every_policy_beats_random() {
 fn the_seed_decides_the_random_policy() {
     let hits = |seed| {
         let layers = vec![LayerSpec { class: 0, experts: 64, floor: 8, record_bytes: 1 }; LAYERS];
-        let config = Config { layers, slots: vec![384], policy: Policy::Random, seed };
+        let config = Config { layers, slots: vec![144], policy: Policy::Random, seed };
         replay(Pool::new(config).unwrap())
     };
     assert_eq!(hits(1), hits(1));

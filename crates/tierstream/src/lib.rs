@@ -51,4 +51,6 @@ pub use tierstream_gguf as gguf;
 pub use tierstream_io as io;
 pub use tierstream_pool as pool;
 pub use tierstream_pool::Policy;
-pub use verify::{Difference, Requests, Verification, VerifyOptions, verify};
+pub use verify::{
+    Difference, Requests, Stage, Verification, VerifyOptions, VerifyProgress, verify,
+};

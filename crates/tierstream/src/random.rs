@@ -48,6 +48,14 @@ mod tests {
     use super::{Random, drawn_tokens};
 
     #[test]
+    fn known_stream() {
+        // First outputs for seed 1234567, from the reference implementation.
+        let mut random = Random::new(1_234_567);
+        assert_eq!(random.next(), 6_457_827_717_110_365_317);
+        assert_eq!(random.next(), 3_203_168_211_198_807_973);
+    }
+
+    #[test]
     fn a_shuffle_has_every_number_once() {
         let mut all = Random::new(1).shuffled(100);
         assert_ne!(all, (0..100).collect::<Vec<_>>());

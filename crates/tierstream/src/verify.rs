@@ -3,11 +3,18 @@
 
 use std::path::Path;
 
-use tierstream_ggml::{ExpertCounters, Keep, Progress, Sampler, Sampling, Token, Weights};
+use tierstream_ggml::{ExpertCounters, Keep, Sampler, Sampling, Token, Weights};
+use tierstream_gguf::Experts;
+use tierstream_gguf::experts::Family;
 
 use crate::engine::{Engine, Options};
 use crate::error::{Error, Result};
 use crate::random::drawn_tokens;
+use crate::size::PoolShare;
+
+/// Share of all experts in the pool when none is asked for: with all of them resident, nothing
+/// would be streamed.
+const POOL_SHARE: f64 = 0.25;
 
 /// Tokens of a prompt that is drawn from the seed.
 const DRAWN_PROMPT_TOKENS: usize = 128;
@@ -46,9 +53,23 @@ pub struct Verification {
     pub max_abs_diff: f32,
     /// The first logit that differs.
     pub first_difference: Option<Difference>,
+    /// The pool's share of all experts, percent; none where nothing is streamed.
+    pub experts_percent: Option<f64>,
     /// What the streamed run asked of the pool.
     pub experts: Requests,
 }
+
+/// What a verification is at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// Loading the model, once for each of the two runs.
+    Loading,
+    /// Computing and comparing.
+    Comparing,
+}
+
+/// Is told the stage and how much of it is done, 0 to 1; returning false ends the verification.
+pub type VerifyProgress<'a> = &'a mut dyn FnMut(Stage, f32) -> bool;
 
 /// A logit that differs.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
@@ -79,7 +100,8 @@ pub struct Requests {
 }
 
 /// Runs the model at `path` twice in step, resident (stock llama.cpp, mapped file, not repacked)
-/// and as `options` say, and compares.
+/// and as `options` say, and compares. A pool that `options` do not size holds a quarter of the
+/// experts, or those that one token uses if they are more.
 ///
 /// # Errors
 /// As [`Engine::load`] and [`Engine::generate`]; [`Error::Request`] when nothing is compared.
@@ -87,19 +109,23 @@ pub fn verify(
     path: &Path,
     mut options: Options,
     what: &VerifyOptions,
-    progress: Progress<'_>,
+    progress: VerifyProgress<'_>,
 ) -> Result<Verification> {
     let drawn = what.prompt_limit.min(DRAWN_PROMPT_TOKENS);
     let most = what.prompt_limit.saturating_add(what.generate).max(1);
     options.ctx.get_or_insert(u32::try_from(most.next_multiple_of(256)).unwrap_or(u32::MAX));
+    if options.experts.is_none() {
+        options.experts = Some(default_share(path)?);
+    }
     // The first load of a big model is the streamed one: it tells quickly what is wrong.
     let (batch, ctx, threads) = (options.batch, options.ctx, options.threads);
-    let mut streamed = Engine::load(path, options, progress)?;
+    let mut loading = |done| progress(Stage::Loading, done);
+    let mut streamed = Engine::load(path, options, &mut loading)?;
     // A dense model is loaded alike in both runs.
     let repack = streamed.experts().is_empty();
     let weights = Weights::Stock { mmap: !repack, repack };
     let reference = Options { weights, batch, ctx, threads, ..Options::default() };
-    let mut resident = Engine::load(path, reference, &mut |_| true)?;
+    let mut resident = Engine::load(path, reference, &mut loading)?;
 
     let vocab = resident.model().vocab();
     let mut prompt = match (&what.prompt, vocab.has_text()) {
@@ -120,15 +146,31 @@ pub fn verify(
     let mut sampler =
         Sampler::new(Sampling { temperature: 1.0, seed: what.seed, ..Sampling::default() });
     let before = streamed.expert_counters();
+    let all = prompt.len() + what.generate;
+    let mut go_on = |compared: usize| match progress(Stage::Comparing, compared as f32 / all as f32)
+    {
+        true => Ok(()),
+        false => Err(Error::Engine(tierstream_ggml::Error::Cancelled)),
+    };
     for batch in prompt.chunks(batch.max(1) as usize) {
+        go_on(comparison.tokens)?;
         step(&mut resident, &mut streamed, batch, &mut comparison)?;
     }
     for _ in 0..what.generate {
+        go_on(comparison.tokens)?;
         let token = sampler.sample(resident.context())?;
         step(&mut resident, &mut streamed, &[token], &mut comparison)?;
     }
     let used = streamed.expert_counters().since(&before);
-    Ok(comparison.finish(prompt.len(), streamed.model().pool_bytes().0, used))
+    Ok(comparison.finish(prompt.len(), &streamed, used))
+}
+
+/// [`POOL_SHARE`], or the largest share of a layer's experts that a token uses.
+fn default_share(path: &Path) -> Result<PoolShare> {
+    let experts = Experts::group(&tierstream_gguf::Model::open(path)?)?;
+    let streamed = experts.layers().iter().filter(|l| l.family == Family::Routed && !l.next_token);
+    let used = streamed.map(|l| f64::from(l.used) / f64::from(l.experts));
+    Ok(PoolShare::Share(used.fold(POOL_SHARE, f64::max)))
 }
 
 /// Computes `tokens` in both runs and compares their rows.
@@ -180,7 +222,11 @@ impl Comparison {
         self.identical += usize::from(same);
     }
 
-    fn finish(self, prompt_tokens: usize, budget_bytes: u64, used: ExpertCounters) -> Verification {
+    fn finish(self, prompt_tokens: usize, streamed: &Engine, used: ExpertCounters) -> Verification {
+        let (budget_bytes, _) = streamed.model().pool_bytes();
+        let all = streamed.model().expert_bytes();
+        // Slots are a little larger than the records that they are for.
+        let percent = (100.0 * budget_bytes as f64 / all as f64).min(100.0);
         Verification {
             identical: self.identical == self.tokens,
             tokens: self.tokens,
@@ -188,6 +234,7 @@ impl Comparison {
             prompt_tokens,
             max_abs_diff: self.max_abs_diff,
             first_difference: self.first,
+            experts_percent: streamed.model().is_streamed().then_some(percent),
             experts: Requests {
                 budget_bytes,
                 requests: used.requests,

@@ -37,6 +37,9 @@ pub(crate) enum Command {
     /// Tell what is in a model and what a budget would hold of it
     Show(Show),
     /// Check that streamed output equals the fully resident run, bit for bit
+    ///
+    /// Without --experts, the pool holds a quarter of the experts, or those that one token uses if
+    /// they are more.
     Verify(Verify),
     /// Measure
     #[command(subcommand)]

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use tierstream::size::Bytes;
-use tierstream::{Error, Verification, VerifyOptions, verify as verify_model};
+use tierstream::{Error, Stage, Verification, VerifyOptions, verify as verify_model};
 
 use super::args::{Cli, Verify};
 use super::open;
@@ -21,8 +21,15 @@ pub(crate) fn verify(cli: &Cli, args: &Verify) -> anyhow::Result<ExitCode> {
     };
     let path = open::path(&args.model.load)?;
     let options = open::options(&args.model.load, args.model.experts);
-    let progress = Progress::start("comparing");
-    let outcome = verify_model(&path, options, &what, &mut |_| true);
+    let progress = Progress::start("loading");
+    let outcome = verify_model(&path, options, &what, &mut |stage, done| {
+        progress.label(match stage {
+            Stage::Loading => "loading",
+            Stage::Comparing => "comparing",
+        });
+        progress.set(done);
+        true
+    });
     drop(progress);
     let outcome = outcome?;
     let written = if cli.json { output::json(&outcome) } else { print(&outcome) };
@@ -46,15 +53,22 @@ fn print(outcome: &Verification) -> anyhow::Result<()> {
             first.token, first.id, first.resident, first.streamed
         ));
     }
-    output::print(&text)?;
+    text.push_str(&pool(outcome));
+    Ok(output::print(&text)?)
+}
+
+/// What the answer holds for.
+fn pool(outcome: &Verification) -> String {
+    let Some(percent) = outcome.experts_percent else {
+        return "pool: none, nothing of this model is streamed\n".to_owned();
+    };
     let e = &outcome.experts;
-    output::stderr(&format!(
-        "pool of {}: {} experts requested, {} resident, {} read ({})",
+    format!(
+        "pool: {}, {percent:.1} % of the experts; {} requested, {} resident, {} read ({})\n",
         Bytes(e.budget_bytes),
         e.requests,
         e.hits,
         e.faults,
         Bytes(e.bytes_read)
-    ));
-    Ok(())
+    )
 }

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use tierstream::size::Bytes;
+use tierstream_synth::{Arch, Spec};
 
 use crate::support::{demo, fed, json, output, stderr, stdout, tierstream};
 
@@ -156,4 +157,31 @@ fn a_cache_that_cannot_be_written() {
         let told = stderr(&output).contains(&format!("; the demo model is {}", folder.display()));
         assert_eq!(told, !value.as_os_str().is_empty(), "{output:?}");
     }
+}
+
+/// What llama.cpp answers with `abort()` and no check of ours foresees: so many experts per token
+/// that its graph has too many nodes.
+#[test]
+fn llama_cpp_giving_up_is_an_error_as_any_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("synth.gguf");
+    Spec::new(Arch::Qwen3Moe).experts(64, 64).write(&path).unwrap();
+    let args = ["run", path.to_str().unwrap(), "--prompt-tokens", "1,2,3", "-n", "2"];
+    let plain = output(args);
+    assert_eq!(plain.status.code(), Some(1), "{plain:?}");
+    assert_eq!(stdout(&plain), "");
+    let lines: Vec<&str> = stderr(&plain).lines().collect();
+    let [error, hint] = lines[..] else { panic!("no backtrace: {plain:?}") };
+    let message = error.strip_prefix("error: ").expect(error);
+    assert!(
+        message.starts_with("llama.cpp gave up: ") && message.contains("GGML_ASSERT"),
+        "{error}"
+    );
+    let hint = hint.strip_prefix("hint: ").expect(hint);
+    let object = output(args.iter().chain(&["--json"]));
+    assert_eq!(object.status.code(), Some(1), "{object:?}");
+    assert_eq!(stderr(&object), "");
+    let object: serde_json::Value =
+        serde_json::from_str(stdout(&object)).expect("one whole object");
+    assert_eq!(object, serde_json::json!({ "error": message, "hint": hint }));
 }

@@ -55,7 +55,7 @@ fn doctor() -> Value {
 }
 
 fn verify() -> Value {
-    json(&["verify", "demo", "--experts", "25%", "--tokens", "24"])
+    json(&["verify", "demo", "--tokens", "24"])
 }
 
 fn bench() -> Value {
@@ -69,6 +69,8 @@ fn verify_object() {
     let keep = ["identical", "max_abs_diff", "first_difference"];
     insta::assert_json_snapshot!(shape(&object, "", &keep));
     assert!(object["experts"]["faults"].as_u64() > Some(0));
+    let percent = object["experts_percent"].as_f64().unwrap();
+    assert!((25.0..26.0).contains(&percent), "{percent}");
 }
 
 #[test]

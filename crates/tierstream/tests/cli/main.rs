@@ -4,6 +4,7 @@ mod bad_input;
 mod chat;
 mod docs;
 mod doctor;
+mod files;
 mod flags;
 mod json;
 mod run;
