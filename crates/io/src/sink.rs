@@ -185,7 +185,7 @@ mod tests {
                 prop_assert!(start >= (at - before) as i64);
                 let end = start + read.len as i64;
                 prop_assert!(end <= at as i64 + len as i64 + after as i64);
-                let again = start + (cut % read.len as u64 & !u64::from(offset_align - 1)) as i64;
+                let again = start + ((cut % read.len as u64) & !u64::from(offset_align - 1)) as i64;
                 for first in [start, again] {
                     prop_assert_eq!(first % i64::from(mem_align), 0);
                 }
