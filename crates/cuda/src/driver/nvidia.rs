@@ -1,0 +1,447 @@
+//! A device through the NVIDIA driver, in the primary context of its device: the one that CUDA's
+//! runtime, and with it ggml's CUDA backend, uses too.
+
+use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+use std::ptr::{NonNull, null_mut};
+use std::sync::{Mutex, OnceLock};
+
+use cudarc::driver::sys::{self, CUcontext, CUdevice, CUdevice_attribute as Attribute, CUresult};
+
+use super::{Address, Copy, Driver, Handle, Outcome, RawEvent, RawStream};
+use crate::device::{Info, Memory};
+use crate::error::{Error, Failure, Result};
+use crate::pci;
+use crate::sync::lock;
+
+/// The oldest driver that has every function that is called here, as `cuDriverGetVersion` counts.
+const DRIVER_NEEDED: c_int = 12_000;
+
+/// For every context, not only the one that is current when memory is pinned. Not write-combined:
+/// the processor reads this memory too.
+const PORTABLE: c_uint = sys::CU_MEMHOSTALLOC_PORTABLE;
+const REGISTER_PORTABLE: c_uint = sys::CU_MEMHOSTREGISTER_PORTABLE;
+
+/// One device of the NVIDIA driver.
+pub(crate) struct Nvidia {
+    device: CUdevice,
+    /// The primary context, retained with the first call that needs it: it takes memory.
+    context: Mutex<Option<Context>>,
+}
+
+#[derive(Clone, Copy)]
+struct Context(CUcontext);
+
+// SAFETY: a context is a handle that the driver lets every thread use.
+unsafe impl Send for Context {}
+
+/// The devices that the driver shows this process, at least one.
+pub(crate) fn all() -> Result<Vec<(Nvidia, Info)>> {
+    static LOADED: OnceLock<Result<c_int>> = OnceLock::new();
+    let version = LOADED.get_or_init(load).clone()?;
+    let mut count = 0;
+    // SAFETY: the driver is initialised; `count` is there to be written.
+    check(unsafe { sys::cuDeviceGetCount(&mut count) }).map_err(no_gpu)?;
+    if count == 0 {
+        return Err(Error::NoGpu { reason: "the NVIDIA driver has no device".to_owned() });
+    }
+    (0..count)
+        .map(|ordinal| {
+            let mut device = 0;
+            // SAFETY: as above.
+            check(unsafe { sys::cuDeviceGet(&mut device, ordinal) }).map_err(no_gpu)?;
+            let info = info(device, version).map_err(|f| f.doing("ask a device what it is"))?;
+            Ok((Nvidia { device, context: Mutex::new(None) }, info))
+        })
+        .collect()
+}
+
+fn no_gpu(failure: Failure) -> Error {
+    Error::NoGpu { reason: format!("{} ({})", failure.name, failure.text) }
+}
+
+/// Loads and initialises the driver; its version.
+fn load() -> Result<c_int> {
+    // SAFETY: loading the driver's library runs nothing but its own constructors. Asked first
+    // because the calls below panic without it.
+    if !unsafe { sys::is_culib_present() } {
+        let reason = "the NVIDIA driver's library (libcuda.so.1) cannot be loaded".to_owned();
+        return Err(Error::NoGpu { reason });
+    }
+    let mut version = 0;
+    // SAFETY: allowed before initialising; `version` is there to be written.
+    check(unsafe { sys::cuDriverGetVersion(&mut version) }).map_err(no_gpu)?;
+    if version < DRIVER_NEEDED {
+        let (has, needed) = (cuda_version(version), cuda_version(DRIVER_NEEDED));
+        let reason = format!("the NVIDIA driver is too old: it has CUDA {has}, {needed} is needed");
+        return Err(Error::NoGpu { reason });
+    }
+    // SAFETY: no flags are known to the driver but 0.
+    check(unsafe { sys::cuInit(0) }).map_err(no_gpu)?;
+    Ok(version)
+}
+
+/// `13.0` of 13000.
+fn cuda_version(version: c_int) -> String {
+    format!("{}.{}", version / 1000, version % 1000 / 10)
+}
+
+fn info(device: CUdevice, version: c_int) -> Outcome<Info> {
+    let mut total = 0;
+    // SAFETY: a device of this driver; `total` is there to be written.
+    check(unsafe { sys::cuDeviceTotalMem_v2(&mut total, device) })?;
+    let name = text(|buffer, len| {
+        // SAFETY: `buffer` has room for `len`.
+        unsafe { sys::cuDeviceGetName(buffer, len, device) }
+    })?;
+    let bus = text(|buffer, len| {
+        // SAFETY: `buffer` has room for `len`.
+        unsafe { sys::cuDeviceGetPCIBusId(buffer, len, device) }
+    })?
+    .to_lowercase();
+    let mut mode = sys::CUmoduleLoadingMode::CU_MODULE_LAZY_LOADING;
+    // SAFETY: the driver is initialised; `mode` is there to be written.
+    check(unsafe { sys::cuModuleGetLoadingMode(&mut mode) })?;
+    let (link, numa_node) = (pci::Link::of(&bus), pci::numa_node(&bus));
+    Ok(Info {
+        name,
+        compute_capability: (
+            attribute(device, Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+            attribute(device, Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+        ),
+        memory_bytes: total as u64,
+        cuda: cuda_version(version),
+        driver: pci::driver_version(),
+        pci_bus_id: Some(bus),
+        link,
+        numa_node,
+        eager_modules: mode == sys::CUmoduleLoadingMode::CU_MODULE_EAGER_LOADING,
+    })
+}
+
+fn attribute(device: CUdevice, attribute: Attribute) -> Outcome<i32> {
+    let mut value = 0;
+    // SAFETY: a device of this driver; `value` is there to be written.
+    check(unsafe { sys::cuDeviceGetAttribute(&mut value, attribute, device) })?;
+    Ok(value)
+}
+
+/// What `ask` writes to a buffer of its second argument's length.
+fn text(ask: impl FnOnce(*mut c_char, c_int) -> CUresult) -> Outcome<String> {
+    let mut buffer = [0u8; 256];
+    check(ask(buffer.as_mut_ptr().cast(), buffer.len() as c_int))?;
+    let text = CStr::from_bytes_until_nul(&buffer).unwrap_or_default();
+    Ok(text.to_string_lossy().into_owned())
+}
+
+fn check(code: CUresult) -> Outcome<()> {
+    if code == CUresult::CUDA_SUCCESS {
+        return Ok(());
+    }
+    let word = |ask: unsafe fn(CUresult, *mut *const c_char) -> CUresult| {
+        let mut text = std::ptr::null();
+        // SAFETY: `text` is there to be written, with the address of a constant of the driver.
+        match unsafe { ask(code, &mut text) } {
+            // SAFETY: on success a C string that lives as long as the driver.
+            CUresult::CUDA_SUCCESS => unsafe { CStr::from_ptr(text) }.to_string_lossy(),
+            _ => "unknown to the driver".into(),
+        }
+    };
+    let (name, text) = (word(sys::cuGetErrorName), word(sys::cuGetErrorString));
+    Err(Failure { code: code as u32, name, text })
+}
+
+/// While it lives, the device's context is this thread's current one.
+struct Current {
+    pushed: bool,
+}
+
+impl Drop for Current {
+    fn drop(&mut self) {
+        if self.pushed {
+            // SAFETY: pops what `Nvidia::current` has pushed on this thread.
+            let _ = unsafe { sys::cuCtxPopCurrent_v2(&mut null_mut()) };
+        }
+    }
+}
+
+impl Nvidia {
+    fn context(&self) -> Outcome<CUcontext> {
+        let mut context = lock(&self.context);
+        if let Some(context) = *context {
+            return Ok(context.0);
+        }
+        let mut retained = null_mut();
+        // SAFETY: a device of this driver; released in `drop`.
+        check(unsafe { sys::cuDevicePrimaryCtxRetain(&mut retained, self.device) })?;
+        *context = Some(Context(retained));
+        Ok(retained)
+    }
+
+    /// Makes the context current, and what was current before again when the guard is dropped:
+    /// llama.cpp's threads have a device of their own choice.
+    fn current(&self) -> Outcome<Current> {
+        let ours = self.context()?;
+        let mut now = null_mut();
+        // SAFETY: the driver is initialised; `now` is there to be written.
+        check(unsafe { sys::cuCtxGetCurrent(&mut now) })?;
+        if now == ours {
+            return Ok(Current { pushed: false });
+        }
+        // SAFETY: a context that is retained until `drop`.
+        check(unsafe { sys::cuCtxPushCurrent_v2(ours) })?;
+        Ok(Current { pushed: true })
+    }
+
+    /// Runs a call that gives nothing back and of whose failure nothing follows.
+    fn quietly(&self, call: impl FnOnce() -> CUresult) {
+        if let Ok(_current) = self.current() {
+            let _ = call();
+        }
+    }
+
+    fn location(&self) -> sys::CUmemLocation {
+        let type_ = sys::CUmemLocationType::CU_MEM_LOCATION_TYPE_DEVICE;
+        sys::CUmemLocation { type_, id: self.device }
+    }
+
+    fn allocation(&self) -> sys::CUmemAllocationProp {
+        sys::CUmemAllocationProp {
+            type_: sys::CUmemAllocationType::CU_MEM_ALLOCATION_TYPE_PINNED,
+            requestedHandleTypes: sys::CUmemAllocationHandleType::CU_MEM_HANDLE_TYPE_NONE,
+            location: self.location(),
+            win32HandleMetaData: null_mut(),
+            allocFlags: sys::CUmemAllocationProp_st__bindgen_ty_1 {
+                compressionType: 0,
+                gpuDirectRDMACapable: 0,
+                usage: 0,
+                reserved: [0; 4],
+            },
+        }
+    }
+}
+
+impl Drop for Nvidia {
+    fn drop(&mut self) {
+        if lock(&self.context).take().is_some() {
+            // SAFETY: gives back what `context` has retained, once.
+            let _ = unsafe { sys::cuDevicePrimaryCtxRelease_v2(self.device) };
+        }
+    }
+}
+
+fn stream(raw: RawStream) -> sys::CUstream {
+    raw.0 as sys::CUstream
+}
+
+fn event(raw: RawEvent) -> sys::CUevent {
+    raw.0 as sys::CUevent
+}
+
+// Without a reason of its own, an unsafe block below is sound by the trait's contract: handles and
+// addresses are the driver's, and memory outlives its copies. Results are written to locals.
+impl Driver for Nvidia {
+    fn memory(&self) -> Outcome<Memory> {
+        let _current = self.current()?;
+        let (mut free, mut total) = (0, 0);
+        // SAFETY: writes two locals.
+        check(unsafe { sys::cuMemGetInfo_v2(&mut free, &mut total) })?;
+        Ok(Memory { free_bytes: free as u64, total_bytes: total as u64 })
+    }
+
+    fn pin(&self, bytes: usize) -> Outcome<NonNull<u8>> {
+        let _current = self.current()?;
+        let mut base = null_mut();
+        // SAFETY: writes a local.
+        check(unsafe { sys::cuMemHostAlloc(&mut base, bytes, PORTABLE) })?;
+        NonNull::new(base.cast()).ok_or_else(null)
+    }
+
+    unsafe fn unpin(&self, base: NonNull<u8>, _bytes: usize) {
+        // SAFETY: by contract.
+        self.quietly(|| unsafe { sys::cuMemFreeHost(base.as_ptr().cast()) });
+    }
+
+    unsafe fn register(&self, base: NonNull<u8>, bytes: usize) -> Outcome<()> {
+        let _current = self.current()?;
+        let base: *mut c_void = base.as_ptr().cast();
+        // SAFETY: by contract.
+        check(unsafe { sys::cuMemHostRegister_v2(base, bytes, REGISTER_PORTABLE) })
+    }
+
+    unsafe fn unregister(&self, base: NonNull<u8>) {
+        // SAFETY: by contract.
+        self.quietly(|| unsafe { sys::cuMemHostUnregister(base.as_ptr().cast()) });
+    }
+
+    fn allocate(&self, bytes: u64) -> Outcome<Address> {
+        let _current = self.current()?;
+        let mut at = 0;
+        // SAFETY: writes a local.
+        check(unsafe { sys::cuMemAlloc_v2(&mut at, bytes as usize) })?;
+        Ok(at)
+    }
+
+    unsafe fn free(&self, at: Address) {
+        // SAFETY: by contract.
+        self.quietly(|| unsafe { sys::cuMemFree_v2(at) });
+    }
+
+    fn granularity(&self) -> Outcome<u64> {
+        let _current = self.current()?;
+        let supported = Attribute::CU_DEVICE_ATTRIBUTE_VIRTUAL_ADDRESS_MANAGEMENT_SUPPORTED;
+        if attribute(self.device, supported)? == 0 {
+            check(CUresult::CUDA_ERROR_NOT_SUPPORTED)?;
+        }
+        let minimum = sys::CUmemAllocationGranularity_flags::CU_MEM_ALLOC_GRANULARITY_MINIMUM;
+        let mut bytes = 0;
+        // SAFETY: reads and writes locals.
+        check(unsafe {
+            sys::cuMemGetAllocationGranularity(&mut bytes, &self.allocation(), minimum)
+        })?;
+        Ok(bytes as u64)
+    }
+
+    fn reserve(&self, bytes: u64) -> Outcome<Address> {
+        let _current = self.current()?;
+        let mut at = 0;
+        // SAFETY: writes a local; addresses of the driver's choice.
+        check(unsafe { sys::cuMemAddressReserve(&mut at, bytes as usize, 0, 0, 0) })?;
+        Ok(at)
+    }
+
+    unsafe fn unreserve(&self, at: Address, bytes: u64) {
+        // SAFETY: by contract.
+        self.quietly(|| unsafe { sys::cuMemAddressFree(at, bytes as usize) });
+    }
+
+    fn create(&self, bytes: u64) -> Outcome<Handle> {
+        let _current = self.current()?;
+        let mut handle = 0;
+        // SAFETY: reads and writes locals.
+        check(unsafe { sys::cuMemCreate(&mut handle, bytes as usize, &self.allocation(), 0) })?;
+        Ok(Handle(handle))
+    }
+
+    unsafe fn destroy(&self, handle: Handle) {
+        // SAFETY: by contract.
+        self.quietly(|| unsafe { sys::cuMemRelease(handle.0) });
+    }
+
+    unsafe fn map(&self, at: Address, bytes: u64, handle: Handle) -> Outcome<()> {
+        let _current = self.current()?;
+        let bytes = bytes as usize;
+        // SAFETY: by contract.
+        check(unsafe { sys::cuMemMap(at, bytes, 0, handle.0, 0) })?;
+        let flags = sys::CUmemAccess_flags::CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
+        let access = sys::CUmemAccessDesc { location: self.location(), flags };
+        // SAFETY: by contract; reads a local.
+        check(unsafe { sys::cuMemSetAccess(at, bytes, &access, 1) }).inspect_err(|_| {
+            // SAFETY: mapped above, and nobody has had access yet.
+            let _ = unsafe { sys::cuMemUnmap(at, bytes) };
+        })
+    }
+
+    unsafe fn unmap(&self, at: Address, bytes: u64) -> Outcome<()> {
+        let _current = self.current()?;
+        // SAFETY: by contract.
+        check(unsafe { sys::cuMemUnmap(at, bytes as usize) })
+    }
+
+    fn stream(&self) -> Outcome<RawStream> {
+        let _current = self.current()?;
+        let mut stream = null_mut();
+        let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as c_uint;
+        // SAFETY: writes a local.
+        check(unsafe { sys::cuStreamCreate(&mut stream, flags) })?;
+        Ok(RawStream(stream as usize))
+    }
+
+    unsafe fn end_stream(&self, raw: RawStream) {
+        // SAFETY: by contract.
+        self.quietly(|| unsafe { sys::cuStreamDestroy_v2(stream(raw)) });
+    }
+
+    unsafe fn copy(&self, raw: RawStream, copy: Copy, bytes: usize) -> Outcome<()> {
+        let _current = self.current()?;
+        let stream = stream(raw);
+        // SAFETY: by contract.
+        check(unsafe {
+            match copy {
+                Copy::Up { from, to } => sys::cuMemcpyHtoDAsync_v2(to, from.cast(), bytes, stream),
+                Copy::Down { from, to } => {
+                    sys::cuMemcpyDtoHAsync_v2(to.cast(), from, bytes, stream)
+                }
+                Copy::Within { from, to } => sys::cuMemcpyDtoDAsync_v2(to, from, bytes, stream),
+            }
+        })
+    }
+
+    unsafe fn fill(&self, raw: RawStream, to: Address, bytes: usize, value: u8) -> Outcome<()> {
+        let _current = self.current()?;
+        // SAFETY: by contract.
+        check(unsafe { sys::cuMemsetD8Async(to, value, bytes, stream(raw)) })
+    }
+
+    unsafe fn synchronize(&self, raw: RawStream) -> Outcome<()> {
+        let _current = self.current()?;
+        // SAFETY: by contract.
+        check(unsafe { sys::cuStreamSynchronize(stream(raw)) })
+    }
+
+    fn event(&self) -> Outcome<RawEvent> {
+        let _current = self.current()?;
+        let mut event = null_mut();
+        let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING as c_uint;
+        // SAFETY: writes a local.
+        check(unsafe { sys::cuEventCreate(&mut event, flags) })?;
+        Ok(RawEvent(event as usize))
+    }
+
+    unsafe fn end_event(&self, raw: RawEvent) {
+        // SAFETY: by contract.
+        self.quietly(|| unsafe { sys::cuEventDestroy_v2(event(raw)) });
+    }
+
+    unsafe fn record(&self, raw: RawEvent, on: RawStream) -> Outcome<()> {
+        let _current = self.current()?;
+        // SAFETY: by contract.
+        check(unsafe { sys::cuEventRecord(event(raw), stream(on)) })
+    }
+
+    unsafe fn wait_on(&self, on: RawStream, raw: RawEvent) -> Outcome<()> {
+        let _current = self.current()?;
+        // SAFETY: by contract.
+        check(unsafe { sys::cuStreamWaitEvent(stream(on), event(raw), 0) })
+    }
+
+    unsafe fn is_done(&self, raw: RawEvent) -> Outcome<bool> {
+        let _current = self.current()?;
+        // SAFETY: by contract.
+        match unsafe { sys::cuEventQuery(event(raw)) } {
+            CUresult::CUDA_ERROR_NOT_READY => Ok(false),
+            code => check(code).map(|()| true),
+        }
+    }
+
+    unsafe fn wait_for(&self, raw: RawEvent) -> Outcome<()> {
+        let _current = self.current()?;
+        // SAFETY: by contract.
+        check(unsafe { sys::cuEventSynchronize(event(raw)) })
+    }
+}
+
+/// Success without memory, which no driver should give.
+fn null() -> Failure {
+    Failure { code: 999, name: "CUDA_SUCCESS".into(), text: "but the address is null".into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_written_as_users_know_them() {
+        assert_eq!(cuda_version(13_000), "13.0");
+        assert_eq!(cuda_version(12_080), "12.8");
+    }
+}

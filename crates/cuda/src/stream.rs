@@ -1,0 +1,380 @@
+//! Streams: copies in order, on the device's own time. What a copy works on belongs to the stream
+//! until an event behind the copy is seen done.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use crate::device::Device;
+use crate::driver::{Copy, Outcome, RawEvent, RawStream};
+use crate::error::{Error, Result};
+use crate::memory::Span;
+use crate::sync::lock;
+
+/// A queue of copies, which the device works off in order, beside what other streams do.
+///
+/// Every call only queues, but for [`synchronize`](Self::synchronize). What was queued is seen done
+/// through an [`Event`]; only then is the memory of its copies given up, by the thread that sees it.
+/// A stream may be used by several threads. Dropping the last handle of it and its events waits.
+pub struct Stream {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    device: Device,
+    raw: RawStream,
+    kept: Mutex<Kept>,
+}
+
+/// What copies use that are not seen done.
+#[derive(Default)]
+struct Kept {
+    /// Number of the next event: with it, what was queued before it is done.
+    next: u64,
+    items: VecDeque<(u64, Item)>,
+}
+
+/// Memory of a copy, held to be dropped later.
+#[expect(dead_code, reason = "held for its drop")]
+struct Item(Box<dyn Send>, Option<Span>);
+
+impl Device {
+    /// A new stream.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn stream(&self) -> Result<Stream> {
+        let raw = self.driver().stream().map_err(|f| f.doing("make a stream"))?;
+        let shared = Shared { device: self.clone(), raw, kept: Mutex::default() };
+        Ok(Stream { shared: Arc::new(shared) })
+    }
+}
+
+impl Stream {
+    /// Copies host memory to the device. Pinned memory: at full speed. Other memory is read, or
+    /// staged by the driver, before this returns or later, as it likes.
+    ///
+    /// # Errors
+    /// [`Error::Range`] if the lengths differ, [`Error::Config`] for memory of another device; what the driver says. `from` is dropped then.
+    pub fn upload<T: AsRef<[u8]> + Send + 'static>(&self, from: T, to: Span) -> Result<()> {
+        let from = Lent::new(from);
+        // SAFETY: nobody uses the value through another path while it is lent.
+        let bytes = unsafe { from.value.as_ref() }.as_ref();
+        self.check(&to, bytes.len())?;
+        let (len, copy) = (bytes.len(), Copy::Up { from: bytes.as_ptr(), to: to.address() });
+        // SAFETY: the item keeps both sides in place; the host's is only read.
+        unsafe { self.copy(copy, len, Item(Box::new(from), Some(to))) }
+    }
+
+    /// Copies from the device to host memory, which comes back through [`Pending::wait`].
+    ///
+    /// # Errors
+    /// [`Error::Range`] if the lengths differ, [`Error::Config`] for memory of another device; what the driver says. `to` is dropped then.
+    pub fn download<T: AsMut<[u8]> + Send + 'static>(
+        &self,
+        from: Span,
+        to: T,
+    ) -> Result<Pending<T>> {
+        let mut to = Lent::new(to);
+        // SAFETY: as in `upload`.
+        let bytes = unsafe { to.value.as_mut() }.as_mut();
+        self.check(&from, bytes.len())?;
+        let (len, copy) =
+            (bytes.len(), Copy::Down { from: from.address(), to: bytes.as_mut_ptr() });
+        let to = Arc::new(to);
+        let item = Item(Box::new(Arc::clone(&to)), Some(from));
+        // SAFETY: the item keeps both sides in place, and `Pending` looks at the host's only when
+        // the copy is done.
+        unsafe { self.copy(copy, len, item) }?;
+        Ok(Pending { event: self.record()?, lent: to })
+    }
+
+    /// Copies on the device.
+    ///
+    /// # Errors
+    /// [`Error::Range`] if the lengths differ, [`Error::Config`] for memory of another device; what the driver says.
+    pub fn copy_within(&self, from: Span, to: Span) -> Result<()> {
+        let len = usize::try_from(from.bytes()).unwrap_or(usize::MAX);
+        self.check(&from, len)?;
+        self.check(&to, len)?;
+        let copy = Copy::Within { from: from.address(), to: to.address() };
+        // SAFETY: the item keeps both sides in place.
+        unsafe { self.copy(copy, len, Item(Box::new(from), Some(to))) }
+    }
+
+    /// Sets every byte to `value`.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for memory of another device; what the driver says.
+    pub fn fill(&self, to: Span, value: u8) -> Result<()> {
+        self.shared.device.check_same(to.device())?;
+        let (at, bytes) = (to.address(), to.bytes());
+        let doing = || format!("fill {bytes} bytes of GPU memory");
+        let Shared { device, raw, .. } = &*self.shared;
+        // SAFETY: the span stays in place, as it is kept.
+        let fill = || unsafe { device.driver().fill(*raw, at, bytes as usize, value) };
+        if bytes == 0 { Ok(()) } else { self.queue(fill, doing, Item(Box::new(()), Some(to))) }
+    }
+
+    /// An event behind everything that was queued so far.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn record(&self) -> Result<Event> {
+        let Shared { device, raw, kept } = &*self.shared;
+        let created = device.driver().event().map_err(|f| f.doing("make an event"))?;
+        let mut kept = lock(kept);
+        let event = Event {
+            stream: Arc::clone(&self.shared),
+            raw: created,
+            number: kept.next,
+            done: AtomicBool::new(false),
+        };
+        // SAFETY: both are alive, the event with `Event`.
+        let recorded = unsafe { device.driver().record(created, *raw) };
+        if recorded.is_ok() {
+            kept.next += 1;
+        }
+        drop(kept);
+        recorded.map_err(|f| f.doing("record an event"))?;
+        Ok(event)
+    }
+
+    /// Makes everything that is queued from now on wait for an event of another stream, without
+    /// the program waiting.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for an event of another device; what the driver says.
+    pub fn wait_for(&self, event: &Event) -> Result<()> {
+        let Shared { device, raw, .. } = &*self.shared;
+        device.check_same(&event.stream.device)?;
+        // SAFETY: both are alive; the driver keeps what it needs of the event.
+        let waits = unsafe { device.driver().wait_on(*raw, event.raw) };
+        waits.map_err(|f| f.doing("let a stream wait for an event"))
+    }
+
+    /// Waits until everything that was queued is done, and gives up its memory.
+    ///
+    /// # Errors
+    /// What the driver says: an error of anything that the device did before.
+    pub fn synchronize(&self) -> Result<()> {
+        let number = lock(&self.shared.kept).next;
+        self.shared.synchronize()?;
+        self.shared.give_up(number);
+        Ok(())
+    }
+
+    /// Number of copies that are not seen done.
+    pub fn pending(&self) -> usize {
+        lock(&self.shared.kept).items.len()
+    }
+
+    /// The stand-in's handle of it.
+    pub(crate) fn raw(&self) -> RawStream {
+        self.shared.raw
+    }
+
+    /// Whether a side of a copy is of this device, and of this length.
+    fn check(&self, span: &Span, bytes: usize) -> Result<()> {
+        self.shared.device.check_same(span.device())?;
+        if span.bytes() == bytes as u64 {
+            return Ok(());
+        }
+        let what = format!("the other side has {bytes}");
+        Err(Error::Range { offset: 0, bytes: span.bytes(), what })
+    }
+
+    /// # Safety
+    /// `item` keeps the memory of both sides in place.
+    unsafe fn copy(&self, copy: Copy, bytes: usize, item: Item) -> Result<()> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        let doing = || match copy {
+            Copy::Up { .. } => format!("copy {bytes} bytes to the GPU"),
+            Copy::Down { .. } => format!("copy {bytes} bytes from the GPU"),
+            Copy::Within { .. } => format!("copy {bytes} bytes on the GPU"),
+        };
+        let Shared { device, raw, .. } = &*self.shared;
+        // SAFETY: by contract, as the item is kept until the copy is seen done.
+        self.queue(|| unsafe { device.driver().copy(*raw, copy, bytes) }, doing, item)
+    }
+
+    /// Queues, and keeps `item` until that is seen done.
+    fn queue(
+        &self,
+        call: impl FnOnce() -> Outcome<()>,
+        doing: impl FnOnce() -> String,
+        item: Item,
+    ) -> Result<()> {
+        // Held over the call, so that no event comes between the copy and its item.
+        let mut kept = lock(&self.shared.kept);
+        let queued = call();
+        if queued.is_ok() {
+            let number = kept.next;
+            kept.items.push_back((number, item));
+        }
+        drop(kept);
+        queued.map_err(|f| f.doing(doing()))
+    }
+}
+
+impl Shared {
+    fn synchronize(&self) -> Result<()> {
+        // SAFETY: the stream is alive.
+        let done = unsafe { self.device.driver().synchronize(self.raw) };
+        done.map_err(|f| f.doing("wait for a stream"))
+    }
+
+    /// Drops what was queued before event `number`.
+    fn give_up(&self, number: u64) {
+        let items: Vec<_> = {
+            let mut kept = lock(&self.kept);
+            let count = kept.items.partition_point(|(event, _)| *event <= number);
+            kept.items.drain(..count).collect()
+        };
+        // Outside of the lock, since it may run code of the caller's.
+        drop(items);
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // A lost device may still be copying for all we know: what it works on is never freed.
+        if self.synchronize().is_err() {
+            std::mem::take(&mut lock(&self.kept).items).into_iter().for_each(std::mem::forget);
+        }
+        // SAFETY: done with everything, or the device is lost; events hold this, so none is left.
+        unsafe { self.device.driver().end_stream(self.raw) };
+    }
+}
+
+impl fmt::Debug for Stream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Stream({} copies pending)", self.pending())
+    }
+}
+
+/// A point in a stream's queue.
+pub struct Event {
+    stream: Arc<Shared>,
+    raw: RawEvent,
+    number: u64,
+    done: AtomicBool,
+}
+
+impl Event {
+    /// Whether the stream has come here. If so, the memory of the copies before is given up.
+    ///
+    /// # Errors
+    /// What the driver says: an error of anything that the device did before.
+    pub fn is_done(&self) -> Result<bool> {
+        if self.done.load(Ordering::Acquire) {
+            return Ok(true);
+        }
+        // SAFETY: the event is alive.
+        let done = unsafe { self.stream.device.driver().is_done(self.raw) };
+        let done = done.map_err(|f| f.doing("look at an event"))?;
+        if done {
+            self.seen();
+        }
+        Ok(done)
+    }
+
+    /// Waits until the stream has come here, and gives up the memory of the copies before.
+    ///
+    /// # Errors
+    /// As [`is_done`](Self::is_done).
+    pub fn wait(&self) -> Result<()> {
+        if !self.done.load(Ordering::Acquire) {
+            // SAFETY: the event is alive.
+            let waited = unsafe { self.stream.device.driver().wait_for(self.raw) };
+            waited.map_err(|f| f.doing("wait for an event"))?;
+            self.seen();
+        }
+        Ok(())
+    }
+
+    fn seen(&self) {
+        self.stream.give_up(self.number);
+        self.done.store(true, Ordering::Release);
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        // SAFETY: from `record`; the driver keeps what waiting streams need of it.
+        unsafe { self.stream.device.driver().end_event(self.raw) };
+    }
+}
+
+impl fmt::Debug for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Event").field("done", &self.done).finish_non_exhaustive()
+    }
+}
+
+/// A copy to host memory that is under way. Dropping it does not stop the copy.
+#[derive(Debug)]
+pub struct Pending<T> {
+    event: Event,
+    lent: Arc<Lent<T>>,
+}
+
+impl<T> Pending<T> {
+    /// Whether the copy is done.
+    ///
+    /// # Errors
+    /// As [`Event::is_done`].
+    pub fn is_done(&self) -> Result<bool> {
+        self.event.is_done()
+    }
+
+    /// Waits for the copy, and gives the memory back.
+    ///
+    /// # Errors
+    /// As [`Event::wait`].
+    pub fn wait(self) -> Result<T> {
+        self.event.wait()?;
+        Ok(self.lent.take())
+    }
+}
+
+/// A value that the device may use. In a raw place of its own, because a `Box` that moves tells the
+/// compiler that nobody else looks at what is in it.
+#[derive(Debug)]
+struct Lent<T> {
+    value: NonNull<T>,
+    taken: AtomicBool,
+}
+
+// SAFETY: owns the value as a box would.
+unsafe impl<T: Send> Send for Lent<T> {}
+// SAFETY: of what a shared reference can do, only `take` reaches the value, and that moves it to
+// the one thread that is first.
+unsafe impl<T: Send> Sync for Lent<T> {}
+
+impl<T> Lent<T> {
+    fn new(value: T) -> Self {
+        let value = NonNull::from(Box::leak(Box::new(value)));
+        Self { value, taken: AtomicBool::new(false) }
+    }
+
+    /// The value, when the device is done with it. Only once.
+    fn take(&self) -> T {
+        assert!(!self.taken.swap(true, Ordering::AcqRel), "a pending copy is waited for once");
+        // SAFETY: from a box, and with `taken` nobody else frees it.
+        *unsafe { Box::from_raw(self.value.as_ptr()) }
+    }
+}
+
+impl<T> Drop for Lent<T> {
+    fn drop(&mut self) {
+        if !*self.taken.get_mut() {
+            // SAFETY: as in `take`.
+            drop(unsafe { Box::from_raw(self.value.as_ptr()) });
+        }
+    }
+}
