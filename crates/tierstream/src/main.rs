@@ -13,6 +13,8 @@ use crate::cli::{interrupt, output};
 mod cli;
 
 fn main() -> ExitCode {
+    // While there is one thread. What it did not bring about, `doctor` tells.
+    tierstream_cuda::load_modules_eagerly();
     let cli = Cli::parse();
     tierstream::set_verbose(cli.log);
     cli::gave_up::install(cli.json);

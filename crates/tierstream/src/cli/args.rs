@@ -298,7 +298,8 @@ pub(crate) struct BenchTurn {
 pub(crate) struct Doctor {
     /// A model or folder on the drive to look at [default: the current folder]
     pub(crate) path: Option<PathBuf>,
-    /// Do not measure read rates (for a folder, that writes a file of 256 MiB there for a while)
+    /// Do not measure read rates (for a folder, that writes a file of 256 MiB there for a while) and
+    /// copies to the GPU
     #[arg(long)]
     pub(crate) no_measure: bool,
 }

@@ -16,6 +16,9 @@ use super::args::{Cli, Doctor};
 use super::open;
 use super::output::{self, Progress};
 use super::report::lines;
+use gpu::Gpus;
+
+mod gpu;
 
 /// Size of the file that is written to measure a folder's drive: more than drives cache.
 const SCRATCH_BYTES: u64 = 256 << 20;
@@ -36,6 +39,7 @@ struct Report {
     machine: Machine,
     memory: Memory,
     devices: Vec<Device>,
+    gpu: Gpus,
     io_uring: Works,
     storage: Storage,
     drive: Drive,
@@ -122,6 +126,7 @@ fn report(path: &Path, measure: bool, progress: &Progress) -> tierstream::Result
             cgroup_left_bytes: memory::cgroup_left_bytes(),
         },
         devices: tierstream::devices().into_iter().map(Device::from).collect(),
+        gpu: Gpus::here(measure),
         io_uring: Works { works: io_uring.is_none(), reason: io_uring },
         storage: Storage {
             path: fs::canonicalize(path).unwrap_or_else(|_| path.to_owned()),
@@ -240,6 +245,7 @@ impl fmt::Display for Report {
             ("memory", self.memory.to_string()),
         ];
         rows.extend(self.devices.iter().map(|d| ("computes on", d.to_string())));
+        rows.extend(self.gpu.rows());
         rows.push(("io_uring", yes_or(self.io_uring.works, "works", &self.io_uring.reason)));
         rows.extend(self.storage.rows());
         rows.extend(self.drive.rows());

@@ -28,6 +28,7 @@ fn a_file_is_looked_at_without_measuring() {
         "processor:",
         "features:",
         "memory:",
+        "GPU:",
         "io_uring:",
         "filesystem:",
         "direct reads:",

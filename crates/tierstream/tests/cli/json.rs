@@ -110,7 +110,10 @@ fn show_object() {
 
 #[test]
 fn doctor_object() {
-    insta::assert_json_snapshot!(shape(&doctor(), "", &[]));
+    let mut object = doctor();
+    // Of the machine that the tests run on; the fields have a test of their own.
+    object["gpu"]["devices"] = Value::Array(Vec::new());
+    insta::assert_json_snapshot!(shape(&object, "", &[]));
 }
 
 #[test]
