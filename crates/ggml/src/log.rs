@@ -1,8 +1,9 @@
 //! llama.cpp's log: the last complaints are kept, because its C API returns no reasons.
 
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::ffi::{CStr, c_char, c_void};
-use std::sync::{Mutex, Once, PoisonError};
+use std::sync::Once;
 
 use crate::abi::*;
 
@@ -12,7 +13,12 @@ pub(crate) const NO_REASON: &str = "no reason given";
 /// Complaints kept.
 const KEPT: usize = 8;
 
-static COMPLAINTS: Mutex<VecDeque<String>> = Mutex::new(VecDeque::new());
+thread_local! {
+    /// llama.cpp complains on the thread that has called it, so contexts on other threads have
+    /// complaints of their own.
+    static COMPLAINTS: RefCell<VecDeque<String>> = const { RefCell::new(VecDeque::new()) };
+}
+
 static VERBOSE: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
 
 /// Sends llama.cpp's whole log to stderr, or nothing of it.
@@ -32,15 +38,14 @@ pub(crate) fn init() {
     });
 }
 
-/// Forgets earlier complaints.
+/// Forgets this thread's earlier complaints.
 pub(crate) fn clear() {
-    COMPLAINTS.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    COMPLAINTS.take();
 }
 
-/// The complaints since [`clear`], oldest first, as one line.
+/// This thread's complaints since [`clear`], oldest first, as one line.
 pub(crate) fn complaints() -> String {
-    let mut kept = COMPLAINTS.lock().unwrap_or_else(PoisonError::into_inner);
-    let lines: Vec<String> = kept.drain(..).collect();
+    let lines = Vec::from(COMPLAINTS.take());
     if lines.is_empty() { NO_REASON.to_owned() } else { lines.join("; ") }
 }
 
@@ -55,11 +60,39 @@ unsafe extern "C" fn callback(level: ggml_log_level, text: *const c_char, _: *mu
             eprint!("{text}");
         }
         if level == GGML_LOG_LEVEL_ERROR {
-            let mut kept = COMPLAINTS.lock().unwrap_or_else(PoisonError::into_inner);
-            if kept.len() == KEPT {
-                kept.pop_front();
-            }
-            kept.push_back(text.trim().to_owned());
+            COMPLAINTS.with_borrow_mut(|kept| {
+                if kept.len() == KEPT {
+                    kept.pop_front();
+                }
+                kept.push_back(text.trim().to_owned());
+            });
         }
     });
+}
+
+#[cfg(test)]
+mod thread_tests {
+    use std::ffi::CStr;
+
+    use super::{NO_REASON, callback, clear, complaints};
+    use crate::abi::*;
+
+    fn complain(text: &CStr) {
+        // SAFETY: as llama.cpp calls it; the text is NUL-terminated.
+        unsafe { callback(GGML_LOG_LEVEL_ERROR, text.as_ptr(), std::ptr::null_mut()) };
+    }
+
+    #[test]
+    fn each_thread_has_its_own_complaints() {
+        complain(c"one\n");
+        let other = std::thread::spawn(|| {
+            clear();
+            assert_eq!(complaints(), NO_REASON);
+            complain(c"two");
+            complaints()
+        });
+        assert_eq!(other.join().unwrap(), "two");
+        assert_eq!(complaints(), "one");
+        assert_eq!(complaints(), NO_REASON, "they are told once");
+    }
 }
