@@ -18,7 +18,7 @@ use tierstream::{Engine, Generate, Generation, Stop, Token, cache};
 use super::args::{self, Run};
 use super::output::{self, Tokens};
 use super::report::{Report, lines, percent};
-use super::{open, run, show};
+use super::{interrupt, open, run, show};
 
 /// Lines that are remembered.
 const HISTORY_LINES: usize = 1000;
@@ -142,6 +142,9 @@ impl<'a> Chat<'a> {
         }
         output::stderr("/help lists the commands, /bye leaves");
         loop {
+            if let Some(code) = interrupt::exit_code_beside_ctrl_c() {
+                return Ok(code);
+            }
             let line = match editor.readline(">>> ") {
                 Ok(line) => line,
                 Err(ReadlineError::Interrupted) => {

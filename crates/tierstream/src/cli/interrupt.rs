@@ -102,6 +102,15 @@ pub(crate) fn requested() -> bool {
 /// What a program says that was asked to stop: 128 and the number of the signal, as shells have
 /// it. `None` if it was not asked to.
 pub(crate) fn exit_code() -> Option<ExitCode> {
-    let signal = state().requested?;
-    Some(ExitCode::from(u8::try_from(128 + signal).unwrap_or(u8::MAX)))
+    state().requested.map(code)
+}
+
+/// The same for a program that goes on after Ctrl-C, as a chat does: `None` if there was no other
+/// signal.
+pub(crate) fn exit_code_beside_ctrl_c() -> Option<ExitCode> {
+    state().requested.filter(|&signal| signal != SIGINT).map(code)
+}
+
+fn code(signal: c_int) -> ExitCode {
+    ExitCode::from(u8::try_from(128 + signal).unwrap_or(u8::MAX))
 }

@@ -144,6 +144,23 @@ fn signals() {
 }
 
 #[test]
+fn a_signal_that_means_the_program_ends_the_chat_during_an_answer() {
+    for (asked, code) in [(Signal::TERM, 143), (Signal::HUP, 129)] {
+        let cache = tempfile::tempdir().unwrap();
+        let args = ["run", "demo", "-n", "1000000", "--ctx", "200000", "--temp", "0", "-t", "1"];
+        let mut chat = Terminal::new(cache.path(), args);
+        chat.wait_for(">>> ");
+        chat.send("It was\r");
+        chat.wait_for("\n");
+        // So much is generated text.
+        chat.wait_until(|shown| (shown.len() > 400).then_some(400));
+        signal(&chat.child, asked);
+        chat.wait_for(", stopped");
+        assert_eq!(chat.exit().code(), Some(code));
+    }
+}
+
+#[test]
 fn a_template_sees_the_whole_conversation_and_nothing_is_read_twice() {
     let cache = tempfile::tempdir().unwrap();
     let template = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n\
