@@ -1,6 +1,6 @@
 //! The `tierstream` program.
 
-#![deny(unsafe_code)]
+#![forbid(unsafe_code)]
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 use std::process::ExitCode;

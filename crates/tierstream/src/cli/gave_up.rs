@@ -12,13 +12,12 @@ pub(crate) fn install(json: bool) {
     tierstream::ggml::on_abort(on_abort);
 }
 
-#[allow(unsafe_code)]
 fn on_abort(message: &str) {
     let error = Failure::error(
         format!("llama.cpp gave up: {}", message.trim()),
         "the file is damaged, or this llama.cpp has a bug with it",
     );
     output::report(&error, JSON.load(Ordering::Relaxed));
-    // SAFETY: ends the process; `exit` would run destructors while other threads still compute.
-    unsafe { libc::_exit(1) }
+    // Not `exit`, which would run destructors while other threads still compute.
+    signal_hook::low_level::exit(1)
 }

@@ -56,7 +56,8 @@ fn on_signal(signal: c_int) {
         if let Some(terminal) = &state.terminal {
             let _ = termios::tcsetattr(std::io::stdin(), OptionalActions::Now, terminal);
         }
-        std::process::exit(128 + signal);
+        // Not `exit`, which would run destructors while ggml's threads compute.
+        signal_hook::low_level::exit(128 + signal);
     }
     state.requested = Some(signal);
     if let Some(cancel) = &state.cancel {

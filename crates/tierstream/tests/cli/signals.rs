@@ -1,7 +1,7 @@
 //! Asked to stop, the program does: cleanly, and with the exit code that says so.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
 
@@ -64,6 +64,30 @@ fn json_stays_whole() {
         let object: Value = serde_json::from_str(stdout(&output)).expect("one whole object");
         assert_eq!(object["stop"], "cancelled", "{object}");
     }
+}
+
+#[test]
+fn a_second_signal_ends_at_once_what_cannot_stop() {
+    // The first one cannot be answered: nobody reads, and not one byte more has room.
+    let (reader, writer) = std::io::pipe().unwrap();
+    rustix::io::ioctl_fionbio(&writer, true).unwrap();
+    while (&writer).write(&[0; 4096]).is_ok() {}
+    rustix::io::ioctl_fionbio(&writer, false).unwrap();
+    let mut child =
+        tierstream().args(ENDLESS).stdout(writer).stderr(Stdio::piped()).spawn().unwrap();
+    let mut told = BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    while !line.contains("trained with a context of") {
+        line.clear();
+        // Said when all is loaded.
+        assert!(told.read_line(&mut line).unwrap() > 0, "it ended by itself");
+    }
+    signal(&child, Signal::INT);
+    signal(&child, Signal::TERM);
+    // Of signals that come at one time, either may be the second.
+    let code = child.wait().unwrap().code();
+    assert!(matches!(code, Some(130 | 143)), "{code:?}");
+    drop(reader);
 }
 
 #[test]
