@@ -13,9 +13,18 @@ use tierstream::size::{Bytes, PoolShare};
 /// In a list of flags, those of all verbs come after the verb's own.
 const LAST: usize = 100;
 
+const ENVIRONMENT: &str = "\
+Environment:
+  TIERSTREAM_BACKENDS  ggml backends to load beside those in the program's folder: folders with
+                       libggml-*.so, or libraries, separated by colons. They run as the program
+  TIERSTREAM_CACHE     folder of the demo model and of the chat's history [default:
+                       $XDG_CACHE_HOME/tierstream, or ~/.cache/tierstream]
+  NO_COLOR             if it is set and not empty, no colours";
+
 /// Run language models that are bigger than memory: experts stream from the drive.
 #[derive(Debug, Parser)]
 #[command(version, propagate_version = true, arg_required_else_help = true)]
+#[command(after_help = ENVIRONMENT)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,

@@ -97,6 +97,7 @@ struct Drive {
 pub(crate) fn doctor(cli: &Cli, args: &Doctor) -> anyhow::Result<ExitCode> {
     let path = args.path.as_deref().unwrap_or(Path::new("."));
     let path = if path.exists() { path.into() } else { open::named(path)? };
+    open::backends();
     let progress = Progress::start("measuring the drive");
     let report = report(&path, !args.no_measure, &progress)?;
     drop(progress);

@@ -46,8 +46,17 @@ pub(crate) fn options(args: &LoadArgs, experts: Option<PoolShare>) -> Options {
     }
 }
 
+/// Loads the ggml backends beside the program, usually none, and those of `TIERSTREAM_BACKENDS`.
+/// What cannot be used is noted.
+pub(crate) fn backends() {
+    for refused in tierstream::ggml::load_backends(None).into_iter().filter_map(Result::err) {
+        output::note(refused);
+    }
+}
+
 /// Loads the model in `path`; notes go to stderr. A request of [`interrupt`] ends it.
 pub(crate) fn engine(args: &LoadArgs, path: &Path, options: Options) -> anyhow::Result<Engine> {
+    backends();
     let experts = options.experts;
     let engine = quiet_engine(path, options)?;
     let flags = [beyond_training(args.ctx, &engine), more_than_all(experts, &engine)];

@@ -28,6 +28,9 @@ fn the_man_page_knows_every_verb_and_its_flags() {
     for flag in ["--prompt-tokens", "--no-measure", "--against", "--ram", "--json"] {
         assert!(page.contains(flag), "{flag}");
     }
+    for variable in ["TIERSTREAM_BACKENDS", "TIERSTREAM_CACHE", "NO_COLOR"] {
+        assert!(page.contains(variable), "{variable}");
+    }
     assert!(!page.contains("TURN"), "hidden verbs stay hidden");
 }
 

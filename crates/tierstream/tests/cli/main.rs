@@ -1,5 +1,6 @@
 //! The real program, end to end.
 
+mod backends;
 mod bad_input;
 mod chat;
 mod docs;
