@@ -337,6 +337,15 @@ impl Model {
     }
 
     /// Per MoE layer: block and counters.
+    /// Share of all streamed experts that the pool has slots for, by bytes, 0 to 1; none without a
+    /// pool.
+    pub fn pool_share(&self) -> Option<f64> {
+        let residency = self.residency()?;
+        let layers = residency.layers();
+        let all = pool_bytes(layers, &all_slots(layers));
+        Some(pool_bytes(layers, &residency.slots()) as f64 / all as f64)
+    }
+
     pub fn layer_counters(&self) -> Vec<(u32, tierstream_pool::LayerCounters)> {
         let Some(r) = self.residency() else { return Vec::new() };
         r.layers().iter().map(|l| l.block).zip(r.layer_counters()).collect()

@@ -150,6 +150,11 @@ impl Residency {
         self.memory.bytes() as u64
     }
 
+    /// Slots per size class.
+    pub(crate) fn slots(&self) -> Vec<u32> {
+        self.classes.iter().map(|class| class.slots).collect()
+    }
+
     /// Bytes of the records that are resident now.
     pub(crate) fn resident_bytes(&self) -> u64 {
         self.lock().resident_bytes()

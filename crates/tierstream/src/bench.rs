@@ -19,10 +19,6 @@ const DRIVE_BYTES_MAX: u64 = 2 << 30;
 /// One measurement of decoding.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Turn {
-    /// Tokens decoded in the measured part.
-    pub tokens: usize,
-    /// Seconds per token, in order.
-    pub seconds: Vec<f64>,
     /// Tokens per second over the measured part.
     pub tok_s: f64,
     /// Requests answered without a read, 0 to 1.
@@ -36,12 +32,10 @@ pub struct Turn {
     /// Bytes per second of the same reads without computing, right after; absent when nothing
     /// was read.
     pub drive_bytes_per_s: Option<f64>,
-    /// Bytes of the pool, and bytes resident at the end.
-    pub pool_bytes: (u64, u64),
+    /// Share of all experts that the pool holds, 0 to 1; none if nothing streams.
+    pub pool_share: Option<f64>,
     /// The most that the process had resident.
     pub peak_rss_bytes: u64,
-    /// Seconds to load.
-    pub load_s: f64,
     /// The path of the reads; none if nothing streams.
     pub io: Option<ReadPath>,
 }
@@ -70,13 +64,13 @@ pub fn turn(engine: &mut Engine, tokens: &[Token], warmup: usize) -> Result<Turn
     }
     let counted = engine.expert_counters();
     let stalled = engine.context().stall();
-    let mut seconds = Vec::with_capacity(measured.len());
+    let mut total = 0.0;
     let mut bursts = Vec::new();
     let mut faults = faults_by_block(engine);
     for &token in measured {
         let start = Instant::now();
         engine.context().decode(&[token], Keep::Last, |_, _| {})?;
-        seconds.push(start.elapsed().as_secs_f64());
+        total += start.elapsed().as_secs_f64();
         let now = faults_by_block(engine);
         let grown = now.iter().zip(&faults).map(|(&(block, now), &(_, was))| (block, now - was));
         bursts.extend(grown.filter(|&(_, records)| records > 0));
@@ -85,22 +79,18 @@ pub fn turn(engine: &mut Engine, tokens: &[Token], warmup: usize) -> Result<Turn
     let used = engine.expert_counters().since(&counted);
     let stall = engine.context().stall() - stalled;
     engine.context().rest();
-    let total: f64 = seconds.iter().sum();
     let n = measured.len().max(1) as f64;
     let drive_bytes_per_s = drive_rate(engine, &bursts)?;
     let status = engine.model().reader().map(|r| r.status());
     Ok(Turn {
-        tokens: measured.len(),
         tok_s: if total > 0.0 { measured.len() as f64 / total } else { 0.0 },
-        seconds,
         hit_rate: used.hit_rate(),
         faults_per_token: used.faults as f64 / n,
         bytes_per_token: used.bytes_read as f64 / n,
         stall_share: if total > 0.0 { stall.as_secs_f64() / total } else { 0.0 },
         drive_bytes_per_s,
-        pool_bytes: engine.model().pool_bytes(),
+        pool_share: engine.model().pool_share(),
         peak_rss_bytes: Usage::now().peak_rss_bytes,
-        load_s: engine.load_time().as_secs_f64(),
         io: status.map(|s| ReadPath {
             engine: s.engine.to_owned(),
             direct: s.direct,

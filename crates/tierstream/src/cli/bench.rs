@@ -37,7 +37,7 @@ struct Report {
 #[derive(Debug, Serialize)]
 struct Row {
     experts: String,
-    experts_percent: f64,
+    experts_percent: Option<f64>,
     tok_s_median: f64,
     tok_s_min: f64,
     tok_s_max: f64,
@@ -82,26 +82,25 @@ struct Drive {
 }
 
 pub(crate) fn decode(cli: &Cli, args: &BenchDecode) -> anyhow::Result<ExitCode> {
-    let sizes = &args.experts;
     let path = open::path(&args.model)?;
     let file = tierstream::gguf::Model::open(&path).map_err(tierstream::Error::from)?;
     let experts = tierstream::gguf::Experts::group(&file).map_err(tierstream::Error::from)?;
     let tokens = serde_json::to_string(&tokens(args, &path)?)?;
     let mut notes = Notes::default();
 
-    let mut ours: Vec<Vec<Turn>> = sizes.iter().map(|_| Vec::new()).collect();
-    let mut peers: Vec<Vec<Turn>> = args.against.iter().map(|_| Vec::new()).collect();
+    let mut ours: Vec<_> = args.experts.iter().map(|&size| (size, Vec::new())).collect();
+    let mut peers: Vec<_> = args.against.iter().map(|&peer| (peer, Vec::new())).collect();
     for repeat in 0..args.repeats {
-        for (turns, &size) in ours.iter_mut().zip(sizes) {
+        for (size, turns) in &mut ours {
             output::stderr(&format!("turn {} of {}: experts {size}", repeat + 1, args.repeats));
-            turns.push(spawn_turn(args, &tokens, Some(size), None, &mut notes)?);
+            turns.push(spawn_turn(args, &tokens, Some(*size), None, &mut notes)?);
         }
-        for (turns, &peer) in peers.iter_mut().zip(&args.against) {
-            output::stderr(&format!("turn {} of {}: {}", repeat + 1, args.repeats, name(peer)));
-            turns.push(spawn_turn(args, &tokens, None, Some(peer), &mut notes)?);
+        for (peer, turns) in &mut peers {
+            output::stderr(&format!("turn {} of {}: {}", repeat + 1, args.repeats, name(*peer)));
+            turns.push(spawn_turn(args, &tokens, None, Some(*peer), &mut notes)?);
         }
     }
-    let report = report(args, &experts, sizes, &ours, &peers);
+    let report = report(args, &experts, &ours, &peers);
     if cli.json {
         output::json(&report)?;
     } else {
@@ -227,70 +226,22 @@ fn drop_caches() -> anyhow::Result<()> {
     fs::write("/proc/sys/vm/drop_caches", "3").context("--cold empties the page cache, as root")
 }
 
+/// The turns of each size of the pool.
+type Ours = [(PoolShare, Vec<Turn>)];
+
+/// The turns of each peer.
+type Peers = [(Peer, Vec<Turn>)];
+
 fn report(
     args: &BenchDecode,
     experts: &tierstream::gguf::Experts,
-    sizes: &[PoolShare],
-    ours: &[Vec<Turn>],
-    peers: &[Vec<Turn>],
+    ours: &Ours,
+    peers: &Peers,
 ) -> Report {
-    let median = |turns: &[Turn], f: fn(&Turn) -> f64| median_min_max(turns.iter().map(f)).0;
-    let seconds = |turns: &[Turn]| 1.0 / median(turns, |t| t.tok_s);
-    let all = experts.expert_bytes().max(1) as f64;
-    let compute = ours.iter().find(|t| t[0].faults_per_token == 0.0).map(|t| seconds(t));
-    let rows = sizes.iter().zip(ours).map(|(size, turns)| {
-        let (tok_s_median, tok_s_min, tok_s_max) = median_min_max(turns.iter().map(|t| t.tok_s));
-        let drive = median_min_max(turns.iter().filter_map(|t| t.drive_bytes_per_s)).0;
-        let drive = (drive > 0.0).then_some(drive);
-        // Per turn, since the drive's speed wanders between them.
-        let over = |t: &Turn| {
-            let reading = t.drive_bytes_per_s.map_or(0.0, |d| t.bytes_per_token / d);
-            compute.map(|c| 1.0 / t.tok_s / (c + reading))
-        };
-        let over: Vec<f64> = turns.iter().filter_map(over).collect();
-        Row {
-            experts: size.to_string(),
-            experts_percent: match size {
-                PoolShare::Share(share) => share * 100.0,
-                PoolShare::Bytes(bytes) => bytes.0 as f64 / all * 100.0,
-            },
-            tok_s_median,
-            tok_s_min,
-            tok_s_max,
-            hit_rate: median(turns, |t| t.hit_rate),
-            faults_per_token: median(turns, |t| t.faults_per_token),
-            bytes_per_token: median(turns, |t| t.bytes_per_token),
-            stall_share: median(turns, |t| t.stall_share),
-            drive_gbps: drive.map(|d| d / 1e9),
-            over_limit: (!over.is_empty()).then(|| median_min_max(over).0),
-            ratios: args
-                .against
-                .iter()
-                .zip(peers)
-                .map(|(&peer, theirs)| {
-                    let ratios = ratios(turns, theirs);
-                    Ratio { to: name(peer), median: median_min_max(ratios.clone()).0, all: ratios }
-                })
-                .collect(),
-            peak_rss_bytes: peak(turns),
-            tok_s: turns.iter().map(|t| t.tok_s).collect(),
-        }
-    });
-    let rows: Vec<Row> = rows.collect();
-    let against = args.against.iter().zip(peers).map(|(&peer, turns)| {
-        let (tok_s_median, tok_s_min, tok_s_max) = median_min_max(turns.iter().map(|t| t.tok_s));
-        Against {
-            name: name(peer),
-            tok_s_median,
-            tok_s_min,
-            tok_s_max,
-            ratio_median: median_min_max(ratios(&ours[0], turns)).0,
-            peak_rss_bytes: peak(turns),
-            tok_s: turns.iter().map(|t| t.tok_s).collect(),
-        }
-    });
-    let rates = ours.iter().flatten().filter_map(|t| t.drive_bytes_per_s);
-    let rate = median_min_max(rates).0;
+    let turns = || ours.iter().map(|(_, turns)| turns);
+    let resident = turns().find(|t| t[0].faults_per_token == 0.0);
+    let resident_s = resident.map(|turns| 1.0 / median(turns, |t| t.tok_s));
+    let first = &ours[0].1;
     Report {
         model: args.model.model.display().to_string(),
         n: args.n,
@@ -298,14 +249,72 @@ fn report(
         repeats: args.repeats,
         threads: args.model.threads.unwrap_or_else(tierstream::default_threads),
         cold: args.cold,
-        against: against.collect(),
+        rows: ours.iter().map(|(size, turns)| row(*size, turns, resident_s, peers)).collect(),
+        against: peers.iter().map(|(peer, turns)| against(*peer, turns, first)).collect(),
         drive: Drive {
-            random_gbps: (rate > 0.0).then_some(rate / 1e9),
+            random_gbps: drive_gbps(turns().flatten()),
             record_bytes: experts.record_bytes(0).unwrap_or(0),
         },
-        io: read_path(ours),
-        rows,
+        io: read_path(turns().flatten()),
     }
+}
+
+/// `resident_s` is the time of a token with all experts resident.
+fn row(size: PoolShare, turns: &[Turn], resident_s: Option<f64>, peers: &Peers) -> Row {
+    let (tok_s_median, tok_s_min, tok_s_max) = median_min_max(turns.iter().map(|t| t.tok_s));
+    let ratio = |(peer, theirs): &(Peer, Vec<Turn>)| {
+        let all = ratios(turns, theirs);
+        Ratio { to: name(*peer), median: median_min_max(all.clone()).0, all }
+    };
+    Row {
+        experts: size.to_string(),
+        experts_percent: turns[0].pool_share.map(|share| share * 100.0),
+        tok_s_median,
+        tok_s_min,
+        tok_s_max,
+        hit_rate: median(turns, |t| t.hit_rate),
+        faults_per_token: median(turns, |t| t.faults_per_token),
+        bytes_per_token: median(turns, |t| t.bytes_per_token),
+        stall_share: median(turns, |t| t.stall_share),
+        drive_gbps: drive_gbps(turns),
+        over_limit: resident_s.map(|resident_s| over_limit(turns, resident_s)),
+        ratios: peers.iter().map(ratio).collect(),
+        peak_rss_bytes: peak(turns),
+        tok_s: turns.iter().map(|t| t.tok_s).collect(),
+    }
+}
+
+/// A peer beside the turns of the first row.
+fn against(peer: Peer, turns: &[Turn], first: &[Turn]) -> Against {
+    let (tok_s_median, tok_s_min, tok_s_max) = median_min_max(turns.iter().map(|t| t.tok_s));
+    Against {
+        name: name(peer),
+        tok_s_median,
+        tok_s_min,
+        tok_s_max,
+        ratio_median: median_min_max(ratios(first, turns)).0,
+        peak_rss_bytes: peak(turns),
+        tok_s: turns.iter().map(|t| t.tok_s).collect(),
+    }
+}
+
+/// Time per token over the least possible one. By turns, since the drive's speed wanders between
+/// them.
+fn over_limit(turns: &[Turn], resident_s: f64) -> f64 {
+    median(turns, |t| {
+        let reading_s = t.drive_bytes_per_s.map_or(0.0, |rate| t.bytes_per_token / rate);
+        1.0 / t.tok_s / (resident_s + reading_s)
+    })
+}
+
+/// Of the turns that read something.
+fn drive_gbps<'a>(turns: impl IntoIterator<Item = &'a Turn>) -> Option<f64> {
+    let rate = median_min_max(turns.into_iter().filter_map(|t| t.drive_bytes_per_s)).0;
+    (rate > 0.0).then_some(rate / 1e9)
+}
+
+fn median(turns: &[Turn], of: impl Fn(&Turn) -> f64) -> f64 {
+    median_min_max(turns.iter().map(of)).0
 }
 
 fn ratios(ours: &[Turn], theirs: &[Turn]) -> Vec<f64> {
@@ -313,9 +322,10 @@ fn ratios(ours: &[Turn], theirs: &[Turn]) -> Vec<f64> {
 }
 
 /// The path of the reads; where turns differ, one that says why it is not the fastest.
-fn read_path(turns: &[Vec<Turn>]) -> Option<ReadPath> {
-    let paths = || turns.iter().flatten().filter_map(|t| t.io.as_ref());
-    paths().find(|p| p.reason.is_some()).or_else(|| paths().next()).cloned()
+fn read_path<'a>(turns: impl Iterator<Item = &'a Turn> + Clone) -> Option<ReadPath> {
+    let mut paths = turns.filter_map(|t| t.io.as_ref());
+    let first = paths.clone().next();
+    paths.find(|p| p.reason.is_some()).or(first).cloned()
 }
 
 fn peak(turns: &[Turn]) -> u64 {
@@ -391,7 +401,7 @@ mod tests {
         let ratio = |to, median| Ratio { to, median, all: vec![median] };
         Row {
             experts: experts.to_owned(),
-            experts_percent: 0.0,
+            experts_percent: None,
             tok_s_median: tok_s,
             tok_s_min: tok_s - 1.5,
             tok_s_max: tok_s + 1.5,

@@ -83,6 +83,16 @@ fn bench_object() {
 }
 
 #[test]
+fn a_bench_tells_what_the_pools_hold() {
+    let args = ["bench", "decode", "demo", "--experts", "33%,1GiB", "--repeats", "1", "-n", "2"];
+    let object = json(&[&args[..], &["--warmup", "0"]].concat());
+    let held = |row: usize| object["rows"][row]["experts_percent"].as_f64().unwrap();
+    // Whole records of the 384, and no more than there are.
+    assert!((held(0) - 100.0 * 127.0 / 384.0).abs() < 1e-9, "{object}");
+    assert_eq!(held(1), 100.0);
+}
+
+#[test]
 fn run_object() {
     let keep = ["stop", "total_bytes", "budget_bytes"];
     insta::assert_json_snapshot!(shape(&run(), "", &keep));
