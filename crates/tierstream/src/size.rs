@@ -112,9 +112,18 @@ impl fmt::Display for PoolShare {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             PoolShare::Bytes(bytes) => bytes.fmt(f),
-            PoolShare::Share(share) => f.pad(&format!("{}%", share * 100.0)),
+            PoolShare::Share(share) => f.pad(&percent_of(*share)),
         }
     }
+}
+
+/// The shortest text that is read as this share: `share * 100.0` alone makes 28.999999999999996 of
+/// 29 %.
+fn percent_of(share: f64) -> String {
+    (0..=f64::DIGITS as usize)
+        .map(|digits| format!("{:.digits$}%", share * 100.0))
+        .find(|text| text.parse() == Ok(PoolShare::Share(share)))
+        .unwrap_or_else(|| format!("{}%", share * 100.0))
 }
 
 #[cfg(test)]
@@ -158,6 +167,18 @@ mod tests {
         for text in ["101%", "-1%", "%", "x%"] {
             assert_eq!(text.parse::<PoolShare>(), Err(NotASize::Share(text.to_owned())));
         }
+    }
+
+    #[test]
+    fn prints_shares_as_they_were_written() {
+        let fine = ["0.1%", "33.3%", "99.99%", "12.3456789012345%"];
+        let all = (0..=100).map(|n| format!("{n}%")).chain(fine.map(str::to_owned));
+        for text in all {
+            let share: PoolShare = text.parse().unwrap();
+            assert_eq!(share.to_string(), text);
+        }
+        // As near as it gets to what nobody can write.
+        assert!(PoolShare::Share(1.0 / 3.0).to_string().starts_with("33.333333333333"));
     }
 
     #[test]
