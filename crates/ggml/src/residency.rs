@@ -291,7 +291,7 @@ impl Residency {
         }
         for need in &split.give_up {
             let evicted = pool.evict(record(layer, need.expert));
-            debug_assert!(evicted, "an unpinned resident record can be evicted");
+            assert!(evicted, "an unpinned resident record can be evicted");
         }
         // The records wanted last come last and stay: decoding goes on from there.
         let mut missing = split.missing;
@@ -299,7 +299,7 @@ impl Residency {
         missing.sort_by_key(|n| (n.last_row, n.expert));
         for need in &missing {
             let found = pool.request(record(layer, need.expert));
-            debug_assert_eq!(found, Lookup::Absent);
+            assert_eq!(found, Lookup::Absent, "`split` has looked them up under this lock");
         }
         let stay = missing.len() - split.reserve.min(missing.len());
         for need in &missing[stay..] {
