@@ -19,8 +19,11 @@ pub use llama_cpp_sys_2::*;
 
 include!(concat!(env!("OUT_DIR"), "/abi.rs"));
 
-// The proxy fills every slot of these vtables by name; a new version may add required ones.
-const _: () = assert!(GGML_BACKEND_API_VERSION == 3, "ggml's backend API changed: review proxy.rs");
+// We fill every slot of these vtables by name; a new version may add required ones.
+const _: () = assert!(
+    GGML_BACKEND_API_VERSION == 3,
+    "ggml's backend API changed: review proxy.rs, proxy/backend.rs, proxy/registry.rs, weights.rs"
+);
 
 /// Runs `f` and turns a panic into `default`: no panic may cross a C frame.
 pub(crate) fn contain<T>(default: T, f: impl FnOnce() -> T) -> T {

@@ -269,7 +269,7 @@ impl Model {
     /// Gives a streamed model its pool, once. `progress` reports the preload.
     ///
     /// # Errors
-    /// [`Error::Pool`] when the size is below [`Model::least_pool_bytes`];
+    /// [`Error::PoolTooSmall`] when the size is below [`Model::least_pool_bytes`];
     /// [`Error::OutOfMemory`], [`Error::Io`] and [`Error::Cancelled`] from allocating and
     /// preloading.
     pub fn attach_pool(&self, options: &PoolOptions, progress: Progress<'_>) -> Result<()> {
