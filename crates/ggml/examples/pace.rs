@@ -52,8 +52,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             let (tokens_per_s, stalled) = decode(&model)?;
             let c = model.expert_counters();
             println!(
-                "round {round}, pool {share}, cache dropped {dropped}: {tokens_per_s:.1} tok/s, hit rate {:.2}, \
-                 stalled {:.0} %, {:.1} MB/token, {:.2} GB/s while stalled, most in flight {}",
+                "round {round}, pool {share}, cache dropped {dropped}: {tokens_per_s:.1} tok/s, \
+                 hit rate {:.2}, stalled {:.0} %, {:.1} MB/token, {:.2} GB/s while stalled, most in flight {}",
                 c.hit_rate(),
                 100.0 * stalled.share,
                 stalled.bytes_per_token / 1e6,

@@ -103,8 +103,9 @@ impl Model {
     /// call [`Model::attach_pool`] before decoding. A dense model is loaded whole.
     ///
     /// # Errors
-    /// [`Error::Unusable`] and [`Error::Load`] when llama.cpp would abort on the file or refuses it, [`Error::SelfCheck`] when it does not
-    /// behave as the proxy device needs, [`Error::Io`], [`Error::Cancelled`].
+    /// [`Error::Unusable`] and [`Error::Load`] when llama.cpp would abort on the file or refuses
+    /// it, [`Error::SelfCheck`] when it does not behave as the proxy device needs, [`Error::Io`],
+    /// [`Error::Cancelled`].
     pub fn load(
         file: &tierstream_gguf::Model,
         weights: Weights,
@@ -336,7 +337,6 @@ impl Model {
         self.residency().map_or((0, 0), |r| (r.budget_bytes(), r.resident_bytes()))
     }
 
-    /// Per MoE layer: block and counters.
     /// Share of all streamed experts that the pool has slots for, by bytes, 0 to 1; none without a
     /// pool.
     pub fn pool_share(&self) -> Option<f64> {
@@ -346,6 +346,7 @@ impl Model {
         Some(pool_bytes(layers, &residency.slots()) as f64 / all as f64)
     }
 
+    /// Per MoE layer: block and counters.
     pub fn layer_counters(&self) -> Vec<(u32, tierstream_pool::LayerCounters)> {
         let Some(r) = self.residency() else { return Vec::new() };
         r.layers().iter().map(|l| l.block).zip(r.layer_counters()).collect()

@@ -190,7 +190,10 @@ macro_rules! delegate_device {
     ($dev:expr, $slot:ident ( $($arg:expr),* )) => {{
         let inner = device($dev).inner;
         // SAFETY: ggml's devices live for ever; arguments passed on as they came.
-        unsafe { (*inner).iface.$slot.expect("filled only where the inner slot is")(inner $(, $arg)*) }
+        unsafe {
+            let function = (*inner).iface.$slot.expect("filled only where the inner slot is");
+            function(inner $(, $arg)*)
+        }
     }};
 }
 

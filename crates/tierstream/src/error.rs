@@ -21,7 +21,8 @@ pub enum Error {
     #[error(
         "{} is too little memory for this model: it needs at least {} ({} beside the experts, {} \
          for those that one token uses)",
-        Bytes(*.ram_bytes), Bytes(*.least_bytes), Bytes(*.fixed_bytes), Bytes(.least_bytes - .fixed_bytes)
+        Bytes(*.ram_bytes), Bytes(*.least_bytes), Bytes(*.fixed_bytes),
+        Bytes(.least_bytes - .fixed_bytes)
     )]
     Ram {
         /// The budget.

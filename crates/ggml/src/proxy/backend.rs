@@ -49,7 +49,10 @@ macro_rules! delegate {
     ($backend:expr, $slot:ident ( $($arg:expr),* )) => {{
         let inner = inner_of($backend);
         // SAFETY: a live backend of ggml, arguments passed on as they came.
-        unsafe { (*inner).iface.$slot.expect("filled only where the inner slot is")(inner $(, $arg)*) }
+        unsafe {
+            let function = (*inner).iface.$slot.expect("filled only where the inner slot is");
+            function(inner $(, $arg)*)
+        }
     }};
 }
 

@@ -46,10 +46,8 @@ fn values_that_do_not_do_what_one_may_think() {
     };
     assert_eq!(
         added(&["--ctx", "2000"]),
-        [
-            "this model was trained with a context of 1024 tokens: what it writes beyond them, up to \
-          --ctx 2000, may make no sense"
-        ]
+        ["this model was trained with a context of 1024 tokens: what it writes beyond them, up \
+             to --ctx 2000, may make no sense"]
     );
     assert!(added(&["--ctx", "1024"]).is_empty());
     assert_eq!(
