@@ -85,7 +85,7 @@ fn attach(model: &Model, share: f64, preload: bool) -> tierstream_ggml::Result<(
 
 /// Tokens per second of generation after a prompt.
 fn decode(model: &Model) -> tierstream_ggml::Result<(f64, Stalled)> {
-    let options = ContextOptions { n_ctx: 512, n_batch: 512, n_threads: 2 };
+    let options = ContextOptions { n_ctx: 512, n_threads: 2, ..ContextOptions::default() };
     let mut context = Context::new(model.clone(), &options)?;
     let token = |i: i32| i * 37 % 1000;
     context.decode(&(0..PROMPT).map(token).collect::<Vec<_>>(), Keep::Last, |_, _| ())?;

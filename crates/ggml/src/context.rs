@@ -10,9 +10,11 @@ use crate::abi::*;
 use crate::control::Control;
 use crate::error::{Error, Result};
 use crate::log;
+use crate::memory::give_back_freed_memory;
 use crate::model::Model;
 use crate::proxy::proc_of;
 use crate::vocab::Token;
+use crate::workspace::Needs;
 
 /// Sizes and threads of a context.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,11 +25,14 @@ pub struct ContextOptions {
     pub n_batch: u32,
     /// Compute threads.
     pub n_threads: u32,
+    /// The rows of logits that a decode may keep. Those of every token take compute buffers for
+    /// as many rows of the vocabulary as a batch has tokens.
+    pub keep: Keep,
 }
 
 impl Default for ContextOptions {
     fn default() -> Self {
-        Self { n_ctx: 4096, n_batch: 512, n_threads: 1 }
+        Self { n_ctx: 4096, n_batch: 512, n_threads: 1, keep: Keep::All }
     }
 }
 
@@ -89,6 +94,10 @@ pub struct Context {
     rows: usize,
     position: u32,
     options: ContextOptions,
+    /// Of the graphs that llama.cpp reserved; none without our device.
+    needs: Needs,
+    /// Of llama.cpp's compute buffer.
+    compute_bytes: u64,
     model: Model,
 }
 
@@ -129,12 +138,19 @@ impl Context {
         params.n_threads = threads;
         params.n_threads_batch = threads;
         params.n_seq_max = 1;
+        params.n_outputs_max = match options.keep {
+            Keep::Last => 1,
+            Keep::All => params.n_batch,
+        };
         params.op_offload = false;
         params.no_perf = true;
         params.abort_callback = Some(abort);
         params.abort_callback_data = Arc::as_ptr(&cancel.flag).cast_mut().cast();
+        // Buffers that are touched in part only would keep what was freed before them resident.
+        give_back_freed_memory();
         log::clear();
-        let birth = model.device().map(|d| d.birth());
+        log::take_compute_bytes();
+        let birth = model.device().map(|d| d.birth(threads));
         // SAFETY: the model is live; the flag lives as long as the context.
         let llama = unsafe { llama_init_from_model(model.raw(), params) };
         let newborn = model.device().map(|d| d.take_newborn());
@@ -150,6 +166,8 @@ impl Context {
             rows: 0,
             position: 0,
             options: *options,
+            needs: Needs::default(),
+            compute_bytes: log::take_compute_bytes(),
             model,
         };
         if let Some(mut newborn) = newborn {
@@ -161,6 +179,18 @@ impl Context {
             }
         }
         context.attach_threads(threads)?;
+        if let Some(control) = &context.cancel.control {
+            let needs = control.take_needs();
+            if context.compute_bytes == 0 {
+                return Err(Error::SelfCheck(
+                    "llama.cpp tells no size of its compute buffer".into(),
+                ));
+            }
+            if !context.model.is_rehearsal() {
+                control.reserve(&needs.workspace)?;
+            }
+            context.needs = needs;
+        }
         Ok(context)
     }
 
@@ -192,7 +222,8 @@ impl Context {
     /// `row` is called with (index in `tokens`, logits) for every row that is kept.
     ///
     /// # Errors
-    /// [`Error::Batch`] when the context is full or a token is none of the model's;
+    /// [`Error::Batch`] when the context is full, a token is none of the model's, or more rows are
+    /// to be kept than [`ContextOptions::keep`] says;
     /// [`Error::Io`] when records could not be read, [`Error::Cancelled`], [`Error::Decode`],
     /// [`Error::NotANumber`] when a kept row holds a NaN or no finite value at all.
     /// After an error the context holds the batches before the failed one, or nothing where the
@@ -204,6 +235,9 @@ impl Context {
         mut row: impl FnMut(usize, &[f32]),
     ) -> Result<()> {
         self.check(tokens)?;
+        if keep == Keep::All && self.options.keep == Keep::Last && tokens.len() > 1 {
+            return Err(Error::Batch("this context keeps the last row of logits only".into()));
+        }
         let size = self.options.n_batch.min(self.options.n_ctx) as usize;
         let mut done = 0;
         for batch in tokens.chunks(size) {
@@ -349,6 +383,25 @@ impl Context {
     pub fn rest(&mut self) {
         // SAFETY: a live pool; ggml resumes it when it computes again.
         unsafe { ggml_threadpool_pause(self.threadpool) };
+    }
+
+    /// Bytes that this context has for computing, none of which are resident before it does:
+    /// compute buffers, gathered rows, ggml's work buffer, and the rows of logits after the first.
+    /// (Of a model that is not streamed, only what llama.cpp tells of.) KV cache and the like are
+    /// resident from the start.
+    pub fn compute_bytes(&self) -> u64 {
+        let rows = match self.options.keep {
+            Keep::Last => 0,
+            Keep::All => u64::from(self.options.n_batch.min(self.options.n_ctx)),
+        };
+        let logits = rows * self.n_vocab as u64 * size_of::<f32>() as u64;
+        self.compute_bytes + self.needs.workspace.bytes() as u64 + logits
+    }
+
+    /// What the model keeps of its tokens (KV cache), bytes; 0 for models that are not streamed,
+    /// whose graphs nobody shows us.
+    pub fn state_bytes(&self) -> u64 {
+        self.needs.state_bytes() as u64
     }
 
     /// The model.

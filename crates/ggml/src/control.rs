@@ -1,4 +1,5 @@
-//! What a context and its backend share: cancel, errors, how long reads were waited for.
+//! What a context and its backend share: cancel, errors, how long reads were waited for, what
+//! computing needs.
 
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
@@ -8,6 +9,8 @@ use tierstream_io::Ticket;
 
 use crate::abi::*;
 use crate::error::{Error, Result};
+use crate::memory::Memory;
+use crate::workspace::{Needs, Workspace, take_work_buffer};
 
 /// What a context and its backend share.
 #[derive(Debug)]
@@ -18,17 +21,27 @@ pub(crate) struct Control {
     /// The reads that the compute thread waits for.
     awaited: Mutex<Option<Arc<Ticket>>>,
     error: Mutex<Option<Error>>,
+    /// Compute threads of the context.
+    threads: i32,
+    /// What the graphs that the context reserves need, until it is made.
+    needs: Mutex<Option<Needs>>,
+    /// Allocated with the context, for the executor to take; and [`Workspace::mappings`].
+    scratch: Mutex<Option<(Memory, usize)>>,
     /// Time that the compute thread waited for reads, nanoseconds.
     pub(crate) stall_ns: AtomicU64,
 }
 
 impl Control {
-    pub(crate) fn new(inner: ggml_backend_t) -> Self {
+    /// Of a context that is being made and will compute with `threads`.
+    pub(crate) fn new(inner: ggml_backend_t, threads: i32) -> Self {
         Self {
             inner: AtomicPtr::new(inner),
             cancel: AtomicBool::new(false),
             awaited: Mutex::new(None),
             error: Mutex::new(None),
+            threads,
+            needs: Mutex::new(Some(Needs::default())),
+            scratch: Mutex::new(None),
             stall_ns: AtomicU64::new(0),
         }
     }
@@ -71,6 +84,42 @@ impl Control {
 
     pub(crate) fn is_cancelled(&self) -> bool {
         self.cancel.load(Ordering::Acquire)
+    }
+
+    /// Takes in a graph that the context reserves, until it is made. `is_expert` knows pooled
+    /// weights; `slots` is the most that a window of the pool can have.
+    pub(crate) fn include(
+        &self,
+        graph: &ggml_cgraph,
+        is_expert: &dyn Fn(*const ggml_tensor) -> bool,
+        slots: usize,
+    ) {
+        if let Some(needs) = &mut *self.needs.lock().unwrap_or_else(PoisonError::into_inner) {
+            needs.include(graph, is_expert, slots, self.threads);
+        }
+    }
+
+    /// What the graphs of the context needed while it was made. Later graphs are no larger.
+    pub(crate) fn take_needs(&self) -> Needs {
+        let needs = self.needs.lock().unwrap_or_else(PoisonError::into_inner).take();
+        needs.unwrap_or_default()
+    }
+
+    /// Allocates what the executor and the inner backend need beside the graphs' own tensors.
+    pub(crate) fn reserve(&self, workspace: &Workspace) -> Result<()> {
+        let inner = self.inner();
+        take_work_buffer(inner, workspace.work_bytes)?;
+        // SAFETY: a live backend, and its buffer type, which lives for ever.
+        let buffer_type = unsafe { ggml_backend_get_default_buffer_type(inner.cast()) };
+        let memory = Memory::scratch(buffer_type.cast(), workspace.scratch_bytes)?;
+        *self.scratch.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some((memory, workspace.mappings));
+        Ok(())
+    }
+
+    /// The executor's memory, once, and how wide its windows may be.
+    pub(crate) fn take_scratch(&self) -> Option<(Memory, usize)> {
+        self.scratch.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// Why the last graph failed.

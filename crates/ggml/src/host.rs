@@ -64,6 +64,9 @@ impl Executor for Host {
     fn compute(&mut self, pooled: &Pooled, graph: *mut ggml_cgraph) -> Result<ggml_status> {
         // SAFETY: ggml passes a graph that stays as it is for the call.
         let graph = unsafe { &*graph };
+        if let Some((memory, mappings)) = self.control.take_scratch() {
+            self.scratch.reserve(memory, mappings);
+        }
         let plan = self.take_plan(pooled, graph)?;
         let run = self.run_plan(pooled, graph, &plan);
         if graph.uid != 0 {
@@ -158,7 +161,9 @@ impl Host {
         }
         let cancelled = || self.control.is_cancelled();
         let mut step = residency.acquire(routing.layer, self.routed.needs(), &cancelled)?;
-        if step.arriving().is_empty() {
+        let window = slot_range(step.hits());
+        let fits = || self.scratch.window_fits(window, self.routed.pairs());
+        if step.arriving().is_empty() && fits() {
             self.run_whole(residency, graph, segment, routing, step.hits())?;
         } else {
             self.run_in_groups(residency, graph, segment, routing, &mut step)?;

@@ -23,12 +23,14 @@ mod pooled;
 mod precheck;
 mod probe;
 mod proxy;
+mod rehearsal;
 mod residency;
 mod sampler;
 #[cfg(test)]
 mod test_graph;
 mod vocab;
 mod weights;
+mod workspace;
 
 pub use abort::on_abort;
 pub use backends::load_backends;
@@ -36,7 +38,9 @@ pub use context::{Cancel, Context, ContextOptions, Keep};
 pub use device::{DeviceInfo, devices};
 pub use error::{Error, Result};
 pub use log::set_verbose;
+pub use memory::give_back_freed_memory;
 pub use model::{Model, PoolOptions, PoolSize, Progress, Weights};
+pub use rehearsal::Rehearsal;
 pub use residency::ExpertCounters;
 pub use sampler::{Sampler, Sampling};
 pub use vocab::{Token, Vocab};

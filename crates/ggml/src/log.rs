@@ -1,6 +1,6 @@
 //! llama.cpp's log: the last complaints are kept, because its C API returns no reasons.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::ffi::{CStr, c_char, c_void};
 use std::sync::Once;
@@ -38,6 +38,24 @@ pub(crate) fn init() {
     });
 }
 
+thread_local! {
+    /// The largest compute buffer, MiB, that llama.cpp has told of on this thread.
+    static COMPUTE_MIB: Cell<f64> = const { Cell::new(0.0) };
+}
+
+/// Bytes of the compute buffer of the context that this thread has made since it asked last.
+/// llama.cpp tells nobody else of sizes that it only simulates. It names them for each backend;
+/// those of host memory share one buffer.
+pub(crate) fn take_compute_bytes() -> u64 {
+    (COMPUTE_MIB.take() * f64::from(1 << 20)).ceil() as u64
+}
+
+/// `CPU compute buffer size =    12.34 MiB`, as `llama_context::sched_reserve` prints it.
+fn compute_mib(line: &str) -> Option<f64> {
+    let (_, size) = line.split_once(" compute buffer size =")?;
+    size.trim().strip_suffix("MiB")?.trim().parse().ok()
+}
+
 /// Forgets this thread's earlier complaints.
 pub(crate) fn clear() {
     COMPLAINTS.take();
@@ -59,6 +77,9 @@ unsafe extern "C" fn callback(level: ggml_log_level, text: *const c_char, _: *mu
         if VERBOSE.load(std::sync::atomic::Ordering::Relaxed) {
             eprint!("{text}");
         }
+        if let Some(mib) = compute_mib(&text) {
+            COMPUTE_MIB.set(COMPUTE_MIB.get().max(mib));
+        }
         if level == GGML_LOG_LEVEL_ERROR {
             COMPLAINTS.with_borrow_mut(|kept| {
                 if kept.len() == KEPT {
@@ -71,10 +92,10 @@ unsafe extern "C" fn callback(level: ggml_log_level, text: *const c_char, _: *mu
 }
 
 #[cfg(test)]
-mod thread_tests {
+mod tests {
     use std::ffi::CStr;
 
-    use super::{NO_REASON, callback, clear, complaints};
+    use super::{NO_REASON, callback, clear, complaints, compute_mib};
     use crate::abi::*;
 
     fn complain(text: &CStr) {
@@ -94,5 +115,13 @@ mod thread_tests {
         assert_eq!(other.join().unwrap(), "two");
         assert_eq!(complaints(), "one");
         assert_eq!(complaints(), NO_REASON, "they are told once");
+    }
+
+    #[test]
+    fn reads_the_size_of_a_compute_buffer() {
+        let line = "sched_reserve:        CPU compute buffer size =   301.75 MiB\n";
+        assert_eq!(compute_mib(line), Some(301.75));
+        assert_eq!(compute_mib("CPU compute buffer size is 1.0000 MiB, matches expectation"), None);
+        assert_eq!(compute_mib("CPU output buffer size = 0.58 MiB"), None);
     }
 }

@@ -5,13 +5,26 @@ use std::ptr;
 use crate::abi::*;
 use crate::error::{Error, Result};
 
+/// Gives memory that was freed back to the system, so that what is resident is what is used.
+pub fn give_back_freed_memory() {
+    // SAFETY: may be called at any time, from any thread.
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// One buffer, filled from a base address upwards.
+#[derive(Debug)]
 pub(crate) struct Memory {
     buffer: ggml_backend_buffer_t,
     bytes: usize,
     /// What the buffer lies in, if ggml has not allocated it. Dropped after the buffer is freed.
     _map: Option<Map>,
 }
+
+// SAFETY: a buffer of host memory has no ties to a thread.
+unsafe impl Send for Memory {}
 
 impl Memory {
     /// Of a buffer's base and least size, bytes.
@@ -93,6 +106,7 @@ impl Drop for Memory {
 }
 
 /// Anonymous pages.
+#[derive(Debug)]
 struct Map {
     base: *mut std::ffi::c_void,
     bytes: usize,
@@ -127,4 +141,14 @@ impl Drop for Map {
         // SAFETY: ours, given back once; the buffer over it is freed.
         unsafe { libc::munmap(self.base, self.bytes) };
     }
+}
+
+/// A count as ggml has it.
+pub(crate) fn to_ne(n: usize) -> i64 {
+    i64::try_from(n).expect("shapes fit ggml's int64")
+}
+
+/// The count that `ne` is.
+pub(crate) fn usize_of(ne: i64) -> usize {
+    usize::try_from(ne).expect("ggml's shapes are not negative")
 }

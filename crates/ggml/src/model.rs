@@ -58,6 +58,8 @@ pub(crate) struct Inner {
     /// Held while the pool is made.
     attaching: Mutex<()>,
     path: PathBuf,
+    /// Whether only the header was read: there are no weights to compute with.
+    rehearsal: bool,
 }
 
 /// What a pool is made from.
@@ -139,7 +141,11 @@ impl Model {
                 files: files.clone(),
                 resident: resident.clone(),
             };
-            let model = Self::load_streamed(file, streamed, &experts, progress)?;
+            let before = thread_read_bytes();
+            let model = Self::load_on_device(file, streamed, &experts, false, progress)?;
+            let read = before.zip(thread_read_bytes()).map(|(before, after)| after - before);
+            check_identities(file)?;
+            model.check_load(file, read)?;
             let foreign = model.probe()?;
             if foreign.is_empty() {
                 return Ok(model);
@@ -147,6 +153,22 @@ impl Model {
             let layers = &model.inner.streamed.as_ref().expect("just loaded so").layers;
             resident.extend(foreign.into_iter().map(|(layer, why)| (layers[layer].block, why)));
         }
+    }
+
+    /// A model to make contexts of that cannot compute: of `file`'s header, with all experts
+    /// streamed that may be.
+    pub(crate) fn load_header(
+        file: &tierstream_gguf::Model,
+        reader: &Arc<Reader>,
+    ) -> Result<Model> {
+        log::init();
+        precheck::check(file)?;
+        let experts = tierstream_gguf::Experts::group(file)?;
+        let files = file.files().iter().map(|f| open(reader, f)).collect::<Result<Vec<_>>>()?;
+        let align = block_bytes(reader, &files)?;
+        let layers = pooled_layers(file, &experts, &files, align, &BTreeSet::new());
+        let streamed = Streamed { layers, reader: reader.clone(), files, resident: Vec::new() };
+        Self::load_on_device(file, streamed, &experts, true, &mut |_| true)
     }
 
     fn load_stock(
@@ -164,71 +186,74 @@ impl Model {
         params.use_extra_bufts = repack;
         let path = first_path(file);
         let llama = call_loader(&path, params, progress)?;
-        let model = Self::from_inner(llama, None, None, path);
+        let inner = Inner {
+            llama,
+            device: None,
+            streamed: None,
+            attaching: Mutex::new(()),
+            path,
+            rehearsal: false,
+        };
+        let model = Model { inner: Arc::new(inner) };
         check_identities(file)?;
         Ok(model)
     }
 
-    fn load_streamed(
+    /// Loads with our device as llama.cpp's only one. A rehearsal reads the header only.
+    fn load_on_device(
         file: &tierstream_gguf::Model,
         streamed: Streamed,
         experts: &tierstream_gguf::Experts,
+        rehearsal: bool,
         progress: Progress<'_>,
     ) -> Result<Model> {
-        let names = names(&streamed.layers);
         // SAFETY: the CPU device is part of the build and lives for ever.
         let cpu: ggml_backend_dev_t =
             unsafe { ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU) }.cast();
         if cpu.is_null() {
             return Err(Error::Backend("ggml has no CPU backend".into()));
         }
-        let device = Device::wrap(cpu, names);
+        let slots = all_slots(&streamed.layers).into_iter().max().unwrap_or(0);
+        let device = Device::wrap(cpu, names(&streamed.layers), slots as usize);
         // SAFETY: as above.
         let plain = unsafe { ggml_backend_dev_buffer_type(cpu.cast()) };
         let pooled: BTreeSet<u32> = streamed.layers.iter().map(|l| l.block).collect();
-        let patterns: Vec<CString> = experts
+        let mut patterns: Vec<(String, ggml_backend_buffer_type_t)> = experts
             .layers()
             .iter()
             .map(|l| l.layer)
             .filter(|block| !pooled.contains(block))
-            .map(|block| format!(r"^blk\.{block}\.ffn_.*_exps\.weight$"))
-            .chain([r"^blk\.[0-9]+\.ffn_(gate|up|down|gate_up)_exps\.weight$".to_owned()])
-            .map(|p| CString::new(p).expect("no NUL in a pattern"))
+            .map(|block| (format!(r"^blk\.{block}\.ffn_.*_exps\.weight$"), plain.cast()))
+            .collect();
+        if !pooled.is_empty() {
+            let pattern = r"^blk\.[0-9]+\.ffn_(gate|up|down|gate_up)_exps\.weight$";
+            patterns.push((pattern.to_owned(), device.buffer_type()));
+        }
+        let patterns: Vec<(CString, ggml_backend_buffer_type_t)> = patterns
+            .into_iter()
+            .map(|(p, buft)| (CString::new(p).expect("no NUL in a pattern"), buft))
             .collect();
         let mut overrides: Vec<_> = patterns
             .iter()
-            .map(|p| llama_model_tensor_buft_override { pattern: p.as_ptr(), buft: plain })
+            .map(|(p, buft)| (p.as_ptr(), buft.cast()))
+            .chain([(ptr::null(), ptr::null_mut())])
+            .map(|(pattern, buft)| llama_model_tensor_buft_override { pattern, buft })
             .collect();
-        overrides.last_mut().expect("never empty").buft = device.buffer_type().cast();
-        overrides
-            .push(llama_model_tensor_buft_override { pattern: ptr::null(), buft: ptr::null_mut() });
         let mut devices = [device.handle().cast(), ptr::null_mut()];
         // SAFETY: a plain struct of defaults.
         let mut params = unsafe { llama_model_default_params() };
         params.devices = devices.as_mut_ptr();
         params.n_gpu_layers = -1;
-        params.tensor_buft_overrides = overrides.as_ptr();
+        params.tensor_buft_overrides = overrides.as_mut_ptr();
         params.load_mode = LLAMA_LOAD_MODE_DIRECT_IO;
         params.use_extra_bufts = false;
+        params.no_alloc = rehearsal;
         let path = first_path(file);
-        let before = thread_read_bytes();
         let llama = call_loader(&path, params, progress)?;
-        let read = before.zip(thread_read_bytes()).map(|(before, after)| after - before);
         device.pooled().table().restore_names();
-        let model = Self::from_inner(llama, Some(device), Some(streamed), path);
-        check_identities(file)?;
-        model.check_load(file, read)?;
-        Ok(model)
-    }
-
-    fn from_inner(
-        llama: *mut llama_model,
-        device: Option<OwnedDevice>,
-        streamed: Option<Streamed>,
-        path: PathBuf,
-    ) -> Model {
+        let (device, streamed) = (Some(device), Some(streamed));
         let attaching = Mutex::new(());
-        Model { inner: Arc::new(Inner { llama, device, streamed, attaching, path }) }
+        Ok(Model { inner: Arc::new(Inner { llama, device, streamed, attaching, path, rehearsal }) })
     }
 
     /// Every expert tensor is with us, untouched, and its bytes were not read.
@@ -254,7 +279,7 @@ impl Model {
 
     /// Builds graphs once, with a small context, and returns the layers that cannot be streamed.
     fn probe(&self) -> Result<Vec<(usize, String)>> {
-        let options = ContextOptions { n_ctx: 64, n_batch: 8, n_threads: 1 };
+        let options = ContextOptions { n_ctx: 64, n_batch: 8, ..ContextOptions::default() };
         let context = Context::new(self.clone(), &options)?;
         drop(context);
         let device = self.inner.device.as_ref().expect("called for streamed models");
@@ -315,6 +340,15 @@ impl Model {
     pub fn least_pool_bytes(&self) -> u64 {
         let layers = self.inner.streamed.as_ref().map_or(&[][..], |s| &s.layers);
         pool_bytes(layers, &Spec::least_slots(layers))
+    }
+
+    /// Bytes that a pool of `size` takes.
+    ///
+    /// # Errors
+    /// [`Error::PoolTooSmall`].
+    pub fn pool_bytes_of(&self, size: PoolSize) -> Result<u64> {
+        let layers = self.inner.streamed.as_ref().map_or(&[][..], |s| &s.layers);
+        Ok(pool_bytes(layers, &slots_for(layers, size)?))
     }
 
     /// Whether expert records go through a pool.
@@ -392,6 +426,10 @@ impl Model {
     pub fn n_ctx_train(&self) -> u32 {
         // SAFETY: a live model.
         u32::try_from(unsafe { llama_model_n_ctx_train(self.inner.llama) }).unwrap_or(0)
+    }
+
+    pub(crate) fn is_rehearsal(&self) -> bool {
+        self.inner.rehearsal
     }
 
     pub(crate) fn raw(&self) -> *mut llama_model {

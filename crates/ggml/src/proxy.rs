@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::ffi::{c_char, c_int, c_void};
 use std::ops::Deref;
 use std::ptr::{self, NonNull};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use self::backend::init_backend;
@@ -34,6 +34,10 @@ pub(crate) struct Device {
     pooled: Pooled,
     /// Held while a context is made, so that it finds its own backend among the newborn.
     birth: Mutex<()>,
+    /// Compute threads of that context.
+    threads: AtomicI32,
+    /// The most slots that a window of the pool can have.
+    slots: usize,
     /// Controls of backends made since the last [`Device::take_newborn`].
     newborn: Mutex<Vec<Arc<Control>>>,
     /// MoE layers that cannot be streamed, and why.
@@ -75,8 +79,13 @@ unsafe impl Send for Device {}
 unsafe impl Sync for Device {}
 
 impl Device {
-    /// Wraps `inner`; `names` are the expert tensors that will live in the pool.
-    pub(crate) fn wrap(inner: ggml_backend_dev_t, names: HashMap<String, PartRef>) -> OwnedDevice {
+    /// Wraps `inner`; `names` are the expert tensors that will live in the pool, `slots` the most
+    /// records that one of its size classes can hold.
+    pub(crate) fn wrap(
+        inner: ggml_backend_dev_t,
+        names: HashMap<String, PartRef>,
+        slots: usize,
+    ) -> OwnedDevice {
         // SAFETY: `inner` is a device of ggml's registry, which lives for ever.
         let has = unsafe { (*inner).iface };
         let this = Box::new(Device {
@@ -116,6 +125,8 @@ impl Device {
             inner,
             pooled: Pooled::new(names),
             birth: Mutex::default(),
+            threads: AtomicI32::new(1),
+            slots,
             newborn: Mutex::default(),
             foreign: Mutex::default(),
             seen_graph: AtomicBool::new(false),
@@ -157,9 +168,12 @@ impl Device {
         }
     }
 
-    /// To be held from making a context to [`Device::take_newborn`].
-    pub(crate) fn birth(&self) -> MutexGuard<'_, ()> {
-        self.birth.lock().unwrap_or_else(PoisonError::into_inner)
+    /// To be held from making a context, which will compute with `threads`, to
+    /// [`Device::take_newborn`].
+    pub(crate) fn birth(&self, threads: i32) -> MutexGuard<'_, ()> {
+        let guard = self.birth.lock().unwrap_or_else(PoisonError::into_inner);
+        self.threads.store(threads, Ordering::Relaxed);
+        guard
     }
 
     /// Controls of the backends made since the last call, oldest first.

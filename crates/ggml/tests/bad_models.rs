@@ -297,7 +297,7 @@ fn use_model(path: &Path) -> Result<(), Error> {
         if model.is_streamed() {
             attach(&model, Room::Floor(0), Policy::Lru);
         }
-        let options = ContextOptions { n_ctx: 256, n_batch: 8, n_threads: 1 };
+        let options = ContextOptions { n_ctx: 256, n_batch: 8, ..ContextOptions::default() };
         let mut context = Context::new(model.clone(), &options)?;
         let vocab = model.vocab().len();
         if vocab == 0 {

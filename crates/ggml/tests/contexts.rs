@@ -9,7 +9,7 @@ use common::{
     Room, Run, Synth, assert_same_bits, faulty, load_with, reader, stock, streamed, streamed_with,
     tokens, watched,
 };
-use tierstream_ggml::{Context, ContextOptions, Error, Model, Weights};
+use tierstream_ggml::{Context, ContextOptions, Error, Keep, Model, Weights};
 use tierstream_io::wrap::{Action, Rule};
 use tierstream_pool::Policy;
 use tierstream_synth::{Arch, Quant, Spec};
@@ -243,4 +243,52 @@ fn impossible_contexts_are_refused() {
         // And the model still works.
         Run::new(&model, 4, 1, 4).logits(&model);
     }
+}
+
+#[test]
+fn a_context_that_keeps_the_last_row_computes_the_same_in_less_memory() {
+    let synth = Synth::qwen();
+    for model in [stock(&synth.path), streamed(&synth.path, Room::Floor(0))] {
+        let prompt = tokens(model.vocab().len(), 40, 5);
+        let context = |keep| {
+            let options = ContextOptions { n_ctx: 256, n_batch: 16, n_threads: 1, keep };
+            Context::new(model.clone(), &options).unwrap()
+        };
+        let (mut all, mut last) = (context(Keep::All), context(Keep::Last));
+        assert!(last.compute_bytes() < all.compute_bytes());
+        let mut rows = Vec::new();
+        all.decode(&prompt, Keep::All, |_, row| rows = row.to_vec()).unwrap();
+        let error = last.decode(&prompt, Keep::All, |_, _| panic!("no row")).unwrap_err();
+        assert!(matches!(error, Error::Batch(_)), "{error:?}");
+        last.decode(&prompt, Keep::Last, |_, row| {
+            assert_same_bits(&rows, row, model.vocab().len(), "the last row");
+        })
+        .unwrap();
+        // One row is one, whichever is asked for.
+        last.decode(&prompt[..1], Keep::All, |_, row| rows = row.to_vec()).unwrap();
+        all.decode(&prompt[..1], Keep::All, |_, row| {
+            assert_same_bits(&rows, row, model.vocab().len(), "the next row");
+        })
+        .unwrap();
+    }
+}
+
+#[test]
+fn resident_records_that_lie_far_apart_are_multiplied_in_parts() {
+    let synth = Synth::qwen();
+    let reference = stock(&synth.path);
+    // Most of the slots are shared, so that records leave their layer's region.
+    let model = streamed(&synth.path, Room::Share(0.75));
+    let vocab = reference.vocab().len();
+    Run { n_batch: 1, ..Run::new(&reference, 250, 0, 1) }.logits(&model);
+    // A batch of few records, which are there already. There is room for a window of one layer's
+    // experts when all of its tokens come at once.
+    let prompt = vec![7; 60];
+    let run = Run { prompt, generate: 0, n_batch: 1, n_threads: 1 };
+    run.logits(&model);
+    let before = model.expert_counters();
+    let run = Run { n_batch: 60, ..run };
+    assert_same_bits(&run.logits(&reference), &run.logits(&model), vocab, "in parts");
+    let used = model.expert_counters().since(&before);
+    assert!(used.hits > 10 * used.faults, "{used:?}");
 }

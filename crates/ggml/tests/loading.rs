@@ -100,7 +100,7 @@ fn logits_that_are_not_numbers_are_an_error() {
     bytes[norm.offset as usize..norm.end() as usize].fill(0xFF);
     fs::write(&synth.path, bytes).unwrap();
     for model in [stock(&synth.path), streamed(&synth.path, Room::Floor(0))] {
-        let options = ContextOptions { n_ctx: 256, n_batch: 8, n_threads: 1 };
+        let options = ContextOptions { n_ctx: 256, n_batch: 8, ..ContextOptions::default() };
         let mut context = Context::new(model.clone(), &options).unwrap();
         let tokens = tokens(model.vocab().len(), 12, 1);
         for keep in [Keep::Last, Keep::All] {

@@ -167,6 +167,7 @@ impl Engine {
                 n_ctx: context_size(options.ctx, model.n_ctx_train()),
                 n_batch: options.batch,
                 n_threads: options.threads.unwrap_or_else(default_threads),
+                keep: Keep::All,
             },
         )?;
         let mut notes = notes(&model, &experts);

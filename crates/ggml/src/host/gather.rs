@@ -7,13 +7,9 @@ use super::routed::Routed;
 use super::{compute_on, slot_range, synchronize};
 use crate::abi::*;
 use crate::error::{Error, Result};
-use crate::memory::Memory;
+use crate::memory::{Memory, to_ne, usize_of};
 use crate::residency::{Placed, Residency};
-
-/// (token, expert) pairs in one gathered matmul, beyond which a new one is begun. Bounds the
-/// scratch memory: the rows of one expert are never split, so a batch of n tokens needs room for
-/// this many pairs and n more.
-pub(crate) const PAIRS_PER_CALL: usize = 256;
+use crate::workspace::{PAIRS_PER_CALL, scratch_bytes};
 
 /// Headers of one gathered matmul: tensors and a small graph.
 const CONTEXT_BYTES: usize = 64 * 1024;
@@ -26,6 +22,8 @@ pub(super) struct Scratch {
     buffer_type: ggml_backend_buffer_type_t,
     memory: Option<Memory>,
     context: *mut ggml_context,
+    /// Most slots of a window times pairs of a call: `Workspace::mappings`.
+    mappings: usize,
     /// Rows of the input, slots and rows of the output, per pair of the call.
     from: Vec<usize>,
     slots: Vec<i32>,
@@ -52,11 +50,23 @@ impl Scratch {
                 buffer_type: ggml_backend_get_default_buffer_type(inner.cast()).cast(),
                 memory: None,
                 context: ggml_init(params),
+                mappings: 0,
                 from: Vec::new(),
                 slots: Vec::new(),
                 to: Vec::new(),
             }
         }
+    }
+
+    /// Takes what was allocated with the context.
+    pub(super) fn reserve(&mut self, memory: Memory, mappings: usize) {
+        self.memory = Some(memory);
+        self.mappings = mappings;
+    }
+
+    /// Whether `pairs` may be multiplied at once over a window of slots `low..=high`.
+    pub(super) fn window_fits(&self, (low, high): (u32, u32), pairs: usize) -> bool {
+        (high - low + 1) as usize * pairs <= self.mappings
     }
 
     fn memory(&mut self, bytes: usize) -> Result<&Memory> {
@@ -93,10 +103,12 @@ impl Scratch {
         let mut rest = placed;
         while !rest.is_empty() {
             let mut pairs = 0;
+            let (mut low, mut high) = (u32::MAX, 0);
             let fits = |p: &&Placed| {
                 let first = pairs == 0;
                 pairs += routed.rows_of(p.expert).len();
-                first || pairs <= PAIRS_PER_CALL
+                (low, high) = (low.min(p.slot), high.max(p.slot));
+                first || (pairs <= PAIRS_PER_CALL && self.window_fits((low, high), pairs))
             };
             let n = rest.iter().take_while(fits).count();
             let (now, later) = rest.split_at(n);
@@ -141,7 +153,8 @@ impl Scratch {
         let (n, k) = (self.slots.len(), usize_of(input.ne[0]));
         // A single token's row is shared by its experts and need not be gathered.
         let gathered = if rows.count == 1 { 0 } else { n * k };
-        let base = self.memory((gathered + n * outputs + n) * 4)?.base();
+        let width = if gathered == 0 { 0 } else { k };
+        let base = self.memory(scratch_bytes(n, width, outputs))?.base();
         let windows: Vec<_> =
             ops.iter().map(|op| residency.window(layer, op.part, low, high)).collect();
         // SAFETY: `gathered`, outputs and slots lie one behind the other in the scratch, which has
@@ -265,12 +278,4 @@ impl Rows {
         (even && (per_token == 1 || tokens == 1 || input.nb[2] == per_token * stride))
             .then_some(Rows { per_token, count: per_token * tokens, stride })
     }
-}
-
-pub(super) fn to_ne(n: usize) -> i64 {
-    i64::try_from(n).expect("shapes fit ggml's int64")
-}
-
-pub(super) fn usize_of(ne: i64) -> usize {
-    usize::try_from(ne).expect("ggml's shapes are not negative")
 }

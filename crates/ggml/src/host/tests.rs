@@ -8,8 +8,8 @@ use tierstream_io::wrap::{Action, Fault, Rule};
 use tierstream_io::{Config, Reader, Wrap};
 use tierstream_pool::Policy;
 
-use super::gather::{to_ne, usize_of};
 use super::*;
+use crate::memory::{to_ne, usize_of};
 use crate::plan::{ExpertOp, Stage};
 use crate::residency::{Layer, Need, Part, SlotPart, Spec};
 

@@ -70,7 +70,7 @@ pub(super) extern "C" fn init_backend(
         }
         // SAFETY: just made.
         let has = unsafe { (*inner).iface };
-        let control = Arc::new(Control::new(inner));
+        let control = Arc::new(Control::new(inner, device.threads.load(Ordering::Relaxed)));
         device.newborn.lock().unwrap_or_else(PoisonError::into_inner).push(control.clone());
         let raw = Box::into_raw(Box::new(Backend {
             abi: ggml_backend {
@@ -228,8 +228,8 @@ extern "C" fn event_wait(b: ggml_backend_t, event: ggml_backend_event_t) {
 }
 
 /// The scheduler calls this with every part of a graph that it gives to us, also while a context
-/// only measures its graphs: the place to learn which layers cannot be served, before anything is
-/// computed. (The inner backend may have no such function.)
+/// only measures its graphs: the place to learn what they need, and which layers cannot be served,
+/// before anything is computed. (The inner backend may have no such function.)
 extern "C" fn graph_optimize(
     b: ggml_backend_t,
     graph: *mut ggml_cgraph,
@@ -244,7 +244,11 @@ extern "C" fn graph_optimize(
     }
     contain((), || {
         // SAFETY: ggml calls this with our backend, whose device outlives it, and a live graph.
-        let (device, graph) = unsafe { (&*(*(*b).context.cast::<Backend>()).device, &*graph) };
+        let (device, control, graph) = unsafe {
+            let this = (*b).context.cast::<Backend>();
+            (&*(*this).device, &(*this).control, &*graph)
+        };
+        control.include(graph, &|tensor| device.is_expert(tensor), device.slots);
         if device.pooled().residency().is_none() {
             let refused = probe::refused(graph, &device.pooled().table());
             refused.into_iter().for_each(|(layer, why)| device.refuse(layer, why));

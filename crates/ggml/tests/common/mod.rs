@@ -146,7 +146,12 @@ impl Run {
     pub(crate) fn context(&self, model: &Model) -> Context {
         let n_ctx = u32::try_from(self.prompt.len() + self.generate).unwrap();
         let n_ctx = n_ctx.next_multiple_of(256);
-        let options = ContextOptions { n_ctx, n_batch: self.n_batch, n_threads: self.n_threads };
+        let options = ContextOptions {
+            n_ctx,
+            n_batch: self.n_batch,
+            n_threads: self.n_threads,
+            keep: Keep::All,
+        };
         Context::new(model.clone(), &options).unwrap()
     }
 
