@@ -14,8 +14,8 @@ use tierstream_gguf::Experts;
 use tierstream_io::{EngineKind, Reader};
 use tierstream_pool::Policy;
 
+use crate::budget::{Budget, Requirement};
 use crate::error::{Error, Result};
-use crate::memory::{self, Usage};
 use crate::size::PoolShare;
 
 /// Context length when none is asked for, tokens; less if the model was trained with less.
@@ -23,13 +23,6 @@ pub const DEFAULT_CTX: u32 = 4096;
 
 /// Most bytes of the ring that reads go through.
 const RING_BYTES: usize = 16 << 20;
-
-/// Kept free of a `--ram` budget for what is allocated only while computing: ggml's work buffer,
-/// gathered rows, the allocator's own waste. Bytes.
-const COMPUTE_RESERVE_BYTES: u64 = 24 << 20;
-
-/// Share of the available memory that is used when no budget is given.
-const DEFAULT_SHARE: f64 = 0.8;
 
 /// What a model may take and how it is run.
 #[derive(Debug)]
@@ -47,6 +40,8 @@ pub struct Options {
     pub ctx: Option<u32>,
     /// Tokens computed at once.
     pub batch: u32,
+    /// The rows of logits that decodes of [`Engine::context`] may keep. Generating needs the last.
+    pub keep: Keep,
     /// Seed of the `random` policy.
     pub seed: u64,
     /// How weights are loaded.
@@ -66,6 +61,7 @@ impl Default for Options {
             threads: None,
             ctx: None,
             batch: 512,
+            keep: Keep::Last,
             seed: 0,
             weights: Weights::Streamed,
             preload: true,
@@ -89,6 +85,7 @@ pub struct Engine {
     notes: Vec<String>,
     /// Counters after the load, which are not the requests'.
     loaded: ExpertCounters,
+    requirement: Requirement,
 }
 
 /// How tokens are generated.
@@ -159,34 +156,31 @@ impl Engine {
         let start = Instant::now();
         let file = tierstream_gguf::Model::open(path)?;
         let experts = Experts::group(&file)?;
+        let trained = file.arch_u32("context_length")?.unwrap_or(0);
+        let context = context_options(&options, trained);
+        let budget = Budget { ram: options.ram_bytes, experts: options.experts };
         let reader = Arc::new(Reader::new(options.io)?);
+        if options.weights == Weights::Streamed {
+            budget.check_file(&file, &experts, &reader, &context)?;
+        }
         let model = Model::load(&file, options.weights, reader, progress)?;
-        let context = Context::new(
-            model.clone(),
-            &ContextOptions {
-                n_ctx: context_size(options.ctx, model.n_ctx_train()),
-                n_batch: options.batch,
-                n_threads: options.threads.unwrap_or_else(default_threads),
-                keep: Keep::All,
-            },
-        )?;
+        let context = Context::new(model.clone(), &context)?;
+        let requirement = Requirement::measured(&model, &context, &experts);
         let mut notes = notes(&model, &experts);
         if model.is_streamed() {
-            let budget = Budget { ram: options.ram_bytes, experts: options.experts };
-            let size = budget.pool_bytes(&model, &mut notes)?;
             let pool = PoolOptions {
-                size,
+                size: budget.pool_size(&requirement, &mut notes)?,
                 policy: options.policy,
                 seed: options.seed,
                 preload: options.preload,
             };
             model.attach_pool(&pool, progress)?;
-        } else {
-            check_dense_budget(options.ram_bytes, &file)?;
+        } else if let Some(ram) = options.ram_bytes {
+            requirement.left_of(ram)?;
         }
         let loaded = model.expert_counters();
         let load_time = start.elapsed();
-        Ok(Engine { file, experts, model, context, load_time, notes, loaded })
+        Ok(Engine { file, experts, model, context, load_time, notes, loaded, requirement })
     }
 
     /// Appends `prompt` to the context and generates. `on_token` gets each token and its bytes
@@ -291,6 +285,11 @@ impl Engine {
         &mut self.context
     }
 
+    /// What the model was found to need of memory when it was loaded.
+    pub fn requirement(&self) -> &Requirement {
+        &self.requirement
+    }
+
     /// Time that [`Engine::load`] took.
     pub fn load_time(&self) -> Duration {
         self.load_time
@@ -314,71 +313,15 @@ pub fn default_threads() -> u32 {
     u32::try_from((processors - 1).max(processors.min(2))).unwrap_or(1)
 }
 
-fn context_size(asked: Option<u32>, trained: u32) -> u32 {
-    asked.unwrap_or_else(|| if trained == 0 { DEFAULT_CTX } else { DEFAULT_CTX.min(trained) })
-}
-
-/// The limits that a user sets.
-struct Budget {
-    ram: Option<u64>,
-    experts: Option<PoolShare>,
-}
-
-impl Budget {
-    /// Size of the pool. Called when everything else is allocated.
-    fn pool_bytes(
-        &self,
-        model: &Model,
-        notes: &mut Vec<String>,
-    ) -> Result<tierstream_ggml::PoolSize> {
-        use tierstream_ggml::PoolSize;
-        let all = model.expert_bytes();
-        let asked = match self.experts {
-            Some(PoolShare::Share(share)) => PoolSize::Share(share),
-            Some(PoolShare::Bytes(bytes)) => PoolSize::Bytes(bytes.0),
-            None => PoolSize::Bytes(all),
-        };
-        let usage = Usage::now();
-        let fixed = usage.data_bytes + usage.file_bytes + COMPUTE_RESERVE_BYTES;
-        let ram = match (self.ram, self.experts) {
-            (Some(ram), _) => ram,
-            (None, Some(_)) => return Ok(asked),
-            (None, None) => {
-                let spare = memory::available_bytes() as f64 * DEFAULT_SHARE;
-                let ram = fixed + spare as u64;
-                if ram < fixed + all {
-                    notes.push(format!(
-                        "no --ram given: using {} of the memory that is available now",
-                        crate::size::Bytes(spare as u64)
-                    ));
-                }
-                ram
-            }
-        };
-        let least = model.least_pool_bytes();
-        let left = ram.saturating_sub(fixed);
-        if left < least {
-            let least_bytes = fixed + least;
-            return Err(Error::Ram { ram_bytes: ram, least_bytes, fixed_bytes: fixed });
-        }
-        let asked_bytes = match asked {
-            PoolSize::Bytes(bytes) => bytes,
-            PoolSize::Share(share) => (all as f64 * share) as u64,
-        };
-        // A share is exact in records; bytes round down.
-        Ok(if asked_bytes <= left { asked } else { PoolSize::Bytes(left) })
-    }
-}
-
-/// A dense model is resident as a whole or not at all.
-fn check_dense_budget(ram: Option<u64>, file: &tierstream_gguf::Model) -> Result<()> {
-    let usage = Usage::now();
-    let fixed = usage.data_bytes + usage.file_bytes;
-    match ram {
-        Some(ram) if ram < fixed && !file.tensors().is_empty() => {
-            Err(Error::Ram { ram_bytes: ram, least_bytes: fixed, fixed_bytes: fixed })
-        }
-        _ => Ok(()),
+/// The context that `options` ask for, of a model that was trained with `trained` tokens, or 0 if
+/// it does not say.
+pub(crate) fn context_options(options: &Options, trained: u32) -> ContextOptions {
+    let default = if trained == 0 { DEFAULT_CTX } else { DEFAULT_CTX.min(trained) };
+    ContextOptions {
+        n_ctx: options.ctx.unwrap_or(default),
+        n_batch: options.batch,
+        n_threads: options.threads.unwrap_or_else(default_threads),
+        keep: options.keep,
     }
 }
 

@@ -21,16 +21,17 @@ pub enum Error {
     #[error(
         "{} is too little memory for this model: it needs at least {} ({} beside the experts, {} \
          for those that one token uses)",
-        Bytes(*.ram_bytes), Bytes(*.least_bytes), Bytes(*.fixed_bytes),
-        Bytes(.least_bytes - .fixed_bytes)
+        Bytes(*.ram_bytes), Bytes(*.least_bytes).rounded_up(), Bytes(.least_bytes - .pool_bytes),
+        Bytes(*.pool_bytes)
     )]
     Ram {
         /// The budget.
         ram_bytes: u64,
         /// The least budget that works.
         least_bytes: u64,
-        /// Dense weights, KV cache, compute buffers and the program itself.
-        fixed_bytes: u64,
+        /// Of that, for the experts that one token uses. The others are dense weights, KV cache,
+        /// compute buffers and the program itself.
+        pool_bytes: u64,
     },
     /// `--experts` is below what one token needs.
     #[error(

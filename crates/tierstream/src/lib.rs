@@ -25,6 +25,7 @@
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod bench;
+mod budget;
 #[cfg(feature = "demo")]
 pub mod cache;
 #[cfg(feature = "demo")]
@@ -38,6 +39,7 @@ mod random;
 pub mod size;
 mod verify;
 
+pub use budget::{Forecast, Requirement};
 pub use engine::{
     DEFAULT_CTX, Engine, Generate, Generation, Options, Stop, default_threads, io_config,
 };

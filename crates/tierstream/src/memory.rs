@@ -3,15 +3,12 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// What this process has taken, bytes, from `/proc/self/status`.
+/// What this process has resident, bytes, from `/proc/self/status`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Usage {
-    /// Private writable memory, touched or not: an upper bound of what can become resident
-    /// without new allocations.
-    pub data_bytes: u64,
-    /// Resident pages of files: the program and its libraries.
-    pub file_bytes: u64,
-    /// The most that was ever resident.
+    /// Now.
+    pub rss_bytes: u64,
+    /// The most that ever was.
     pub peak_rss_bytes: u64,
 }
 
@@ -20,11 +17,7 @@ impl Usage {
     pub fn now() -> Usage {
         let text = fs::read_to_string("/proc/self/status").unwrap_or_default();
         let field = |name| kib_field(&text, name).unwrap_or(0);
-        Usage {
-            data_bytes: field("VmData:"),
-            file_bytes: field("RssFile:"),
-            peak_rss_bytes: field("VmHWM:"),
-        }
+        Usage { rss_bytes: field("VmRSS:"), peak_rss_bytes: field("VmHWM:") }
     }
 }
 
@@ -100,7 +93,7 @@ mod tests {
     #[test]
     fn a_running_process_has_memory() {
         let usage = Usage::now();
-        assert!(usage.data_bytes > 0 && usage.peak_rss_bytes > 0);
+        assert!(usage.rss_bytes > 0 && usage.peak_rss_bytes >= usage.rss_bytes);
         assert!(available_bytes() > 0 && available_bytes() <= total_bytes());
     }
 }

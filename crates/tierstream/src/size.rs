@@ -68,6 +68,21 @@ impl FromStr for Bytes {
     }
 }
 
+impl Bytes {
+    /// The least size from this one on that is written as it is: what is printed is enough.
+    #[must_use]
+    pub fn rounded_up(self) -> Bytes {
+        let step = match self.0 {
+            n if n < 1 << 10 => 1.0,
+            n if n < 1 << 20 => f64::from(1 << 10) / 10.0,
+            n if n < 1 << 30 => f64::from(1 << 20) / 10.0,
+            n if n < 1 << 40 => f64::from(1 << 30) / 100.0,
+            _ => (1u64 << 40) as f64 / 100.0,
+        };
+        Bytes(((self.0 as f64 / step).ceil() * step).round() as u64)
+    }
+}
+
 impl fmt::Display for Bytes {
     /// Binary units: `40.5 KiB`, `1.25 GiB`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -179,6 +194,15 @@ mod tests {
         }
         // As near as it gets to what nobody can write.
         assert!(PoolShare::Share(1.0 / 3.0).to_string().starts_with("33.333333333333"));
+    }
+
+    #[test]
+    fn what_is_rounded_up_is_enough_as_it_is_printed() {
+        for bytes in [0, 5, 1025, 209_715, 542_000_001, (1 << 30) - 1, 1_352_000_000, 9 << 41] {
+            let up = Bytes(bytes).rounded_up();
+            assert!(up.0 >= bytes && up.0 <= bytes + bytes / 10 + 1, "{bytes}: {up:?}");
+            assert_eq!(up.to_string().parse(), Ok(up));
+        }
     }
 
     #[test]

@@ -113,6 +113,7 @@ pub fn verify(
 ) -> Result<Verification> {
     let drawn = what.prompt_limit.min(DRAWN_PROMPT_TOKENS);
     let most = what.prompt_limit.saturating_add(what.generate).max(1);
+    options.keep = Keep::All;
     options.ctx.get_or_insert(u32::try_from(most.next_multiple_of(256)).unwrap_or(u32::MAX));
     if options.experts.is_none() {
         options.experts = Some(default_share(path)?);
@@ -124,7 +125,7 @@ pub fn verify(
     // A dense model is loaded alike in both runs.
     let repack = streamed.experts().is_empty();
     let weights = Weights::Stock { mmap: !repack, repack };
-    let reference = Options { weights, batch, ctx, threads, ..Options::default() };
+    let reference = Options { weights, batch, ctx, threads, keep: Keep::All, ..Options::default() };
     let mut resident = Engine::load(path, reference, &mut loading)?;
 
     let vocab = resident.model().vocab();

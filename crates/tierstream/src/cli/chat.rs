@@ -178,8 +178,9 @@ impl<'a> Chat<'a> {
             Line::Help => output::stderr(HELP),
             Line::Clear => self.clear(),
             Line::Show => {
-                let info =
-                    show::Info::new(self.engine.file(), &show::Asked::of_context(self.n_ctx))?;
+                let asked = show::Asked::of_context(self.n_ctx);
+                let memory = show::Memory::from(&*self.engine);
+                let info = show::Info::new(self.engine.file(), &asked, Some(memory))?;
                 output::stderr(info.to_string().trim_end());
             }
             Line::Stats => output::stderr(self.stats().trim_end()),

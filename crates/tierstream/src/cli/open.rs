@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::path::Path;
 
 use tierstream::size::{Bytes, PoolShare};
-use tierstream::{Engine, Options, Weights, demo, gguf, io_config};
+use tierstream::{Engine, Keep, Options, Weights, demo, gguf, io_config};
 
 use super::args::LoadArgs;
 use super::interrupt;
@@ -39,6 +39,7 @@ pub(crate) fn options(args: &LoadArgs, experts: Option<PoolShare>) -> Options {
         threads: args.threads,
         ctx: args.ctx,
         batch: args.batch,
+        keep: Keep::Last,
         seed: u64::from(args.seed()),
         weights: Weights::Streamed,
         preload: true,

@@ -6,21 +6,14 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 use tierstream::gguf::experts::{Family, MoeLayer};
-use tierstream::gguf::{Array, Experts, Model, Value};
+use tierstream::gguf::{Experts, Model};
 use tierstream::size::{Bytes, PoolShare};
-use tierstream::{DEFAULT_CTX, Error};
+use tierstream::{DEFAULT_CTX, Engine, Error, Forecast, Options, PoolSize, Requirement};
 
 use super::args::{Cli, Show};
 use super::open;
 use super::output;
 use super::report::lines;
-
-/// What `--ram` sets aside for the program itself and for computing, for estimates: measured with
-/// small models. Bytes.
-const PROGRAM_BYTES: u64 = 128 << 20;
-
-/// Bytes of a value in the KV cache, F16.
-const KV_VALUE_BYTES: u64 = 2;
 
 /// What the budget table and the estimates are asked for.
 #[derive(Debug, Default)]
@@ -34,6 +27,25 @@ impl Asked {
     /// Nothing but a length of context, tokens.
     pub(crate) fn of_context(n_ctx: usize) -> Self {
         Self { ctx: u32::try_from(n_ctx).ok(), ..Self::default() }
+    }
+}
+
+/// What a model was found to need of memory.
+#[derive(Clone, Copy)]
+pub(crate) struct Memory<'a> {
+    model: &'a tierstream::Model,
+    requirement: &'a Requirement,
+}
+
+impl<'a> From<&'a Forecast> for Memory<'a> {
+    fn from(forecast: &'a Forecast) -> Self {
+        Self { model: forecast.model(), requirement: forecast.requirement() }
+    }
+}
+
+impl<'a> From<&'a Engine> for Memory<'a> {
+    fn from(engine: &'a Engine) -> Self {
+        Self { model: engine.model(), requirement: engine.requirement() }
     }
 }
 
@@ -62,6 +74,7 @@ pub(crate) struct Info {
     context: u32,
     kv_bytes_estimate: Option<u64>,
     pool_bytes_min: u64,
+    ram_bytes_min_estimate: Option<u64>,
     budgets: Vec<Budget>,
     llama_cpp_refuses: Option<String>,
 }
@@ -85,7 +98,9 @@ pub(crate) fn show(cli: &Cli, args: &Show) -> anyhow::Result<ExitCode> {
         ram: args.model.load.ram.map(|b| b.0),
         experts: args.model.experts,
     };
-    let info = Info::new(&file, &asked)?;
+    let options = open::options(&args.model.load, args.model.experts);
+    let forecast = file.check_ggml().is_ok().then(|| forecast(&file, options)).flatten();
+    let info = Info::new(&file, &asked, forecast.as_ref().map(Memory::from))?;
     if cli.json {
         output::json(&info)?;
     } else {
@@ -97,14 +112,25 @@ pub(crate) fn show(cli: &Cli, args: &Show) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// What the model would take of memory; a note if llama.cpp does not make it.
+fn forecast(file: &Model, options: Options) -> Option<Forecast> {
+    let forecast = Forecast::new(file, options);
+    forecast.inspect_err(|e| output::note(format!("what memory it takes is not known: {e}"))).ok()
+}
+
 impl Info {
-    pub(crate) fn new(file: &Model, asked: &Asked) -> tierstream::Result<Info> {
+    /// Of `file`, and of what it needs of memory, where that is known.
+    pub(crate) fn new(
+        file: &Model,
+        asked: &Asked,
+        memory: Option<Memory<'_>>,
+    ) -> tierstream::Result<Info> {
         let experts = Experts::group(file)?;
         let context_trained = file.arch_u32("context_length")?;
         let context = asked.ctx.unwrap_or_else(|| {
             context_trained.filter(|&n| n > 0).map_or(DEFAULT_CTX, |n| n.min(DEFAULT_CTX))
         });
-        let kv = kv_bytes(file, context)?;
+        let kv = memory.map(|m| m.requirement.state_bytes).filter(|&bytes| bytes > 0);
         let (expert_types, dense_types) = types(file, &experts);
         let most = |of: fn(&MoeLayer) -> u32| experts.layers().iter().map(of).max().unwrap_or(0);
         let metadata = file.metadata();
@@ -132,7 +158,8 @@ impl Info {
             context,
             kv_bytes_estimate: kv,
             pool_bytes_min: pool_bytes_min(&experts),
-            budgets: budgets(&experts, asked, kv),
+            ram_bytes_min_estimate: memory.map(|m| m.requirement.least_bytes()),
+            budgets: Table { experts: &experts, memory }.rows(asked),
             llama_cpp_refuses: file.check_ggml().err().map(|e| e.to_string()),
         })
     }
@@ -165,88 +192,62 @@ fn types(
     (routed, dense)
 }
 
-/// The KV cache for `context` tokens in F16, if the metadata tells the sizes: keys and values of
-/// every layer, as llama.cpp's `llama_kv_cache` allocates them (`n_embd_k_gqa`, `n_embd_v_gqa` in
-/// `llama-hparams.cpp`). An upper bound for models whose layers see a window only. `None` for
-/// models that keep another state.
-fn kv_bytes(file: &Model, context: u32) -> tierstream::Result<Option<u64>> {
-    let recurrent = ["ssm.state_size", "wkv.head_size"];
-    if recurrent.iter().any(|key| file.metadata().get(&file.arch_key(key)).is_some()) {
-        return Ok(None);
-    }
-    let Some(layers) = file.block_count()? else { return Ok(None) };
-    let heads = per_layer(file, "attention.head_count", layers);
-    let heads_kv = per_layer(file, "attention.head_count_kv", layers).or_else(|| heads.clone());
-    let (Some(heads), Some(heads_kv)) = (heads, heads_kv) else { return Ok(None) };
-    let width = file.arch_u32("embedding_length")?;
-    let head = heads.iter().max().and_then(|n| width?.checked_div(*n)).map(u64::from);
-    let size = |key| -> tierstream::Result<Option<u64>> {
-        Ok(file.arch_u32(key)?.map(u64::from).or(head))
-    };
-    let (Some(key), Some(mut value)) =
-        (size("attention.key_length")?, size("attention.value_length")?)
-    else {
-        return Ok(None);
-    };
-    // Multi-head latent attention keeps one latent vector, of which the values are a part.
-    let latent = file.arch_u32("attention.kv_lora_rank")?.is_some();
-    if latent && heads_kv.iter().all(|&n| n == 1) {
-        value = 0;
-    }
-    let heads: u64 = heads_kv.iter().map(|&n| u64::from(n)).sum();
-    let bytes = (key + value).checked_mul(heads).and_then(|n| n.checked_mul(KV_VALUE_BYTES));
-    Ok(bytes.and_then(|n| n.checked_mul(u64::from(context))))
+/// What is asked of a budget table: the file's experts, and the model with what it needs, unless
+/// llama.cpp refuses it.
+struct Table<'a> {
+    experts: &'a Experts,
+    memory: Option<Memory<'a>>,
 }
 
-/// A number for all layers, or an array with one for each.
-fn per_layer(file: &Model, suffix: &str, layers: u32) -> Option<Vec<u32>> {
-    match file.metadata().get(&file.arch_key(suffix))? {
-        Value::Array(array) => of_array(array, layers),
-        value => {
-            let n = u32::try_from(value.integer()?).ok()?;
-            // Memory must not follow a number from a file.
-            (layers <= 4096).then(|| vec![n; layers as usize])
+impl Table<'_> {
+    fn rows(&self, asked: &Asked) -> Vec<Budget> {
+        if self.experts.is_empty() {
+            return Vec::new();
         }
+        let mut rows: Vec<Budget> =
+            [0.25, 0.5, 0.75, 1.0].map(|s| self.share(PoolShare::Share(s).to_string(), s)).into();
+        match asked.experts {
+            Some(asked @ PoolShare::Share(s)) => {
+                rows.push(self.share(format!("--experts {asked}"), s));
+            }
+            Some(asked @ PoolShare::Bytes(bytes)) => {
+                let size = PoolSize::Bytes(bytes.0);
+                rows.push(self.row(format!("--experts {asked}"), bytes.0, size));
+            }
+            None => {}
+        }
+        if let (Some(ram), Some(memory)) = (asked.ram, &self.memory) {
+            let left = ram.saturating_sub(memory.requirement.fixed_bytes);
+            let pool = memory.model.pool_bytes_of(PoolSize::Bytes(left)).unwrap_or(left);
+            let size = PoolSize::Bytes(left);
+            rows.push(self.row(format!("--ram {}", Bytes(ram)), pool, size));
+        }
+        rows
     }
-}
 
-fn of_array(array: &Array, layers: u32) -> Option<Vec<u32>> {
-    let n = (layers as usize).min(array.len());
-    (0..n).map(|i| u32::try_from(array.integer(i)?).ok()).collect()
-}
-
-fn budgets(experts: &Experts, asked: &Asked, kv: Option<u64>) -> Vec<Budget> {
-    if experts.is_empty() {
-        return Vec::new();
+    fn share(&self, asked: String, share: f64) -> Budget {
+        let bytes = (self.experts.expert_bytes() as f64 * share).round() as u64;
+        self.row(asked, bytes, PoolSize::Share(share))
     }
-    let all = experts.expert_bytes();
-    let fixed = kv.map(|kv| experts.dense_bytes() + kv + PROGRAM_BYTES);
-    let budget = |asked: String, pool_bytes: u64| {
-        let pool_bytes = pool_bytes.min(all);
+
+    /// A pool of `bytes`, which `run` makes when `size` is asked for.
+    fn row(&self, asked: String, bytes: u64, size: PoolSize) -> Budget {
+        let all = self.experts.expert_bytes();
+        let pool_bytes = bytes.min(all);
+        // Slots are a little larger than records.
+        let ram_bytes_estimate = self.memory.as_ref().map(|memory| {
+            let slots = memory.model.pool_bytes_of(size).unwrap_or(pool_bytes);
+            memory.requirement.fixed_bytes + slots
+        });
         Budget {
             asked,
             pool_bytes,
             experts_percent: 100.0 * pool_bytes as f64 / all as f64,
-            rho: pool_bytes as f64 / experts.token_cycle_bytes().max(1) as f64,
-            ram_bytes_estimate: fixed.map(|f| f + pool_bytes),
-            enough: pool_bytes >= pool_bytes_min(experts),
+            rho: pool_bytes as f64 / self.experts.token_cycle_bytes().max(1) as f64,
+            ram_bytes_estimate,
+            enough: pool_bytes >= pool_bytes_min(self.experts),
         }
-    };
-    let share = |share: f64| (all as f64 * share).round() as u64;
-    let mut budgets: Vec<Budget> =
-        [0.25, 0.5, 0.75, 1.0].map(|s| budget(PoolShare::Share(s).to_string(), share(s))).into();
-    if let Some(asked) = asked.experts {
-        let bytes = match asked {
-            PoolShare::Bytes(bytes) => bytes.0,
-            PoolShare::Share(s) => share(s),
-        };
-        budgets.push(budget(format!("--experts {asked}"), bytes));
     }
-    if let Some(ram) = asked.ram {
-        let fixed = fixed.unwrap_or(experts.dense_bytes() + PROGRAM_BYTES);
-        budgets.push(budget(format!("--ram {}", Bytes(ram)), ram.saturating_sub(fixed)));
-    }
-    budgets
 }
 
 impl fmt::Display for Info {
@@ -265,7 +266,7 @@ impl fmt::Display for Info {
         ]);
         rows.extend(self.expert_rows());
         let kv = self.kv_bytes_estimate.map_or("not known from the file".to_owned(), |bytes| {
-            format!("about {} for {} tokens (estimate, F16)", Bytes(bytes), self.context)
+            format!("about {} for {} tokens", Bytes(bytes), self.context)
         });
         let tokenizer = match &self.tokenizer {
             Some(kind) => format!("{kind}, {} tokens", self.tokens),
@@ -279,6 +280,11 @@ impl fmt::Display for Info {
             ("tokenizer", tokenizer),
             ("chat template", template.to_owned()),
         ]);
+        if self.moe_layers == 0 {
+            rows.extend(
+                self.ram_bytes_min_estimate.map(|n| ("memory in all", Bytes(n).to_string())),
+            );
+        }
         f.write_str(&lines(&rows))?;
         if self.budgets.is_empty() { Ok(()) } else { self.fmt_budgets(f) }
     }
@@ -330,7 +336,11 @@ impl Info {
             )?;
         }
         let least = Bytes(self.pool_bytes_min);
-        writeln!(f, "The smallest pool that works: {least}, the records that one token uses.")
+        writeln!(f, "The smallest pool that works: {least}, the records that one token uses.")?;
+        match self.ram_bytes_min_estimate {
+            Some(least) => writeln!(f, "The smallest --ram that works: about {}.", Bytes(least)),
+            None => Ok(()),
+        }
     }
 }
 

@@ -1,0 +1,228 @@
+//! What a model takes of memory, and what a budget leaves for its experts.
+//!
+//! `--ram` bounds what the process ever has resident. The pool gets what is left of it when all
+//! else is taken or counted:
+//!
+//! | counted | from |
+//! |---|---|
+//! | the program, its libraries, the vocabulary, llama.cpp's books, the ring of the reader | resident when the context is made |
+//! | dense weights | the same: they are read at load |
+//! | KV cache and other state | the same: llama.cpp clears it when it makes the context |
+//! | compute buffers | allocated with the context for its largest graph, untouched; llama.cpp tells the size |
+//! | gathered rows, ggml's work buffer | allocated with the context, untouched; sized by the shapes of that graph (`workspace.rs` in the crate `ggml`) |
+//! | rows of logits after the first | counted for a whole batch where all are kept |
+//! | sampler, the pool's books, batches, pages of the program that are used later | an allowance: `growth_bytes` |
+//!
+//! A [`Rehearsal`] tells the same without loading: what it does not take is added.
+
+use std::sync::Arc;
+
+use tierstream_ggml::{Context, ContextOptions, Model, PoolSize, Rehearsal};
+use tierstream_gguf::Experts;
+use tierstream_io::Reader;
+
+use crate::engine::{Options, context_options};
+use crate::error::{Error, Result};
+use crate::memory::{self, Usage};
+use crate::size::{Bytes, PoolShare};
+
+/// Share of the available memory that is used when no budget is given.
+const DEFAULT_SHARE: f64 = 0.8;
+
+/// What a run takes beyond what is allocated when the pool is made: pages of the program that are
+/// used for the first time, batches, graphs, text. Bytes.
+const GROWTH_BYTES: u64 = 8 << 20;
+
+/// For each entry of the vocabulary, while the next token is drawn: candidates and their sorting.
+const GROWTH_PER_ENTRY_BYTES: u64 = 48;
+
+/// The pool's books, for each record.
+const GROWTH_PER_RECORD_BYTES: u64 = 128;
+
+/// By how much one run may differ from the next: an error names a budget that works next time.
+const SPREAD_BYTES: u64 = 4 << 20;
+
+/// A budget that is larger than what is surely needed by this is not rehearsed. KV cache and
+/// compute buffers are usually smaller.
+const SURELY_ENOUGH_BYTES: u64 = 1 << 30;
+
+/// What a model needs of memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Requirement {
+    /// All but the expert pool, bytes.
+    pub fixed_bytes: u64,
+    /// The smallest pool that works, bytes; 0 for models that do not stream.
+    pub least_pool_bytes: u64,
+    /// All experts, bytes.
+    pub expert_bytes: u64,
+    /// Of the fixed bytes, what the model keeps of its tokens (KV cache); 0 where that is not told.
+    pub state_bytes: u64,
+}
+
+impl Requirement {
+    /// Of a loaded model that has no pool yet, in this process.
+    pub(crate) fn measured(model: &Model, context: &Context, experts: &Experts) -> Self {
+        let resident = resident_bytes();
+        Self {
+            fixed_bytes: resident + context.compute_bytes() + growth_bytes(model, experts),
+            least_pool_bytes: model.least_pool_bytes(),
+            expert_bytes: model.expert_bytes(),
+            state_bytes: context.state_bytes(),
+        }
+    }
+
+    /// What a run of the program would measure, in a process that has only rehearsed.
+    fn rehearsed(rehearsal: &Rehearsal, experts: &Experts) -> Self {
+        let (model, resident) = (rehearsal.model(), resident_bytes());
+        Self {
+            fixed_bytes: resident + rehearsal.rest_bytes() + growth_bytes(model, experts),
+            least_pool_bytes: model.least_pool_bytes(),
+            expert_bytes: model.expert_bytes(),
+            state_bytes: rehearsal.state_bytes(),
+        }
+    }
+
+    /// What `ram_bytes` leave for the pool.
+    ///
+    /// # Errors
+    /// [`Error::Ram`] if that is too little.
+    pub fn left_of(&self, ram_bytes: u64) -> Result<u64> {
+        match ram_bytes.checked_sub(self.fixed_bytes) {
+            Some(left) if left >= self.least_pool_bytes => Ok(left),
+            _ => Err(Error::Ram {
+                ram_bytes,
+                least_bytes: self.least_bytes(),
+                pool_bytes: self.least_pool_bytes,
+            }),
+        }
+    }
+
+    /// The least budget that surely works, in whole MiB: bytes.
+    pub fn least_bytes(&self) -> u64 {
+        let least = self.fixed_bytes + self.least_pool_bytes + SPREAD_BYTES;
+        least.next_multiple_of(1 << 20)
+    }
+}
+
+/// Of this process, without what a load has freed.
+fn resident_bytes() -> u64 {
+    tierstream_ggml::give_back_freed_memory();
+    Usage::now().rss_bytes
+}
+
+/// What a run takes beyond what is allocated when its pool is made.
+fn growth_bytes(model: &Model, experts: &Experts) -> u64 {
+    let entries = u64::from(model.vocab().len());
+    let records: u64 = experts.layers().iter().map(|l| u64::from(l.experts)).sum();
+    GROWTH_BYTES + entries * GROWTH_PER_ENTRY_BYTES + records * GROWTH_PER_RECORD_BYTES
+}
+
+/// What the model in a file would take, by its header.
+#[derive(Debug)]
+pub struct Forecast {
+    requirement: Requirement,
+    rehearsal: Rehearsal,
+}
+
+impl Forecast {
+    /// Rehearses `file` as `options` would run it. What this process has taken counts, so it should
+    /// have loaded no model.
+    ///
+    /// # Errors
+    /// As [`Engine::load`](crate::Engine::load).
+    pub fn new(file: &tierstream_gguf::Model, options: Options) -> Result<Self> {
+        let trained = file.arch_u32("context_length")?.unwrap_or(0);
+        let context = context_options(&options, trained);
+        let reader = Arc::new(Reader::new(options.io)?);
+        Self::rehearse(file, &Experts::group(file)?, &reader, &context)
+    }
+
+    fn rehearse(
+        file: &tierstream_gguf::Model,
+        experts: &Experts,
+        reader: &Arc<Reader>,
+        context: &ContextOptions,
+    ) -> Result<Self> {
+        let rehearsal = Rehearsal::new(file, reader, context)?;
+        let requirement = Requirement::rehearsed(&rehearsal, experts);
+        Ok(Self { requirement, rehearsal })
+    }
+
+    /// What it needs.
+    pub fn requirement(&self) -> &Requirement {
+        &self.requirement
+    }
+
+    /// The model, of which there is only the header. It cannot be computed with.
+    pub fn model(&self) -> &Model {
+        self.rehearsal.model()
+    }
+}
+
+/// The limits that a user sets.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Budget {
+    pub(crate) ram: Option<u64>,
+    pub(crate) experts: Option<PoolShare>,
+}
+
+impl Budget {
+    /// Refuses a model that cannot fit before its weights are read. Where the budget is far above
+    /// what is surely needed, that is left to [`Budget::pool_size`].
+    pub(crate) fn check_file(
+        &self,
+        file: &tierstream_gguf::Model,
+        experts: &Experts,
+        reader: &Arc<Reader>,
+        context: &ContextOptions,
+    ) -> Result<()> {
+        let Some(ram) = self.ram else { return Ok(()) };
+        let token_cycle: u64 = experts.token_cycle_bytes();
+        let weights: u64 = file.tensors().iter().map(|t| t.len).sum();
+        let surely = weights - experts.expert_bytes() + token_cycle;
+        if !experts.is_empty() && ram >= surely.saturating_add(SURELY_ENOUGH_BYTES) {
+            return Ok(());
+        }
+        let forecast = Forecast::rehearse(file, experts, reader, context)?;
+        forecast.requirement().left_of(ram).map(|_| ())
+    }
+
+    /// Size of the pool. Called when everything else is allocated.
+    pub(crate) fn pool_size(
+        &self,
+        requirement: &Requirement,
+        notes: &mut Vec<String>,
+    ) -> Result<PoolSize> {
+        let all = requirement.expert_bytes;
+        let asked = match self.experts {
+            Some(PoolShare::Share(share)) => PoolSize::Share(share),
+            Some(PoolShare::Bytes(bytes)) => PoolSize::Bytes(bytes.0),
+            None => PoolSize::Bytes(all),
+        };
+        let ram = match (self.ram, self.experts) {
+            (Some(ram), _) => ram,
+            (None, Some(_)) => return Ok(asked),
+            (None, None) => default_ram(requirement, notes),
+        };
+        let left = requirement.left_of(ram)?;
+        let asked_bytes = match asked {
+            PoolSize::Bytes(bytes) => bytes,
+            PoolSize::Share(share) => (all as f64 * share) as u64,
+        };
+        // A share is exact in records; bytes round down.
+        Ok(if asked_bytes <= left { asked } else { PoolSize::Bytes(left) })
+    }
+}
+
+/// The budget when none is given: what is resident, and most of what is available.
+fn default_ram(requirement: &Requirement, notes: &mut Vec<String>) -> u64 {
+    let spare = (memory::available_bytes() as f64 * DEFAULT_SHARE) as u64;
+    let ram = Usage::now().rss_bytes + spare;
+    if ram < requirement.fixed_bytes + requirement.expert_bytes {
+        notes.push(format!(
+            "no --ram given: using {} of the memory that is available now",
+            Bytes(spare)
+        ));
+    }
+    ram
+}
