@@ -67,12 +67,14 @@ impl Control {
     /// Waits for reads, until somebody cancels.
     pub(crate) fn wait_for(&self, ticket: &Arc<Ticket>) -> Result<()> {
         *self.awaited() = Some(ticket.clone());
-        // Whoever cancels from here on finds the ticket; who did so before is seen here.
-        let arrived = if self.is_cancelled() { Ok(()) } else { ticket.wait() };
+        // Whoever cancels from here on finds the ticket; who did so before is seen here, and once
+        // seen it counts, whatever is reset meanwhile: the ticket may be cancelled by now.
+        let cancelled = || Err(tierstream_io::Error::Cancelled);
+        let arrived = if self.is_cancelled() { cancelled() } else { ticket.wait() };
         *self.awaited() = None;
         match arrived {
             _ if self.is_cancelled() => Err(Error::Cancelled),
-            // Reset already, but the reads are cancelled.
+            // Reset already, but the reads are or may be cancelled.
             Err(tierstream_io::Error::Cancelled) => Err(Error::Cancelled),
             arrived => Ok(arrived?),
         }

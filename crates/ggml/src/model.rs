@@ -342,6 +342,13 @@ impl Model {
         pool_bytes(layers, &Spec::least_slots(layers))
     }
 
+    /// Bytes of a pool with a slot for every expert: a little more than [`Model::expert_bytes`],
+    /// since slots have room around their records.
+    pub fn whole_pool_bytes(&self) -> u64 {
+        let layers = self.inner.streamed.as_ref().map_or(&[][..], |s| &s.layers);
+        pool_bytes(layers, &all_slots(layers))
+    }
+
     /// Bytes that a pool of `size` takes.
     ///
     /// # Errors

@@ -53,8 +53,8 @@ pub struct Requirement {
     pub fixed_bytes: u64,
     /// The smallest pool that works, bytes; 0 for models that do not stream.
     pub least_pool_bytes: u64,
-    /// All experts, bytes.
-    pub expert_bytes: u64,
+    /// A pool of all experts, bytes.
+    pub whole_pool_bytes: u64,
     /// Of the fixed bytes, what the model keeps of its tokens (KV cache); 0 where that is not told.
     pub state_bytes: u64,
 }
@@ -66,7 +66,7 @@ impl Requirement {
         Self {
             fixed_bytes: resident + context.compute_bytes() + growth_bytes(model, experts),
             least_pool_bytes: model.least_pool_bytes(),
-            expert_bytes: model.expert_bytes(),
+            whole_pool_bytes: model.whole_pool_bytes(),
             state_bytes: context.state_bytes(),
         }
     }
@@ -77,7 +77,7 @@ impl Requirement {
         Self {
             fixed_bytes: resident + rehearsal.rest_bytes() + growth_bytes(model, experts),
             least_pool_bytes: model.least_pool_bytes(),
-            expert_bytes: model.expert_bytes(),
+            whole_pool_bytes: model.whole_pool_bytes(),
             state_bytes: rehearsal.state_bytes(),
         }
     }
@@ -193,11 +193,11 @@ impl Budget {
         requirement: &Requirement,
         notes: &mut Vec<String>,
     ) -> Result<PoolSize> {
-        let all = requirement.expert_bytes;
+        let all = requirement.whole_pool_bytes;
         let asked = match self.experts {
             Some(PoolShare::Share(share)) => PoolSize::Share(share),
             Some(PoolShare::Bytes(bytes)) => PoolSize::Bytes(bytes.0),
-            None => PoolSize::Bytes(all),
+            None => PoolSize::Share(1.0),
         };
         let ram = match (self.ram, self.experts) {
             (Some(ram), _) => ram,
@@ -218,7 +218,7 @@ impl Budget {
 fn default_ram(requirement: &Requirement, notes: &mut Vec<String>) -> u64 {
     let spare = (memory::available_bytes() as f64 * DEFAULT_SHARE) as u64;
     let ram = Usage::now().rss_bytes + spare;
-    if ram < requirement.fixed_bytes + requirement.expert_bytes {
+    if ram < requirement.fixed_bytes + requirement.whole_pool_bytes {
         notes.push(format!(
             "no --ram given: using {} of the memory that is available now",
             Bytes(spare)

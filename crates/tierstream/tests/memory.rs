@@ -137,6 +137,18 @@ fn half_of_the_model_is_enough_and_is_kept_to() {
     case.check(case.bytes / 2, 2010, 32);
 }
 
+/// Slots are a little larger than records, which must not keep the last experts out.
+#[test]
+fn a_model_that_fits_is_read_once() {
+    let case = Case::new(&Spec::big(Arch::Qwen3Moe).quant(Quant::Q4_K_M).scale_to(300 * MIB), &[]);
+    for flags in [&["--ram", "2GiB"][..], &[], &["--experts", "100%"]] {
+        let args = ["--prompt-tokens", "1,2,3", "-n", "4", "--json"];
+        let report = json(&program("run", &case.path(), &[&args, flags].concat()));
+        assert!(number(&report["experts"]["requests"]) > 0);
+        assert_eq!(number(&report["experts"]["faults"]), 0, "{flags:?}");
+    }
+}
+
 #[test]
 fn wide_layers_have_their_room() {
     // The widths of Mixtral 8x7B, where a batch of 512 tokens gathers rows of 64 MiB.

@@ -95,7 +95,7 @@ fn beyond_training(ctx: Option<u32>, engine: &Engine) -> Option<String> {
 }
 
 fn more_than_all(experts: Option<PoolShare>, engine: &Engine) -> Option<String> {
-    let all = engine.model().expert_bytes();
+    let all = engine.model().whole_pool_bytes();
     match experts {
         Some(PoolShare::Bytes(asked)) if engine.model().is_streamed() && asked.0 > all => {
             Some(format!("--experts {asked}: all experts of this model fit, {}", Bytes(all)))

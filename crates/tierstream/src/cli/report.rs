@@ -129,7 +129,7 @@ impl<'a> Report<'a> {
             "{} of {} ({}), {} resident",
             Bytes(budget),
             Bytes(all),
-            percent(budget as f64 / all.max(1) as f64),
+            self.engine.model().pool_share().map_or_else(|| "-".to_owned(), percent),
             Bytes(resident)
         );
         let hits = self.hit_rate().map_or_else(|| "no requests".to_owned(), percent);

@@ -157,7 +157,8 @@ impl Info {
             chat_template: metadata.get("tokenizer.chat_template").is_some(),
             context,
             kv_bytes_estimate: kv,
-            pool_bytes_min: pool_bytes_min(&experts),
+            pool_bytes_min: memory
+                .map_or_else(|| pool_bytes_min(&experts), |m| m.model.least_pool_bytes()),
             ram_bytes_min_estimate: memory.map(|m| m.requirement.least_bytes()),
             budgets: Table { experts: &experts, memory }.rows(asked),
             llama_cpp_refuses: file.check_ggml().err().map(|e| e.to_string()),
