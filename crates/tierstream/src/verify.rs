@@ -225,9 +225,6 @@ impl Comparison {
 
     fn finish(self, prompt_tokens: usize, streamed: &Engine, used: ExpertCounters) -> Verification {
         let (budget_bytes, _) = streamed.model().pool_bytes();
-        let all = streamed.model().expert_bytes();
-        // Slots are a little larger than the records that they are for.
-        let percent = (100.0 * budget_bytes as f64 / all as f64).min(100.0);
         Verification {
             identical: self.identical == self.tokens,
             tokens: self.tokens,
@@ -235,7 +232,7 @@ impl Comparison {
             prompt_tokens,
             max_abs_diff: self.max_abs_diff,
             first_difference: self.first,
-            experts_percent: streamed.model().is_streamed().then_some(percent),
+            experts_percent: streamed.model().pool_share().map(|share| 100.0 * share),
             experts: Requests {
                 budget_bytes,
                 requests: used.requests,
