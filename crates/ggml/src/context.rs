@@ -9,6 +9,7 @@ use std::time::Duration;
 use crate::abi::*;
 use crate::control::Control;
 use crate::error::{Error, Result};
+use crate::host::Prefetch;
 use crate::log;
 use crate::memory::give_back_freed_memory;
 use crate::model::Model;
@@ -28,11 +29,19 @@ pub struct ContextOptions {
     /// The rows of logits that a decode may keep. Those of every token take compute buffers for
     /// as many rows of the vocabulary as a batch has tokens.
     pub keep: Keep,
+    /// Whether records of streamed models are read before they are asked for.
+    pub prefetch: Prefetch,
 }
 
 impl Default for ContextOptions {
     fn default() -> Self {
-        Self { n_ctx: 4096, n_batch: 512, n_threads: 1, keep: Keep::All }
+        Self {
+            n_ctx: 4096,
+            n_batch: 512,
+            n_threads: 1,
+            keep: Keep::All,
+            prefetch: Prefetch::default(),
+        }
     }
 }
 
@@ -150,7 +159,7 @@ impl Context {
         give_back_freed_memory();
         log::clear();
         log::take_compute_bytes();
-        let birth = model.device().map(|d| d.birth(threads));
+        let birth = model.device().map(|d| d.birth(threads, options.prefetch));
         // SAFETY: the model is live; the flag lives as long as the context.
         let llama = unsafe { llama_init_from_model(model.raw(), params) };
         let newborn = model.device().map(|d| d.take_newborn());

@@ -9,6 +9,7 @@ use tierstream_io::Ticket;
 
 use crate::abi::*;
 use crate::error::{Error, Result};
+use crate::host::Prefetch;
 use crate::memory::Memory;
 use crate::workspace::{Needs, Workspace, take_work_buffer};
 
@@ -23,6 +24,7 @@ pub(crate) struct Control {
     error: Mutex<Option<Error>>,
     /// Compute threads of the context.
     threads: i32,
+    prefetch: Prefetch,
     /// What the graphs that the context reserves need, until it is made.
     needs: Mutex<Option<Needs>>,
     /// Allocated with the context, for the executor to take; and [`Workspace::mappings`].
@@ -32,18 +34,24 @@ pub(crate) struct Control {
 }
 
 impl Control {
-    /// Of a context that is being made and will compute with `threads`.
-    pub(crate) fn new(inner: ggml_backend_t, threads: i32) -> Self {
+    /// Of a context that is being made, and will compute with `threads` and read ahead so.
+    pub(crate) fn new(inner: ggml_backend_t, threads: i32, prefetch: Prefetch) -> Self {
         Self {
             inner: AtomicPtr::new(inner),
             cancel: AtomicBool::new(false),
             awaited: Mutex::new(None),
             error: Mutex::new(None),
             threads,
+            prefetch,
             needs: Mutex::new(Some(Needs::default())),
             scratch: Mutex::new(None),
             stall_ns: AtomicU64::new(0),
         }
+    }
+
+    /// Whether the executor reads ahead.
+    pub(crate) fn prefetch(&self) -> Prefetch {
+        self.prefetch
     }
 
     /// The inner backend is about to be freed.

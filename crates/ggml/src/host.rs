@@ -16,6 +16,8 @@ use std::time::Instant;
 
 use self::gather::{Op, Scratch};
 use self::loads::Loads;
+use self::lookahead::Lookahead;
+pub use self::lookahead::Prefetch;
 use self::routed::Routed;
 use crate::abi::*;
 use crate::control::Control;
@@ -27,6 +29,7 @@ use crate::residency::{Placed, Residency, Step};
 
 mod gather;
 mod loads;
+mod lookahead;
 mod routed;
 
 /// Graphs whose plans are kept. llama.cpp alternates between a few (prefill, decode).
@@ -58,6 +61,7 @@ pub(crate) struct Host {
     plans: Vec<(u64, Plan)>,
     routed: Routed,
     scratch: Scratch,
+    lookahead: Lookahead,
 }
 
 impl Executor for Host {
@@ -82,12 +86,14 @@ impl Executor for Host {
 
 impl Host {
     pub(crate) fn new(inner: ggml_backend_t, control: Arc<Control>) -> Self {
+        let lookahead = Lookahead::new(inner, control.prefetch());
         Self {
             inner,
             control,
             plans: Vec::new(),
             routed: Routed::default(),
             scratch: Scratch::new(inner),
+            lookahead,
         }
     }
 
@@ -100,13 +106,14 @@ impl Host {
         if let Some(bases) = &*residency.identity() {
             return self.run_resident(&residency, graph, plan, bases);
         }
-        for segment in &plan.segments {
+        for (index, segment) in plan.segments.iter().enumerate() {
             if self.control.is_cancelled() {
                 return Err(Error::Cancelled.into());
             }
+            let next = plan.segments.get(index + 1).and_then(|s| s.routing.as_ref());
             match &segment.routing {
                 None => self.run_nodes(graph, segment.start, segment.end, 0)?,
-                Some(routing) => self.run_layer(&residency, graph, segment, routing)?,
+                Some(routing) => self.run_layer(&residency, graph, segment, routing, next)?,
             }
         }
         Ok(())
@@ -150,6 +157,7 @@ impl Host {
         graph: &ggml_cgraph,
         segment: &Segment,
         routing: &Routing,
+        next: Option<&Routing>,
     ) -> Run {
         synchronize(self.inner);
         let layer = residency.layer(routing.layer);
@@ -160,13 +168,18 @@ impl Host {
             return self.run_nodes(graph, segment.start, segment.end, 0);
         }
         let cancelled = || self.control.is_cancelled();
-        let mut step = residency.acquire(routing.layer, self.routed.needs(), &cancelled)?;
+        let ahead = self.lookahead.take(routing.layer, self.routed.needs());
+        let needs = self.routed.needs();
+        let mut step = residency.acquire(routing.layer, needs, ahead, &cancelled)?;
         let window = slot_range(step.hits());
         let fits = || self.scratch.window_fits(window, self.routed.pairs());
         if step.arriving().is_empty() && fits() {
+            self.lookahead.look(self.inner, residency, routing, next)?;
             self.run_whole(residency, graph, segment, routing, step.hits())?;
         } else {
-            self.run_in_groups(residency, graph, segment, routing, &mut step)?;
+            let mut loads = Loads::new(&routing.stages, &mut step);
+            self.lookahead.look(self.inner, residency, routing, next)?;
+            self.run_in_groups(residency, graph, segment, routing, &mut step, &mut loads)?;
         }
         Ok(step.finish()?)
     }
@@ -204,15 +217,15 @@ impl Host {
         segment: &Segment,
         routing: &Routing,
         step: &mut Step,
+        loads: &mut Loads,
     ) -> Run {
-        let mut loads = Loads::new(&routing.stages, step);
         let all = nodes(graph);
         let mut at = segment.start;
         for (index, stage) in routing.stages.iter().enumerate() {
             let ops: Vec<Op> =
                 stage.ops.iter().map(|op| Op { node: all[op.node], part: op.part }).collect();
             self.run_nodes(graph, at, stage.first(), 0)?;
-            self.run_stage(residency, routing.layer, &ops, index, &mut loads, step)?;
+            self.run_stage(residency, routing.layer, &ops, index, loads, step)?;
             at = stage.last() + 1;
         }
         self.run_nodes(graph, at, segment.end, 0)
@@ -236,7 +249,7 @@ impl Host {
             }
             let waiting = Instant::now();
             let load = loads.of(stage, group);
-            control.wait_for(step.ticket(load))?;
+            step.tickets(load).try_for_each(|ticket| control.wait_for(ticket))?;
             let waited = u64::try_from(waiting.elapsed().as_nanos()).unwrap_or(u64::MAX);
             control.stall_ns.fetch_add(waited, Ordering::Relaxed);
             step.arrived(load)?;

@@ -25,6 +25,7 @@ mod probe;
 mod proxy;
 mod rehearsal;
 mod residency;
+mod router;
 mod sampler;
 #[cfg(test)]
 mod test_graph;
@@ -37,6 +38,7 @@ pub use backends::load_backends;
 pub use context::{Cancel, Context, ContextOptions, Keep};
 pub use device::{DeviceInfo, devices};
 pub use error::{Error, Result};
+pub use host::Prefetch;
 pub use log::set_verbose;
 pub use memory::give_back_freed_memory;
 pub use model::{Model, PoolOptions, PoolSize, Progress, Weights};

@@ -10,6 +10,7 @@ use std::ptr;
 
 use crate::abi::*;
 use crate::error::{Error, Result};
+use crate::router::Router;
 use crate::weights::{PartRef, WeightTable};
 
 /// One expert matmul of a segment.
@@ -28,6 +29,8 @@ pub(crate) struct Routing {
     pub(crate) layer: usize,
     /// The selected experts, I32 `[n_used, n_tokens]`, often a strided view.
     pub(crate) ids: *mut ggml_tensor,
+    /// What computes the ids, where that can be told from the graph.
+    pub(crate) router: Option<Router>,
     pub(crate) stages: Vec<Stage>,
 }
 
@@ -112,7 +115,8 @@ impl Plan {
                 _ => {
                     current.end = index;
                     let stages = vec![Stage { ops: vec![op] }];
-                    let routing = Some(Routing { layer, ids, stages });
+                    let router = Router::of(ids);
+                    let routing = Some(Routing { layer, ids, router, stages });
                     segments.push(Segment { start: index, end: nodes.len(), routing });
                 }
             }

@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::ffi::{c_char, c_int, c_void};
 use std::ops::Deref;
 use std::ptr::{self, NonNull};
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use self::backend::init_backend;
@@ -18,6 +18,7 @@ pub(crate) use self::registry::proc_of;
 use crate::abi::*;
 use crate::control::Control;
 use crate::error::{Error, Result};
+use crate::host::Prefetch;
 use crate::pooled::Pooled;
 use crate::weights::{PartRef, buffer_type_iface};
 
@@ -34,8 +35,8 @@ pub(crate) struct Device {
     pooled: Pooled,
     /// Held while a context is made, so that it finds its own backend among the newborn.
     birth: Mutex<()>,
-    /// Compute threads of that context.
-    threads: AtomicI32,
+    /// Compute threads of that context, and whether it reads ahead.
+    next_born: Mutex<(i32, Prefetch)>,
     /// The most slots that a window of the pool can have.
     slots: usize,
     /// Controls of backends made since the last [`Device::take_newborn`].
@@ -125,7 +126,7 @@ impl Device {
             inner,
             pooled: Pooled::new(names),
             birth: Mutex::default(),
-            threads: AtomicI32::new(1),
+            next_born: Mutex::new((1, Prefetch::Off)),
             slots,
             newborn: Mutex::default(),
             foreign: Mutex::default(),
@@ -168,12 +169,17 @@ impl Device {
         }
     }
 
-    /// To be held from making a context, which will compute with `threads`, to
+    /// To be held from making a context, which will compute with `threads` and read ahead so, to
     /// [`Device::take_newborn`].
-    pub(crate) fn birth(&self, threads: i32) -> MutexGuard<'_, ()> {
+    pub(crate) fn birth(&self, threads: i32, prefetch: Prefetch) -> MutexGuard<'_, ()> {
         let guard = self.birth.lock().unwrap_or_else(PoisonError::into_inner);
-        self.threads.store(threads, Ordering::Relaxed);
+        *self.next_born.lock().unwrap_or_else(PoisonError::into_inner) = (threads, prefetch);
         guard
+    }
+
+    /// Compute threads of the context that is being made, and whether it reads ahead.
+    fn next_born(&self) -> (i32, Prefetch) {
+        *self.next_born.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Controls of the backends made since the last call, oldest first.

@@ -10,13 +10,17 @@ use std::time::Duration;
 use tierstream_io::{Priority, Reader};
 use tierstream_pool::{LayerCounters, Lookup, Pool, Record};
 
+pub(crate) use self::ahead::Ahead;
 pub(crate) use self::layer::{Layer, Part, SlotPart, Spec};
+use self::step::Slots;
 pub(crate) use self::step::{Need, Placed, Step};
 use crate::abi::*;
 use crate::error::{Error, Result};
 use crate::memory::Memory;
 
+mod ahead;
 mod layer;
+mod load;
 mod step;
 
 /// Sums over all layers.
@@ -35,6 +39,10 @@ pub struct ExpertCounters {
     pub bytes_read: u64,
     /// Records asked for at least once.
     pub first_touches: u64,
+    /// Records read before they were asked for.
+    pub read_ahead: u64,
+    /// Of those, asked for by the batch that they were read for: hits.
+    pub read_ahead_used: u64,
 }
 
 impl ExpertCounters {
@@ -47,6 +55,8 @@ impl ExpertCounters {
             evictions: self.evictions - before.evictions,
             bytes_read: self.bytes_read - before.bytes_read,
             first_touches: self.first_touches - before.first_touches,
+            read_ahead: self.read_ahead - before.read_ahead,
+            read_ahead_used: self.read_ahead_used - before.read_ahead_used,
         }
     }
 
@@ -71,6 +81,9 @@ pub(crate) struct Residency {
     identity: RwLock<Option<Vec<u32>>>,
     /// Selections served without a look-up because everything is resident.
     resident_requests: AtomicU64,
+    /// Records read ahead whose layer has come, and those of them that it needed.
+    read_ahead: AtomicU64,
+    read_ahead_used: AtomicU64,
 }
 
 /// The slots of one size class.
@@ -84,7 +97,7 @@ struct Class {
 const PAGE: usize = tierstream_io::PAGE;
 
 // SAFETY: the tensors are templates that are copied, never written; the memory behind them is
-// guarded by the pool's slot states (see `step::Arrival`).
+// guarded by the pool's slot states (see `load::Arrival`).
 unsafe impl Send for Residency {}
 // SAFETY: as above.
 unsafe impl Sync for Residency {}
@@ -134,6 +147,8 @@ impl Residency {
             reader,
             identity: RwLock::new(None),
             resident_requests: AtomicU64::new(0),
+            read_ahead: AtomicU64::new(0),
+            read_ahead_used: AtomicU64::new(0),
         }))
     }
 
@@ -164,6 +179,8 @@ impl Residency {
         let resident = self.resident_requests.load(Ordering::Relaxed);
         let mut sum =
             ExpertCounters { requests: resident, hits: resident, ..ExpertCounters::default() };
+        sum.read_ahead = self.read_ahead.load(Ordering::Relaxed);
+        sum.read_ahead_used = self.read_ahead_used.load(Ordering::Relaxed);
         for c in self.lock().counters() {
             sum.requests += c.requests;
             sum.hits += c.hits + c.hits_in_flight;
@@ -228,7 +245,7 @@ impl Residency {
         for (index, layer) in self.layers.iter().enumerate() {
             let need: Vec<Need> =
                 (0..layer.experts).map(|expert| Need { expert, last_row: 0 }).collect();
-            let mut step = self.acquire(index, &need, &|| false)?;
+            let mut step = self.acquire(index, &need, None, &|| false)?;
             let parts: Vec<usize> = (0..layer.parts.len()).collect();
             for group in 0..step.arriving().len() {
                 step.load(&parts, group, Priority::Bulk);
@@ -257,18 +274,30 @@ impl Residency {
 
     /// Finds and pins the resident records among `need` (distinct experts, at least one) and
     /// reserves slots for the others. What does not fit at once comes in groups through the same
-    /// slots, see [`Step::arriving`]. Waits while another context holds what this one needs;
-    /// holds nothing while it waits, and gives up when `cancelled` says so.
+    /// slots, see [`Step::arriving`]. Takes over what `ahead` has begun to read. Waits while
+    /// another context holds what this one needs; holds nothing while it waits, and gives up when
+    /// `cancelled` says so.
     pub(crate) fn acquire(
         self: &Arc<Self>,
         layer: usize,
         need: &[Need],
+        ahead: Option<Ahead>,
         cancelled: &dyn Fn() -> bool,
     ) -> Result<Step> {
+        let mut ahead = ahead.filter(|ahead| ahead.layer() == layer);
         let mut pool = self.lock();
+        if let Some(ahead) = &mut ahead {
+            self.count_ahead(ahead, need);
+            ahead.settle(&mut pool);
+        }
         let split = loop {
-            match self.split(&pool, layer, need) {
+            match self.split(&pool, layer, need, ahead.as_ref()) {
                 Some(split) => break split,
+                None if ahead.is_some() => {
+                    drop(pool);
+                    ahead = None;
+                    pool = self.lock();
+                }
                 None if cancelled() => return Err(Error::Cancelled),
                 None => {
                     let waited = self.settled.wait_timeout(pool, CANCEL_LOOKED_FOR_EVERY);
@@ -279,15 +308,13 @@ impl Residency {
         pool.begin_step();
         // The step comes last: its drop takes the lock, and would wait for ever if a panic dropped
         // it in here.
-        let mut hits = Vec::with_capacity(split.keep.len());
-        let mut pinned = Vec::with_capacity(split.keep.len());
-        let mut reserved = Vec::with_capacity(split.reserve);
+        let mut slots = Slots::default();
         for need in split.keep {
             let Lookup::Resident(slot) = pool.request(record(layer, need.expert)) else {
                 unreachable!("the lock is held since the record was found resident");
             };
-            pinned.push(slot);
-            hits.push(Placed { expert: need.expert, slot: slot.index });
+            slots.pinned.push(slot);
+            slots.hits.push(Placed { expert: need.expert, slot: slot.index });
         }
         for need in &split.give_up {
             let evicted = pool.evict(record(layer, need.expert));
@@ -305,56 +332,87 @@ impl Residency {
         for need in &missing[stay..] {
             let found = pool.reserve(record(layer, need.expert));
             let found = found.expect("`split` counted the slots that can be reserved");
-            reserved.push(found.slot);
+            slots.reserved.push(found.slot);
         }
         for need in &missing[..stay] {
             pool.stream(record(layer, need.expert));
         }
-        let experts: Vec<u32> = missing.iter().map(|n| n.expert).collect();
+        slots.experts = missing.iter().map(|n| n.expert).collect();
+        for need in split.begun {
+            let Lookup::Loading(slot) = pool.request(record(layer, need.expert)) else {
+                unreachable!("the lock is held since the record was found on its way");
+            };
+            slots.pinned.push(slot);
+            let fetch = ahead.as_mut().and_then(|ahead| ahead.take(need.expert));
+            slots.begun.push(fetch.expect("`split` has found it there"));
+            slots.experts.push(need.expert);
+            slots.reserved.push(slot);
+        }
         drop(pool);
-        Ok(Step::new(self.clone(), layer, hits, pinned, &experts, reserved))
+        if let Some(ahead) = &ahead {
+            ahead.give_up();
+            self.settled.notify_all();
+        }
+        Ok(Step::new(self.clone(), layer, slots, ahead))
     }
 
-    /// How `need` is served with what the pool can give now; `None`: wait for another context.
-    fn split(&self, pool: &Pool, layer: usize, need: &[Need]) -> Option<Split> {
-        let mut keep = Vec::with_capacity(need.len());
-        let mut missing = Vec::with_capacity(need.len());
+    /// How `need` is served with what the pool can give now, and with what `ahead` is reading;
+    /// `None`: not together with `ahead`, or not before another context is done.
+    fn split(
+        &self,
+        pool: &Pool,
+        layer: usize,
+        need: &[Need],
+        ahead: Option<&Ahead>,
+    ) -> Option<Split> {
+        let mut split = Split { keep: Vec::with_capacity(need.len()), ..Split::default() };
+        let begun = |expert| ahead.is_some_and(|ahead| ahead.experts().any(|e| e == expert));
         for &n in need {
             match pool.peek(record(layer, n.expert)) {
-                Lookup::Resident(_) => keep.push(n),
-                Lookup::Absent => missing.push(n),
+                Lookup::Resident(_) => split.keep.push(n),
+                Lookup::Absent => split.missing.push(n),
+                Lookup::Loading(_) if begun(n.expert) => split.begun.push(n),
                 Lookup::Loading(_) => return None,
             }
         }
-        if missing.is_empty() {
-            return Some(Split { keep, give_up: Vec::new(), missing, reserve: 0 });
+        if split.missing.is_empty() {
+            return Some(split);
         }
         // Own resident records count as reservable until they are pinned.
         let reservable = pool.reservable(index32(layer)) as usize;
-        let spare = reservable.saturating_sub(keep.len());
-        if spare >= missing.len() {
-            let reserve = missing.len();
-            return Some(Split { keep, give_up: Vec::new(), missing, reserve });
+        let spare = reservable.saturating_sub(split.keep.len());
+        if spare >= split.missing.len() {
+            split.reserve = split.missing.len();
+            return Some(split);
+        }
+        if ahead.is_some() {
+            return None;
         }
         // Waves. They turn over about this layer's share of the pool and leave the rest to the
         // other layers; when even that is not there, resident records of this layer give way.
         let share = self.share(layer).min(reservable);
-        let reserve = spare.min(share).max(share.div_ceil(2)).min(missing.len());
-        if reserve == 0 {
+        split.reserve = spare.min(share).max(share.div_ceil(2)).min(split.missing.len());
+        if split.reserve == 0 {
             return None;
         }
-        let mut surplus = reserve.saturating_sub(spare);
-        keep.sort_by_key(|n| (n.last_row, n.expert));
-        let mut give_up = Vec::with_capacity(surplus);
-        keep.retain(|&n| {
+        let mut surplus = split.reserve.saturating_sub(spare);
+        split.keep.sort_by_key(|n| (n.last_row, n.expert));
+        split.keep.retain(|&n| {
             let give = surplus > 0 && pool.is_evictable(record(layer, n.expert));
             if give {
                 surplus -= 1;
-                give_up.push(n);
+                split.give_up.push(n);
             }
             !give
         });
-        (surplus == 0).then_some(Split { keep, give_up, missing, reserve })
+        (surplus == 0).then_some(split)
+    }
+
+    fn count_ahead(&self, ahead: &Ahead, need: &[Need]) {
+        let needed = |e: &u32| need.iter().any(|n| n.expert == *e);
+        let (all, used) = (ahead.experts().count(), ahead.experts().filter(needed).count());
+        self.read_ahead.fetch_add(all as u64, Ordering::Relaxed);
+        self.read_ahead_used.fetch_add(used as u64, Ordering::Relaxed);
     }
 
     /// An even share of the class's slots, in slots.
@@ -369,9 +427,12 @@ impl Residency {
     }
 }
 
+#[derive(Default)]
 struct Split {
     /// Resident, to be pinned.
     keep: Vec<Need>,
+    /// On their way, read ahead for this.
+    begun: Vec<Need>,
     /// Resident, but their slots are needed for waves.
     give_up: Vec<Need>,
     missing: Vec<Need>,
@@ -419,12 +480,13 @@ mod tests {
         std::thread::spawn(move || {
             // The same expert twice breaks the contract.
             let need = [Need { expert: 3, last_row: 0 }; 2];
-            let acquire =
-                std::panic::AssertUnwindSafe(|| residency.acquire(0, &need, &|| false).map(drop));
+            let acquire = std::panic::AssertUnwindSafe(|| {
+                residency.acquire(0, &need, None, &|| false).map(drop)
+            });
             let panicked = std::panic::catch_unwind(acquire).is_err();
             // Others go on with what is left.
             let other = [Need { expert: 1, last_row: 0 }];
-            let served = residency.acquire(0, &other, &|| false).is_ok();
+            let served = residency.acquire(0, &other, None, &|| false).is_ok();
             done.send((panicked, served)).unwrap();
         });
         let ended = ended.recv_timeout(Duration::from_secs(60)).expect("no deadlock");

@@ -9,7 +9,7 @@ use common::{
     Room, Run, Synth, assert_same_bits, faulty, load_with, reader, stock, streamed, streamed_with,
     tokens, watched,
 };
-use tierstream_ggml::{Context, ContextOptions, Error, Keep, Model, Weights};
+use tierstream_ggml::{Context, ContextOptions, Error, Keep, Model, Prefetch, Weights};
 use tierstream_io::wrap::{Action, Rule};
 use tierstream_pool::Policy;
 use tierstream_synth::{Arch, Quant, Spec};
@@ -32,7 +32,8 @@ impl Case {
             .map(|i| {
                 let n_batch = [16, 1, 40][i % 3];
                 let prompt = tokens(vocab, 30 + 7 * i, 100 + i as u64);
-                let run = Run { prompt, generate: 12, n_batch, n_threads: 1 };
+                let run =
+                    Run { prompt, generate: 12, n_batch, n_threads: 1, prefetch: Prefetch::Auto };
                 let reference = run.logits(&model);
                 (run, reference)
             })
@@ -251,7 +252,8 @@ fn a_context_that_keeps_the_last_row_computes_the_same_in_less_memory() {
     for model in [stock(&synth.path), streamed(&synth.path, Room::Floor(0))] {
         let prompt = tokens(model.vocab().len(), 40, 5);
         let context = |keep| {
-            let options = ContextOptions { n_ctx: 256, n_batch: 16, n_threads: 1, keep };
+            let options =
+                ContextOptions { n_ctx: 256, n_batch: 16, keep, ..ContextOptions::default() };
             Context::new(model.clone(), &options).unwrap()
         };
         let (mut all, mut last) = (context(Keep::All), context(Keep::Last));
@@ -284,7 +286,7 @@ fn resident_records_that_lie_far_apart_are_multiplied_in_parts() {
     // A batch of few records, which are there already. There is room for a window of one layer's
     // experts when all of its tokens come at once.
     let prompt = vec![7; 60];
-    let run = Run { prompt, generate: 0, n_batch: 1, n_threads: 1 };
+    let run = Run { prompt, ..Run::new(&reference, 0, 0, 1) };
     run.logits(&model);
     let before = model.expert_counters();
     let run = Run { n_batch: 60, ..run };

@@ -6,7 +6,7 @@ mod common;
 use std::path::Path;
 
 use common::{Room, Run, Synth, assert_same_bits, demo, reader, stock, streamed_with};
-use tierstream_ggml::{Keep, Model};
+use tierstream_ggml::{Keep, Model, Prefetch};
 use tierstream_pool::Policy;
 use tierstream_synth::{Arch, Quant, Spec, TensorType};
 
@@ -27,6 +27,7 @@ fn check(path: &Path, runs: [(usize, u32); 3], generate: usize, turn: usize) {
     let vocab = reference_model.vocab().len();
     for (b, (prompt, n_batch)) in runs.into_iter().enumerate() {
         let run = Run::new(&reference_model, prompt, generate, n_batch);
+        let run = Run { prefetch: Prefetch::Lookahead, ..run };
         let reference = run.logits(&reference_model);
         assert!(reference.iter().all(|x| x.is_finite()), "the model says something");
         for (r, room) in ROOMS.into_iter().enumerate() {
@@ -49,8 +50,10 @@ fn check_counters(model: &Model, room: Room, what: &str) {
     match room {
         Room::Preloaded => assert_eq!(c.bytes_read, model.expert_bytes(), "{what}: {c:?}"),
         Room::Share(1.0) => assert!(c.faults > 0 && c.evictions == 0, "{what}: {c:?}"),
-        Room::Floor(_) => assert!(c.faults > c.first_touches, "{what}: records come again: {c:?}"),
-        Room::Share(_) => assert!(c.faults >= c.first_touches, "{what}: {c:?}"),
+        Room::Floor(_) => {
+            assert!(c.faults + c.read_ahead > c.first_touches, "{what}: records come again: {c:?}");
+        }
+        Room::Share(_) => assert!(c.faults + c.read_ahead >= c.first_touches, "{what}: {c:?}"),
     }
 }
 
@@ -129,6 +132,27 @@ fn hy_v3_fused_q6_k() {
     check_synth(&Spec::new(Arch::HyV3).quant(TensorType::Q6_K), SHORT, 0);
 }
 
+/// Records are read on the next layer's router's guess, some of them for nothing: with softmax,
+/// sigmoid and biases, and with groups of experts.
+#[test]
+fn read_ahead() {
+    for arch in [Arch::Qwen3Moe, Arch::GptOss, Arch::Llama4, Arch::DeepSeek2] {
+        let synth = Synth::new(&Spec::new(arch));
+        let reference_model = stock(&synth.path);
+        for n_batch in [1, 4] {
+            let run = Run::new(&reference_model, 24, 24, n_batch);
+            let run = Run { prefetch: Prefetch::Lookahead, ..run };
+            let reference = run.logits(&reference_model);
+            let model = streamed_with(&synth.path, Room::Share(0.5), Policy::Lru, reader());
+            let logits = run.logits(&model);
+            let what = format!("{arch:?}, batch {n_batch}");
+            assert_same_bits(&reference, &logits, reference_model.vocab().len(), &what);
+            let c = model.expert_counters();
+            assert!(0 < c.read_ahead_used && c.read_ahead_used < c.read_ahead, "{what}: {c:?}");
+        }
+    }
+}
+
 /// Threads that share the rows of a record: mixed K-quants, and MXFP4 with biases.
 #[test]
 fn two_threads() {
@@ -142,7 +166,7 @@ fn two_threads() {
         let reference_model = stock(&synth.path);
         for (prompt, n_batch) in [(6, 1), (40, 16), (80, 64)] {
             let run = Run::new(&reference_model, prompt, 8, n_batch);
-            let run = Run { n_threads: 2, ..run };
+            let run = Run { n_threads: 2, prefetch: Prefetch::Auto, ..run };
             let reference = run.logits(&reference_model);
             for room in [Room::Preloaded, Room::Share(0.25), Room::Floor(0)] {
                 let what = format!("{:?}, batch {n_batch}, {room:?}", spec.arch);

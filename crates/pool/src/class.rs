@@ -150,14 +150,19 @@ impl Class {
 
     /// Records a use of a loading or resident slot and pins it.
     pub(crate) fn touch(&mut self, slot: u32, now: u64) {
+        self.pin(slot);
+        self.slots[slot as usize].used = now;
+        self.evictor.policy().on_hit(slot, now);
+    }
+
+    /// Pins a loading or resident slot.
+    pub(crate) fn pin(&mut self, slot: u32) {
         let entry = &mut self.slots[slot as usize];
-        entry.used = now;
         entry.pins += 1;
         if entry.state == State::Resident && entry.pins == 1 {
             let layer = entry.layer;
             self.update(layer, |layer| layer.evictable -= 1);
         }
-        self.evictor.policy().on_hit(slot, now);
     }
 
     /// Loading to resident; the pins stay.

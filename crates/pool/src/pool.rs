@@ -192,6 +192,14 @@ impl Pool {
         }
     }
 
+    /// Pins a resident record that is expected to be asked for, so that nothing evicts it before:
+    /// counts nothing, and the policies do not see it. `None` if it is not resident.
+    pub fn hold(&mut self, record: Record) -> Option<Slot> {
+        let Lookup::Resident(slot) = self.peek(record) else { return None };
+        self.classes[slot.class as usize].pin(slot.index);
+        Some(slot)
+    }
+
     /// Takes a slot for an absent record: a free one, or the one of a victim that the policy
     /// chooses. The record counts as used in this step, its slot is loading and pinned once; the
     /// caller fills it and then calls [`commit`](Self::commit) or [`abandon`](Self::abandon).

@@ -286,10 +286,20 @@ impl Run {
                 s.pins -= 1;
             }),
             83..=95 => self.unpin(chosen),
-            96 | 97 => {
+            96 => {
                 self.pool.stream(record);
                 self.model.arrive(record);
                 String::new()
+            }
+            97 => {
+                let held = self.pool.hold(record);
+                let resident = match self.model.peek(record) {
+                    Lookup::Resident(slot) => Some(slot),
+                    Lookup::Loading(_) | Lookup::Absent => None,
+                };
+                assert_eq!(held, resident);
+                resident.into_iter().for_each(|slot| self.model.find(slot).pins += 1);
+                format!("{held:?}")
             }
             98 => {
                 let forgotten = self.pool.evict_layer(layer);

@@ -27,6 +27,10 @@ pub struct Turn {
     pub faults_per_token: f64,
     /// Bytes of records read per token.
     pub bytes_per_token: f64,
+    /// Records read per token before their layer asked for them.
+    pub read_ahead_per_token: f64,
+    /// The share of those that was asked for then, 0 to 1; 1 if there were none.
+    pub read_ahead_used: f64,
     /// Share of the time that computing waited for reads.
     pub stall_share: f64,
     /// Bytes per second of the same reads without computing, right after; absent when nothing
@@ -66,15 +70,15 @@ pub fn turn(engine: &mut Engine, tokens: &[Token], warmup: usize) -> Result<Turn
     let stalled = engine.context().stall();
     let mut total = 0.0;
     let mut bursts = Vec::new();
-    let mut faults = faults_by_block(engine);
+    let mut arrived = arrived_by_block(engine);
     for &token in measured {
         let start = Instant::now();
         engine.context().decode(&[token], Keep::Last, |_, _| {})?;
         total += start.elapsed().as_secs_f64();
-        let now = faults_by_block(engine);
-        let grown = now.iter().zip(&faults).map(|(&(block, now), &(_, was))| (block, now - was));
+        let now = arrived_by_block(engine);
+        let grown = now.iter().zip(&arrived).map(|(&(block, now), &(_, was))| (block, now - was));
         bursts.extend(grown.filter(|&(_, records)| records > 0));
-        faults = now;
+        arrived = now;
     }
     let used = engine.expert_counters().since(&counted);
     let stall = engine.context().stall() - stalled;
@@ -87,6 +91,11 @@ pub fn turn(engine: &mut Engine, tokens: &[Token], warmup: usize) -> Result<Turn
         hit_rate: used.hit_rate(),
         faults_per_token: used.faults as f64 / n,
         bytes_per_token: used.bytes_read as f64 / n,
+        read_ahead_per_token: used.read_ahead as f64 / n,
+        read_ahead_used: match used.read_ahead {
+            0 => 1.0,
+            all => used.read_ahead_used as f64 / all as f64,
+        },
         stall_share: if total > 0.0 { stall.as_secs_f64() / total } else { 0.0 },
         drive_bytes_per_s,
         pool_share: engine.model().pool_share(),
@@ -99,9 +108,16 @@ pub fn turn(engine: &mut Engine, tokens: &[Token], warmup: usize) -> Result<Turn
     })
 }
 
-/// Records read so far, by block.
-fn faults_by_block(engine: &Engine) -> Vec<(u32, u64)> {
-    engine.model().layer_counters().into_iter().map(|(block, c)| (block, c.faults)).collect()
+/// Records read so far, asked for or ahead, by block.
+fn arrived_by_block(engine: &Engine) -> Vec<(u32, u64)> {
+    let records = |block, bytes: u64| {
+        let layer = engine.experts().layers().iter().position(|l| l.layer == block);
+        let layer = layer.expect("what is counted is a layer of the model");
+        let record = engine.experts().record(layer, 0).into_iter().flatten();
+        bytes / record.map(|extent| extent.len).sum::<u64>().max(1)
+    };
+    let counters = engine.model().layer_counters().into_iter();
+    counters.map(|(block, c)| (block, records(block, c.bytes_faulted))).collect()
 }
 
 /// Bytes per second of `bursts` without computing: for each a number of random records of a block,

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tierstream_ggml::{
-    Cancel, Context, ContextOptions, ExpertCounters, Keep, Model, PoolOptions, Progress, Sampler,
-    Sampling, Token, Weights,
+    Cancel, Context, ContextOptions, ExpertCounters, Keep, Model, PoolOptions, Prefetch, Progress,
+    Sampler, Sampling, Token, Weights,
 };
 use tierstream_gguf::Experts;
 use tierstream_io::{EngineKind, Reader};
@@ -33,6 +33,8 @@ pub struct Options {
     pub experts: Option<PoolShare>,
     /// Which record gives way.
     pub policy: Policy,
+    /// Whether records are read before they are asked for.
+    pub prefetch: Prefetch,
     /// Compute threads; default: one less than the processors, so that reads find one free, but
     /// at least two where there are two.
     pub threads: Option<u32>,
@@ -58,6 +60,7 @@ impl Default for Options {
             ram_bytes: None,
             experts: None,
             policy: Policy::default(),
+            prefetch: Prefetch::default(),
             threads: None,
             ctx: None,
             batch: 512,
@@ -322,6 +325,7 @@ pub(crate) fn context_options(options: &Options, trained: u32) -> ContextOptions
         n_batch: options.batch,
         n_threads: options.threads.unwrap_or_else(default_threads),
         keep: options.keep,
+        prefetch: options.prefetch,
     }
 }
 

@@ -47,7 +47,7 @@ pub use error::{Error, Result};
 pub use tierstream_ggml as ggml;
 pub use tierstream_ggml::{
     Cancel, Context, ContextOptions, DeviceInfo, ExpertCounters, Keep, Model, PoolOptions,
-    PoolSize, Progress, Sampler, Sampling, Token, Vocab, Weights, devices, set_verbose,
+    PoolSize, Prefetch, Progress, Sampler, Sampling, Token, Vocab, Weights, devices, set_verbose,
 };
 pub use tierstream_gguf as gguf;
 pub use tierstream_io as io;

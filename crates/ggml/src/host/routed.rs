@@ -26,28 +26,7 @@ impl Routed {
     pub(super) fn read(&mut self, routing: &Routing, n_experts: u32) -> Result<(), String> {
         // SAFETY: a live, allocated tensor of the graph.
         let ids = unsafe { &*routing.ids };
-        if ids.type_ != GGML_TYPE_I32 || ids.ne[2] != 1 || ids.ne[3] != 1 {
-            return Err("the selected experts are no I32 matrix".into());
-        }
-        let size = |n: i64| usize::try_from(n).unwrap_or(0);
-        (self.n_used, self.n_tokens) = (size(ids.ne[0]), size(ids.ne[1]));
-        self.experts.clear();
-        // SAFETY: as above; the bytes of a view span its strides.
-        unsafe {
-            self.raw.resize(ggml_nbytes(ids), 0);
-            ggml_backend_tensor_get(ids, self.raw.as_mut_ptr().cast(), 0, self.raw.len());
-        }
-        for token in 0..self.n_tokens {
-            for rank in 0..self.n_used {
-                let at = token * ids.nb[1] + rank * ids.nb[0];
-                let bytes = self.raw[at..at + 4].try_into().expect("four bytes");
-                let id = i32::from_ne_bytes(bytes);
-                match u32::try_from(id) {
-                    Ok(id) if id < n_experts => self.experts.push(id),
-                    _ => return Err(format!("expert {id} selected of {n_experts}")),
-                }
-            }
-        }
+        (self.n_used, self.n_tokens) = read_ids(ids, n_experts, &mut self.raw, &mut self.experts)?;
         self.index(n_experts);
         Ok(())
     }
@@ -108,4 +87,36 @@ impl Routed {
             }
         }
     }
+}
+
+/// Reads the ids of a computed tensor into `experts`, token by token. Returns how many there are of
+/// each token, and the tokens.
+pub(super) fn read_ids(
+    ids: &ggml_tensor,
+    n_experts: u32,
+    raw: &mut Vec<u8>,
+    experts: &mut Vec<u32>,
+) -> Result<(usize, usize), String> {
+    if ids.type_ != GGML_TYPE_I32 || ids.ne[2] != 1 || ids.ne[3] != 1 {
+        return Err("the selected experts are no I32 matrix".into());
+    }
+    let size = |n: i64| usize::try_from(n).unwrap_or(0);
+    let (n_used, n_tokens) = (size(ids.ne[0]), size(ids.ne[1]));
+    experts.clear();
+    // SAFETY: a live, allocated tensor; the bytes of a view span its strides.
+    unsafe {
+        raw.resize(ggml_nbytes(ids), 0);
+        ggml_backend_tensor_get(ids, raw.as_mut_ptr().cast(), 0, raw.len());
+    }
+    for token in 0..n_tokens {
+        for rank in 0..n_used {
+            let at = token * ids.nb[1] + rank * ids.nb[0];
+            let id = i32::from_ne_bytes(raw[at..at + 4].try_into().expect("four bytes"));
+            match u32::try_from(id) {
+                Ok(id) if id < n_experts => experts.push(id),
+                _ => return Err(format!("expert {id} selected of {n_experts}")),
+            }
+        }
+    }
+    Ok((n_used, n_tokens))
 }

@@ -101,7 +101,15 @@ fn check(residency: &Residency, layer: usize, part: usize, placed: &[Placed]) {
 /// What the executor does with one layer, with looking in place of computing. `fate` decides
 /// where it gives up.
 fn step(residency: &Arc<Residency>, layer: usize, need: &[Need], fate: u64) -> Result<()> {
-    let mut step = residency.acquire(layer, need, &|| false)?;
+    let parts = residency.layer(layer).parts.len();
+    // A guess that is right in part, of records in stages of one part each.
+    let stages: Vec<Vec<usize>> = (0..parts).map(|part| vec![part]).collect();
+    let guess: Vec<u32> = need.iter().map(|n| (n.expert + (fate & 1) as u32) % EXPERTS).collect();
+    let ahead = match fate % 3 {
+        0 => None,
+        _ => residency.read_ahead(layer, &guess, &guess[guess.len() / 2..], &stages),
+    };
+    let mut step = residency.acquire(layer, need, ahead, &|| false)?;
     let mut all: Vec<u32> = step.hits().iter().map(|p| p.expert).collect();
     all.extend(step.arriving().iter().flatten().map(|p| p.expert));
     all.sort_unstable();
@@ -109,7 +117,6 @@ fn step(residency: &Arc<Residency>, layer: usize, need: &[Need], fate: u64) -> R
     if fate == 0 {
         return Err(Error::Cancelled);
     }
-    let parts = residency.layer(layer).parts.len();
     // Stages of one part each, or one of all.
     let op = |part| ExpertOp { node: 0, part };
     let stages: Vec<Stage> = match fate % 2 {

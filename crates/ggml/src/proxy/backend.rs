@@ -70,7 +70,8 @@ pub(super) extern "C" fn init_backend(
         }
         // SAFETY: just made.
         let has = unsafe { (*inner).iface };
-        let control = Arc::new(Control::new(inner, device.threads.load(Ordering::Relaxed)));
+        let (threads, prefetch) = device.next_born();
+        let control = Arc::new(Control::new(inner, threads, prefetch));
         device.newborn.lock().unwrap_or_else(PoisonError::into_inner).push(control.clone());
         let raw = Box::into_raw(Box::new(Backend {
             abi: ggml_backend {

@@ -1,13 +1,13 @@
 //! What one layer of one batch holds of the pool, and the reads that fill it.
 
-use std::ptr::{self, NonNull};
 use std::sync::Arc;
 
-use tierstream_io::{Chunk, Extent, FileId, Place, Priority, Sink, Ticket};
+use tierstream_io::{Priority, Ticket};
 use tierstream_pool::Slot;
 
 use super::Residency;
-use super::layer::IN_PLACE_LEAST_BYTES;
+use super::ahead::{Ahead, Fetch};
+use super::load::Load;
 use crate::error::Result;
 
 /// One expert that a batch needs, with the last row of the batch that needs it.
@@ -33,29 +33,49 @@ pub(crate) struct Step {
     groups: Vec<Vec<Placed>>,
     reserved: Vec<Slot>,
     pinned: Vec<Slot>,
-    loads: Vec<Load>,
+    /// Records of the only group whose reads were begun before.
+    begun: Vec<Fetch>,
+    /// Of each [`Step::load`].
+    loads: Vec<Vec<Arc<Load>>>,
+    /// What was begun and is not needed.
+    _surplus: Option<Ahead>,
 }
 
-/// Reads of some parts of a group's records.
-struct Load {
-    ticket: Arc<Ticket>,
-    /// Where the parts are; almost always one file.
-    files: Vec<FileId>,
+/// Slots for what one layer of one batch needs.
+#[derive(Default)]
+pub(super) struct Slots {
+    pub(super) hits: Vec<Placed>,
+    /// To be given back: of the hits, and of whom else.
+    pub(super) pinned: Vec<Slot>,
+    /// Records to load, and slots for them; fewer, if they have to take turns.
+    pub(super) experts: Vec<u32>,
+    pub(super) reserved: Vec<Slot>,
+    /// Records that are on their way, into the last of the slots.
+    pub(super) begun: Vec<Fetch>,
 }
 
 impl Step {
-    /// `hits` are in the `pinned` slots; `experts` are to be read into the `reserved` ones.
+    /// `surplus` is read for nobody.
     pub(super) fn new(
         residency: Arc<Residency>,
         layer: usize,
-        hits: Vec<Placed>,
-        pinned: Vec<Slot>,
-        experts: &[u32],
-        reserved: Vec<Slot>,
+        slots: Slots,
+        surplus: Option<Ahead>,
     ) -> Self {
-        let slots: Vec<u32> = reserved.iter().map(|slot| slot.index).collect();
-        let groups = groups(experts, &slots);
-        Self { residency, layer, hits, groups, reserved, pinned, loads: Vec::new() }
+        let Slots { hits, pinned, experts, reserved, begun } = slots;
+        let indices: Vec<u32> = reserved.iter().map(|slot| slot.index).collect();
+        let groups = groups(&experts, &indices);
+        Self {
+            residency,
+            layer,
+            hits,
+            groups,
+            reserved,
+            pinned,
+            begun,
+            loads: Vec::new(),
+            _surplus: surplus,
+        }
     }
 
     /// Records that are resident.
@@ -69,65 +89,45 @@ impl Step {
         &self.groups
     }
 
-    /// Starts to read `parts` of the records of a group; returns the index for
-    /// [`Step::arrived`].
+    /// Starts to read `parts` of the records of a group, those that are not on their way; returns
+    /// the index for [`Step::tickets`] and [`Step::arrived`].
     pub(crate) fn load(&mut self, parts: &[usize], group: usize, priority: Priority) -> usize {
-        let residency = &self.residency;
-        let layer = &residency.layers[self.layer];
-        let placed = &self.groups[group];
-        let mut extents = Vec::with_capacity(placed.len() * parts.len());
-        let mut targets = Vec::with_capacity(placed.len() * parts.len());
-        let mut files = Vec::with_capacity(1);
-        for &part in parts {
-            let source = &layer.parts[part];
-            let pool = &residency.classes[layer.class].parts[part];
-            if !files.contains(&source.file) {
-                files.push(source.file);
-            }
-            for p in placed {
-                extents.push(Extent {
-                    file: source.file,
-                    offset: source.offset + u64::from(p.expert) * source.bytes as u64,
-                    len: source.bytes as u64,
-                });
-                let first = p.slot as usize * source.slot.stride + source.slot.position;
-                targets.push(Target {
-                    data: pool.data.cast::<u8>().wrapping_add(first),
-                    bytes: source.bytes,
-                    before: source.slot.position,
-                    after: source.slot.room(source.bytes),
-                });
-            }
+        let begun = |p: &&Placed| self.begun.iter().any(|fetch| fetch.expert == p.expert);
+        let placed = self.groups[group].iter().filter(|p| !begun(p)).copied().collect::<Vec<_>>();
+        let mut loads: Vec<_> =
+            self.begun.iter().flat_map(|fetch| fetch.loads_of(parts)).cloned().collect();
+        if !placed.is_empty() {
+            let load = Load::start(&self.residency, self.layer, parts, &placed, priority);
+            loads.push(Arc::new(load));
         }
-        let sink = Arrival { targets, _residency: residency.clone() };
-        let ticket = Arc::new(residency.reader.submit(priority, extents, Arc::new(sink)));
-        self.loads.push(Load { ticket, files });
+        self.loads.push(loads);
         self.loads.len() - 1
     }
 
     /// To wait for one [`Step::load`], or to cancel it.
-    pub(crate) fn ticket(&self, load: usize) -> &Arc<Ticket> {
-        &self.loads[load].ticket
+    pub(crate) fn tickets(&self, load: usize) -> impl Iterator<Item = &Arc<Ticket>> {
+        self.loads[load].iter().map(|load| load.ticket())
     }
 
     /// Waits until the reads of one [`Step::load`] have arrived. Fails also if the file was
     /// written to since it was opened.
     pub(crate) fn arrived(&self, load: usize) -> Result<()> {
-        let Load { ticket, files } = &self.loads[load];
-        ticket.wait()?;
-        for &file in files {
-            self.residency.reader.file(file)?.check_unchanged()?;
-        }
-        Ok(())
+        self.loads[load].iter().try_for_each(|load| load.arrived(&self.residency))
+    }
+
+    /// Every read into the reserved slots.
+    fn all_loads(&self) -> impl Iterator<Item = &Arc<Load>> {
+        self.loads.iter().flatten().chain(self.begun.iter().flat_map(Fetch::loads))
     }
 
     /// The layer is computed, with every part of its records loaded and [`Step::arrived`]: what was
     /// loaded last is resident from now on. If something has not arrived after all, nothing is.
     pub(crate) fn finish(mut self) -> Result<()> {
-        for load in &self.loads {
-            load.ticket.wait()?;
+        for load in self.all_loads() {
+            load.ticket().wait()?;
         }
         self.loads.clear();
+        self.begun.clear();
         let mut pool = self.residency.lock();
         for slot in self.reserved.drain(..) {
             pool.commit(slot);
@@ -139,14 +139,10 @@ impl Step {
 
 impl Drop for Step {
     fn drop(&mut self) {
-        for load in &self.loads {
-            load.ticket.cancel();
-        }
-        for load in &self.loads {
-            // Whatever it returns, nobody writes into the slots after it, or the reader is dead and
-            // they are never filled again.
-            let _ = load.ticket.wait();
-        }
+        self.all_loads().for_each(|load| load.ticket().cancel());
+        // Whatever it returns, nobody writes into the slots after it, or the reader is dead and
+        // they are never filled again.
+        self.all_loads().for_each(|load| drop(load.ticket().wait()));
         let mut pool = self.residency.lock();
         for slot in self.reserved.drain(..) {
             pool.abandon(slot);
@@ -183,54 +179,6 @@ fn groups(experts: &[u32], slots: &[u32]) -> Vec<Vec<Placed>> {
     }
     groups.reverse();
     groups
-}
-
-/// Lets records be read into their slots, and copies there what comes another way.
-struct Arrival {
-    /// Where each piece goes.
-    targets: Vec<Target>,
-    /// Keeps the pool's memory while reads are under way.
-    _residency: Arc<Residency>,
-}
-
-/// One part of a slot.
-struct Target {
-    data: *mut u8,
-    bytes: usize,
-    /// Room of the slot in front of the part and behind it.
-    before: usize,
-    after: usize,
-}
-
-// SAFETY: the targets are slots that this step has reserved and that nobody reads before the
-// ticket is finished; the residency that owns their memory is held.
-unsafe impl Send for Arrival {}
-// SAFETY: distinct chunks cover distinct bytes.
-unsafe impl Sync for Arrival {}
-
-impl Sink for Arrival {
-    fn chunk(&self, chunk: Chunk) {
-        let offset = usize::try_from(chunk.offset).expect("a piece is smaller than memory");
-        let target = &self.targets[chunk.piece];
-        assert!(offset + chunk.len() <= target.bytes, "a chunk lies inside its piece");
-        // SAFETY: in bounds of the slot (checked above); see the `Send` argument.
-        unsafe {
-            ptr::copy_nonoverlapping(chunk.as_ptr(), target.data.add(offset), chunk.len());
-        }
-    }
-
-    fn place(&self, piece: usize) -> Option<Place> {
-        let &Target { data, bytes, before, after } = &self.targets[piece];
-        if bytes < IN_PLACE_LEAST_BYTES {
-            return None;
-        }
-        // SAFETY: the slot, room and all, is reserved for this step, which does not give it back
-        // before the request is finished; kernels get it when the piece has arrived. The sink
-        // holds the memory. A reader that is dead fills no slot any more.
-        NonNull::new(data).map(|at| unsafe { Place::new(at, before, after) })
-    }
-
-    fn done(&self, _piece: usize, _result: Result<(), tierstream_io::Error>) {}
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use tierstream_ggml::{
-    Context, ContextOptions, Keep, Model, PoolOptions, PoolSize, Token, Weights,
+    Context, ContextOptions, Keep, Model, PoolOptions, PoolSize, Prefetch, Token, Weights,
 };
 use tierstream_io::wrap::{Fault, Rule};
 use tierstream_io::{Config, Reader, engine::Engine};
@@ -135,12 +135,13 @@ pub(crate) struct Run {
     pub(crate) generate: usize,
     pub(crate) n_batch: u32,
     pub(crate) n_threads: u32,
+    pub(crate) prefetch: Prefetch,
 }
 
 impl Run {
     pub(crate) fn new(model: &Model, prompt: usize, generate: usize, n_batch: u32) -> Self {
         let prompt = tokens(model.vocab().len(), prompt, 7);
-        Self { prompt, generate, n_batch, n_threads: 1 }
+        Self { prompt, generate, n_batch, n_threads: 1, prefetch: Prefetch::Off }
     }
 
     pub(crate) fn context(&self, model: &Model) -> Context {
@@ -151,6 +152,7 @@ impl Run {
             n_batch: self.n_batch,
             n_threads: self.n_threads,
             keep: Keep::All,
+            prefetch: self.prefetch,
         };
         Context::new(model.clone(), &options).unwrap()
     }

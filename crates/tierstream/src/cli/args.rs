@@ -6,9 +6,9 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand};
-use tierstream::Policy;
 use tierstream::io::EngineKind;
 use tierstream::size::{Bytes, PoolShare};
+use tierstream::{Policy, Prefetch};
 
 /// In a list of flags, those of all verbs come after the verb's own.
 const LAST: usize = 100;
@@ -85,6 +85,9 @@ pub(crate) struct LoadArgs {
     /// Eviction policy: lru, lfu[:half-life], lfru, fifo, random
     #[arg(long, default_value_t)]
     pub(crate) policy: Policy,
+    /// Read experts before their layer asks for them: auto, lookahead, off
+    #[arg(long, value_name = "HOW", default_value_t)]
+    pub(crate) prefetch: Prefetch,
     /// How files are read: auto, uring, pread, buffered
     #[arg(long, default_value_t = EngineKind::Auto, value_parser = io_engine)]
     pub(crate) io: EngineKind,

@@ -203,6 +203,7 @@ fn turn_command(
     command.args(["bench", "turn"]).arg(&m.model).args(["--token-file", "-"]);
     command.args(["--warmup", &args.warmup.to_string()]);
     command.args(["--policy", &m.policy.to_string(), "--io", &m.io.to_string()]);
+    command.args(["--prefetch", &m.prefetch.to_string()]);
     command.args(["--batch", &m.batch.to_string(), "--seed", &m.seed().to_string()]);
     let mut option = |flag: &str, value: Option<String>| {
         if let Some(value) = value {

@@ -36,6 +36,7 @@ pub(crate) fn options(args: &LoadArgs, experts: Option<PoolShare>) -> Options {
         ram_bytes: args.ram.map(|b| b.0),
         experts,
         policy: args.policy,
+        prefetch: args.prefetch,
         threads: args.threads,
         ctx: args.ctx,
         batch: args.batch,

@@ -53,6 +53,8 @@ struct ExpertsJson {
     hit_rate: Option<f64>,
     faults: u64,
     evictions: u64,
+    read_ahead: u64,
+    read_ahead_used: u64,
     bytes_read: u64,
 }
 
@@ -172,6 +174,8 @@ impl<'a> Report<'a> {
                 hit_rate: self.hit_rate(),
                 faults: used.faults,
                 evictions: used.evictions,
+                read_ahead: used.read_ahead,
+                read_ahead_used: used.read_ahead_used,
                 bytes_read: used.bytes_read,
             },
             io: match status {
