@@ -73,6 +73,7 @@ impl Executor for Host {
         }
         let plan = self.take_plan(pooled, graph)?;
         let run = self.run_plan(pooled, graph, &plan);
+        self.lookahead.forget();
         if graph.uid != 0 {
             self.plans.push((graph.uid, plan));
         }

@@ -16,7 +16,7 @@ use common::{
     Room, Run, Synth, assert_same_bits, config, faulty, go_on, load_with, reader, stock, streamed,
     streamed_with, watched, wrapped,
 };
-use tierstream_ggml::{Error, Keep, Model, PoolOptions, PoolSize, Weights};
+use tierstream_ggml::{Error, Keep, Model, PoolOptions, PoolSize, Prefetch, Weights};
 use tierstream_io::engine::{Engine, RawDone, RawRead};
 use tierstream_io::wrap::{Action, Drive, Rule, Throttle};
 use tierstream_io::{Config, EngineKind, Reader};
@@ -518,5 +518,34 @@ fn other_engines_and_the_smallest_ring() {
         let reader = Arc::new(Reader::new(small).unwrap());
         let model = streamed_with(case.path(), Room::Share(0.25), Policy::Lru, reader);
         case.assert_exact(&case.run.logits(&model), engine.name());
+    }
+}
+
+/// What was being read ahead when a request failed is in nobody's way.
+#[test]
+fn nothing_read_ahead_stays_behind_an_error() {
+    let mut case = Case::new();
+    case.run.prefetch = Prefetch::Lookahead;
+    let room = Room::Share(0.5);
+    let reads = reads_of_a_run(&case, room);
+    for eighth in 4..8 {
+        let nth = reads * eighth / 8;
+        let faulty = fails_at(nth..nth + 20, Action::Errno(EIO));
+        let model = streamed_with(case.path(), room, Policy::Lru, faulty);
+        let mut context = case.run.context(&model);
+        let error = case.run_to_error_in(&mut context);
+        assert!(matches!(error, Error::Io(_)), "{error}");
+        assert!(model.expert_counters().read_ahead > 0);
+        model.clear_pool();
+        assert_eq!(model.pool_bytes().1, 0, "slots are held");
+        // Reads fail a few times more.
+        let mut other = case.run.context(&model);
+        let again = |_| {
+            other.clear();
+            case.run.logits_in(&mut other).ok()
+        };
+        let logits = watched("another context", || (0..20).find_map(again));
+        case.assert_exact(&logits.expect("reads succeed in the end"), "another context");
+        case.assert_recovers(&mut context, "the same context");
     }
 }

@@ -187,6 +187,12 @@ impl Lookahead {
         guess.ahead
     }
 
+    /// Gives up what was guessed: the graph has ended, or will not be computed to its end. Nobody
+    /// else could use those slots otherwise.
+    pub(super) fn forget(&mut self) {
+        self.guess = None;
+    }
+
     /// Guesses what `next` will need, from the input of `current`, and has it read.
     pub(super) fn look(
         &mut self,
@@ -262,5 +268,44 @@ impl Drop for Lookahead {
     fn drop(&mut self) {
         // SAFETY: ours, freed once.
         unsafe { ggml_free(self.context) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read_as_they_are_written() {
+        for (name, mode) in Prefetch::NAMES {
+            assert_eq!(name.parse(), Ok(mode));
+            assert_eq!(mode.to_string(), name);
+        }
+        assert!("lag".parse::<Prefetch>().unwrap_err().contains("lookahead"));
+    }
+
+    #[test]
+    fn ranks_that_are_mostly_wrong_fall_below_the_least_precision() {
+        let mut record = Record::default();
+        for guess in 0..200 {
+            record.guessed(3, 0, guess % 4 != 0);
+            record.guessed(3, 1, guess % 4 == 0);
+        }
+        assert!(*record.precision(3, 0) > LEAST_PRECISION);
+        assert!(*record.precision(3, 1) < LEAST_PRECISION);
+        assert_eq!(*record.precision(3, 2), LEAST_PRECISION, "not known yet: tried");
+    }
+
+    #[test]
+    fn layers_that_have_nothing_to_read_are_looked_at_now_and_then() {
+        let mut record = Record::default();
+        for _ in 0..200 {
+            record.looked(0, false);
+            record.looked(1, true);
+        }
+        let looks =
+            |record: &mut Record, layer| (0..80).filter(|_| record.is_worth_a_look(layer)).count();
+        assert_eq!(looks(&mut record, 0), 80 / LOOKS_APART as usize);
+        assert_eq!(looks(&mut record, 1), 80);
     }
 }
