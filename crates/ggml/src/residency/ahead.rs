@@ -24,6 +24,8 @@ pub(super) struct Fetch {
     pub(super) slot: Slot,
     /// Reads, and the parts that each brings.
     loads: Vec<(Vec<usize>, Arc<Load>)>,
+    /// The reads of all parts have been started.
+    whole: bool,
 }
 
 impl Fetch {
@@ -73,7 +75,12 @@ impl Residency {
         ahead.held = expected.iter().filter_map(|&e| pool.hold(record(layer, e))).collect();
         for expert in wanted {
             let Some(reservation) = pool.reserve(record(layer, expert)) else { break };
-            ahead.fetches.push(Fetch { expert, slot: reservation.slot, loads: Vec::new() });
+            ahead.fetches.push(Fetch {
+                expert,
+                slot: reservation.slot,
+                loads: Vec::new(),
+                whole: false,
+            });
         }
         drop(pool);
         for parts in stages {
@@ -83,6 +90,7 @@ impl Residency {
                 fetch.loads.push((parts.clone(), Arc::new(load)));
             }
         }
+        ahead.fetches.iter_mut().for_each(|fetch| fetch.whole = true);
         Some(ahead)
     }
 }
@@ -123,7 +131,7 @@ impl Ahead {
     fn end(&self, pool: &mut Pool, fetches: Vec<Fetch>) {
         for fetch in fetches {
             // An error is told to whoever asks for the record: it is read again then.
-            if fetch.loads().all(|load| load.arrived(&self.residency).is_ok()) {
+            if fetch.whole && fetch.loads().all(|load| load.arrived(&self.residency).is_ok()) {
                 pool.commit(fetch.slot);
                 pool.unpin(fetch.slot);
             } else {
