@@ -233,6 +233,7 @@ impl Context {
     /// # Errors
     /// [`Error::Batch`] when the context is full, a token is none of the model's, or more rows are
     /// to be kept than [`ContextOptions::keep`] says;
+    /// [`Error::Rehearsal`] of a model without weights;
     /// [`Error::Io`] when records could not be read, [`Error::Cancelled`], [`Error::Decode`],
     /// [`Error::NotANumber`] when a kept row holds a NaN or no finite value at all.
     /// After an error the context holds the batches before the failed one, or nothing where the
@@ -265,6 +266,9 @@ impl Context {
     }
 
     fn check(&self, tokens: &[Token]) -> Result<()> {
+        if self.model.is_rehearsal() {
+            return Err(Error::Rehearsal);
+        }
         let room = self.options.n_ctx - self.position;
         if tokens.is_empty() {
             return Err(Error::Batch("no tokens to decode".into()));

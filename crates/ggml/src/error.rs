@@ -99,6 +99,12 @@ pub enum Error {
         /// For what.
         what: &'static str,
     },
+    /// The model has a pool, or is being given one by another thread.
+    #[error("the model has an expert pool already")]
+    HasPool,
+    /// Of the model there is only the header: see [`Rehearsal`](crate::Rehearsal).
+    #[error("this model was only rehearsed: it has no weights")]
+    Rehearsal,
     /// A bug of ours, caught before it could cross a C frame.
     #[error("internal error: {0}")]
     Internal(String),

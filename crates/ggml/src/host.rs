@@ -279,7 +279,7 @@ impl Host {
         if self.plans.len() >= PLANS_KEPT {
             self.plans.remove(0);
         }
-        Plan::new(graph, &pooled.table())
+        Plan::new(graph, &pooled.table(), self.control.prefetch() != Prefetch::Off)
     }
 }
 

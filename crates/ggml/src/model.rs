@@ -55,6 +55,8 @@ pub(crate) struct Inner {
     /// The proxy, for [`Weights::Streamed`] models with experts.
     device: Option<OwnedDevice>,
     streamed: Option<Streamed>,
+    /// Blocks whose experts are not streamed, though the model was to be, and why.
+    resident: Vec<Resident>,
     /// Held while the pool is made.
     attaching: Mutex<()>,
     path: PathBuf,
@@ -67,9 +69,10 @@ struct Streamed {
     layers: Vec<Layer>,
     reader: Arc<Reader>,
     files: Vec<FileId>,
-    /// Blocks whose experts are not streamed, and why.
-    resident: Vec<(u32, String)>,
 }
+
+/// A block, and why its experts cannot be streamed.
+type Resident = (u32, String);
 
 // SAFETY: a loaded llama_model is constant; llama.cpp serves several contexts of it from several
 // threads.
@@ -122,27 +125,33 @@ impl Model {
                 Weights::Streamed => (false, true),
                 Weights::Stock { mmap, repack } => (mmap, repack),
             };
-            return Self::load_stock(file, mmap, repack, progress);
+            return Self::load_stock(file, mmap, repack, Vec::new(), progress);
         }
+        Self::load_streamed(file, &experts, reader, Vec::new(), progress)
+    }
+
+    /// Loads with as many layers streamed as can be; those in `resident` are known not to.
+    fn load_streamed(
+        file: &tierstream_gguf::Model,
+        experts: &tierstream_gguf::Experts,
+        reader: Arc<Reader>,
+        mut resident: Vec<Resident>,
+        progress: Progress<'_>,
+    ) -> Result<Model> {
         let files = file.files().iter().map(|f| open(&reader, f)).collect::<Result<Vec<_>>>()?;
         // Layers that turn out to use their experts in a way that the proxy cannot serve are
         // loaded as llama.cpp does it. That is known once a graph was built.
-        let mut resident: Vec<(u32, String)> = Vec::new();
         loop {
             let skip: BTreeSet<u32> = resident.iter().map(|(block, _)| *block).collect();
             let layers =
-                pooled_layers(file, &experts, &files, block_bytes(&reader, &files)?, &skip);
+                pooled_layers(file, experts, &files, block_bytes(&reader, &files)?, &skip);
             if layers.is_empty() {
-                return Self::load_stock(file, false, false, progress);
+                return Self::load_stock(file, false, false, resident, progress);
             }
-            let streamed = Streamed {
-                layers,
-                reader: reader.clone(),
-                files: files.clone(),
-                resident: resident.clone(),
-            };
+            let streamed = Streamed { layers, reader: reader.clone(), files: files.clone() };
             let before = thread_read_bytes();
-            let model = Self::load_on_device(file, streamed, &experts, false, progress)?;
+            let kept = resident.clone();
+            let model = Self::load_on_device(file, streamed, kept, experts, false, progress)?;
             let read = before.zip(thread_read_bytes()).map(|(before, after)| after - before);
             check_identities(file)?;
             model.check_load(file, read)?;
@@ -167,14 +176,15 @@ impl Model {
         let files = file.files().iter().map(|f| open(reader, f)).collect::<Result<Vec<_>>>()?;
         let align = block_bytes(reader, &files)?;
         let layers = pooled_layers(file, &experts, &files, align, &BTreeSet::new());
-        let streamed = Streamed { layers, reader: reader.clone(), files, resident: Vec::new() };
-        Self::load_on_device(file, streamed, &experts, true, &mut |_| true)
+        let streamed = Streamed { layers, reader: reader.clone(), files };
+        Self::load_on_device(file, streamed, Vec::new(), &experts, true, &mut |_| true)
     }
 
     fn load_stock(
         file: &tierstream_gguf::Model,
         mmap: bool,
         repack: bool,
+        resident: Vec<Resident>,
         progress: Progress<'_>,
     ) -> Result<Model> {
         let mut devices = [ptr::null_mut()];
@@ -190,6 +200,7 @@ impl Model {
             llama,
             device: None,
             streamed: None,
+            resident,
             attaching: Mutex::new(()),
             path,
             rehearsal: false,
@@ -203,6 +214,7 @@ impl Model {
     fn load_on_device(
         file: &tierstream_gguf::Model,
         streamed: Streamed,
+        resident: Vec<Resident>,
         experts: &tierstream_gguf::Experts,
         rehearsal: bool,
         progress: Progress<'_>,
@@ -253,7 +265,8 @@ impl Model {
         device.pooled().table().restore_names();
         let (device, streamed) = (Some(device), Some(streamed));
         let attaching = Mutex::new(());
-        Ok(Model { inner: Arc::new(Inner { llama, device, streamed, attaching, path, rehearsal }) })
+        let inner = Inner { llama, device, streamed, resident, attaching, path, rehearsal };
+        Ok(Model { inner: Arc::new(inner) })
     }
 
     /// Every expert tensor is with us, untouched, and its bytes were not read.
@@ -296,22 +309,24 @@ impl Model {
     ///
     /// # Errors
     /// [`Error::PoolTooSmall`] when the size is below [`Model::least_pool_bytes`];
+    /// [`Error::HasPool`] and [`Error::Rehearsal`];
     /// [`Error::OutOfMemory`], [`Error::Io`] and [`Error::Cancelled`] from allocating and
     /// preloading.
     pub fn attach_pool(&self, options: &PoolOptions, progress: Progress<'_>) -> Result<()> {
         let (Some(device), Some(streamed)) = (&self.inner.device, &self.inner.streamed) else {
             return Ok(());
         };
-        let taken =
-            || Error::Internal("the model has a pool already, or is being given one".into());
+        if self.inner.rehearsal {
+            return Err(Error::Rehearsal);
+        }
         let _attaching = match self.inner.attaching.try_lock() {
             // Of a caller whose `progress` has panicked: there is no pool.
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-            Err(TryLockError::WouldBlock) => return Err(taken()),
+            Err(TryLockError::WouldBlock) => return Err(Error::HasPool),
             Ok(guard) => guard,
         };
         if device.pooled().residency().is_some() {
-            return Err(taken());
+            return Err(Error::HasPool);
         }
         let slots = slots_for(&streamed.layers, options.size)?;
         let all = all_slots(&streamed.layers);
@@ -327,7 +342,7 @@ impl Model {
             let total: u64 = self.expert_bytes();
             residency.load_all(&mut |done| progress(done as f32 / total as f32))?;
         }
-        if device.pooled().attach(residency) { Ok(()) } else { Err(taken()) }
+        if device.pooled().attach(residency) { Ok(()) } else { Err(Error::HasPool) }
     }
 
     /// Bytes of all streamed experts; 0 for models that do not stream.
@@ -363,9 +378,10 @@ impl Model {
         self.inner.streamed.is_some()
     }
 
-    /// Blocks of a streamed model whose experts stay resident outside the pool, and why.
+    /// Blocks whose experts stay resident outside the pool, though the model was to be streamed,
+    /// and why.
     pub fn resident_blocks(&self) -> &[(u32, String)] {
-        self.inner.streamed.as_ref().map_or(&[], |s| &s.resident)
+        &self.inner.resident
     }
 
     /// What the pool has done so far, if there is one.
@@ -454,4 +470,72 @@ impl Model {
 
 fn first_path(file: &tierstream_gguf::Model) -> PathBuf {
     file.files()[0].path.clone()
+}
+
+#[cfg(test)]
+mod tests {
+    use tierstream_io::Config;
+    use tierstream_synth::{Arch, Spec};
+
+    use super::*;
+    use crate::context::Keep;
+
+    fn logits(model: &Model) -> Vec<u32> {
+        let options = ContextOptions { n_ctx: 256, n_batch: 16, ..ContextOptions::default() };
+        let mut context = Context::new(model.clone(), &options).unwrap();
+        let tokens: Vec<i32> = (1..40).collect();
+        let mut all = Vec::new();
+        let row = |_, row: &[f32]| all.extend(row.iter().map(|x| x.to_bits()));
+        context.decode(&tokens, Keep::All, row).unwrap();
+        all
+    }
+
+    /// Layers that cannot be streamed are loaded by llama.cpp, and named; the output is the same.
+    #[test]
+    fn layers_that_stay_resident() {
+        let dir = tempfile::tempdir().unwrap();
+        let spec = Spec::new(Arch::Qwen3Moe);
+        let written = spec.write(dir.path().join("model.gguf")).unwrap();
+        let file = tierstream_gguf::Model::open(&written.files[0]).unwrap();
+        let experts = tierstream_gguf::Experts::group(&file).unwrap();
+        let reader = || Arc::new(Reader::new(Config::default()).unwrap());
+        let stock = Weights::Stock { mmap: true, repack: false };
+        let expected = logits(&Model::load(&file, stock, reader(), &mut |_| true).unwrap());
+        let all: Vec<u32> = experts.layers().iter().map(|l| l.layer).collect();
+        for blocks in [&all[1..2], &all[..all.len() - 1], &all[..]] {
+            let resident: Vec<_> = blocks.iter().map(|&b| (b, format!("reason {b}"))).collect();
+            let model = Model::load_streamed(&file, &experts, reader(), resident, &mut |_| true);
+            let model = model.unwrap();
+            let named: Vec<u32> = model.resident_blocks().iter().map(|(block, _)| *block).collect();
+            assert_eq!(named, blocks);
+            assert_eq!(model.is_streamed(), blocks.len() < all.len());
+            let streamed = all.len() - blocks.len();
+            let records: u64 = experts.expert_bytes() / all.len() as u64;
+            assert_eq!(model.expert_bytes(), records * streamed as u64);
+            let size = PoolSize::Share(0.25);
+            let pool = PoolOptions { size, policy: Policy::Lru, seed: 1, preload: false };
+            model.attach_pool(&pool, &mut |_| true).unwrap();
+            assert!(logits(&model) == expected, "{blocks:?}");
+        }
+    }
+
+    #[test]
+    fn a_rehearsed_model_computes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let reader = Arc::new(Reader::new(Config::default()).unwrap());
+        for arch in [Arch::Qwen3Moe, Arch::Llama] {
+            let written = Spec::new(arch).write(dir.path().join("model.gguf")).unwrap();
+            let file = tierstream_gguf::Model::open(&written.files[0]).unwrap();
+            let options = ContextOptions { n_ctx: 256, n_batch: 16, ..ContextOptions::default() };
+            let rehearsal = crate::Rehearsal::new(&file, &reader, &options).unwrap();
+            let model = rehearsal.model().clone();
+            let mut context = Context::new(model.clone(), &options).unwrap();
+            let decoded = context.decode(&[1], Keep::Last, |_, _| ());
+            assert!(matches!(decoded, Err(Error::Rehearsal)), "{decoded:?}");
+            let size = PoolSize::Share(1.0);
+            let pool = PoolOptions { size, policy: Policy::Lru, seed: 1, preload: true };
+            let attached = model.attach_pool(&pool, &mut |_| true);
+            assert!(matches!(attached, Err(Error::Rehearsal)), "{attached:?}");
+        }
+    }
 }

@@ -29,7 +29,7 @@ pub(crate) struct Routing {
     pub(crate) layer: usize,
     /// The selected experts, I32 `[n_used, n_tokens]`, often a strided view.
     pub(crate) ids: *mut ggml_tensor,
-    /// What computes the ids, where that can be told from the graph.
+    /// What computes the ids, if that is wanted and can be told from the graph.
     pub(crate) router: Option<Router>,
     pub(crate) stages: Vec<Stage>,
 }
@@ -87,9 +87,10 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// Cuts `graph`. Fails on an operation that reads an expert tensor in another way than as the
-    /// matrices of a `MUL_MAT_ID`: its memory is not there.
-    pub(crate) fn new(graph: &ggml_cgraph, table: &WeightTable) -> Result<Plan> {
+    /// Cuts `graph`, and finds its `routers` if they are wanted. Fails on an operation that reads
+    /// an expert tensor in another way than as the matrices of a `MUL_MAT_ID`: its memory is not
+    /// there.
+    pub(crate) fn new(graph: &ggml_cgraph, table: &WeightTable, routers: bool) -> Result<Plan> {
         let nodes = nodes(graph);
         let mut segments = vec![Segment { start: 0, end: nodes.len(), routing: None }];
         for (index, &node) in nodes.iter().enumerate() {
@@ -115,7 +116,7 @@ impl Plan {
                 _ => {
                     current.end = index;
                     let stages = vec![Stage { ops: vec![op] }];
-                    let router = Router::of(ids);
+                    let router = if routers { Router::of(ids) } else { None };
                     let routing = Some(Routing { layer, ids, router, stages });
                     segments.push(Segment { start: index, end: nodes.len(), routing });
                 }
@@ -207,7 +208,7 @@ mod tests {
     use crate::test_graph::TestGraph;
 
     fn plan(built: &TestGraph) -> Result<Plan> {
-        Plan::new(built.graph(), &built.table)
+        Plan::new(built.graph(), &built.table, false)
     }
 
     fn refusal(built: &TestGraph) -> String {

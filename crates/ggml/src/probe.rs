@@ -9,7 +9,7 @@ use crate::weights::WeightTable;
 /// The MoE layers for which [`Plan::new`] refuses `graph`, and why. Where two layers are in each
 /// other's way, the first one stays.
 pub(crate) fn refused(graph: &ggml_cgraph, table: &WeightTable) -> Vec<(usize, String)> {
-    if Plan::new(graph, table).is_ok() {
+    if Plan::new(graph, table, false).is_ok() {
         return Vec::new();
     }
     // Rather than to know the rules a second time: layers are added one by one, and those with
@@ -18,7 +18,7 @@ pub(crate) fn refused(graph: &ggml_cgraph, table: &WeightTable) -> Vec<(usize, S
     let mut refused = Vec::new();
     for layer in 0..table.layers() {
         served.push(layer);
-        if let Err(error) = Plan::new(graph, &table.limited_to(&served)) {
+        if let Err(error) = Plan::new(graph, &table.limited_to(&served), false) {
             served.pop();
             let reason = match error {
                 Error::SelfCheck(reason) => reason,

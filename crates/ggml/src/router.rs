@@ -12,7 +12,7 @@ use crate::error::Result;
 use crate::memory::Memory;
 
 /// More operations than any router of llama.cpp has; DeepSeek's with its groups has 20.
-const NODES_MAX: usize = 48;
+pub(crate) const NODES_MAX: usize = 48;
 
 /// Where tensors of a copy begin, bytes.
 const ALIGNMENT: usize = 64;
@@ -21,7 +21,7 @@ const ALIGNMENT: usize = 64;
 #[derive(Debug)]
 pub(crate) struct Router {
     /// In the order of computing, views included; the last is the ids. Their sources are among
-    /// them, or weights, or the matmul's input.
+    /// them, or weights, or the matmul's input. No more than [`NODES_MAX`].
     nodes: Vec<*mut ggml_tensor>,
     /// The router's weights times the layer's input, among the nodes.
     matmul: *mut ggml_tensor,
@@ -32,7 +32,7 @@ impl Router {
     /// matmul with weights in front of them.
     pub(crate) fn of(ids: *mut ggml_tensor) -> Option<Router> {
         let mut search = Search::default();
-        search.visit(ids)?;
+        search.visit(ids, 0)?;
         let &[matmul] = search.matmuls.as_slice() else { return None };
         Some(Router { nodes: search.nodes, matmul })
     }
@@ -58,14 +58,14 @@ struct Search {
 }
 
 impl Search {
-    /// Sources first. None when it leads too far.
-    fn visit(&mut self, tensor: *mut ggml_tensor) -> Option<()> {
+    /// Sources first. None when it leads too far: `depth` operations lie between this and the ids.
+    fn visit(&mut self, tensor: *mut ggml_tensor, depth: usize) -> Option<()> {
         // SAFETY: a source of a live node is a live tensor.
         let t = unsafe { &*tensor };
         if is_leaf(t) || self.nodes.contains(&tensor) {
             return Some(());
         }
-        if self.nodes.len() == NODES_MAX {
+        if depth == NODES_MAX {
             return None;
         }
         // SAFETY: as above; a matmul has two sources.
@@ -73,8 +73,11 @@ impl Search {
             self.matmuls.push(tensor);
         } else {
             for &source in t.src.iter().chain([&t.view_src]).filter(|s| !s.is_null()) {
-                self.visit(source)?;
+                self.visit(source, depth + 1)?;
             }
+        }
+        if self.nodes.len() == NODES_MAX {
+            return None;
         }
         self.nodes.push(tensor);
         Some(())
@@ -149,5 +152,53 @@ impl RouterCopy {
     /// What was copied last, in the order of computing.
     pub(crate) fn nodes(&mut self) -> impl Iterator<Item = *mut ggml_tensor> {
         self.tensors.iter_mut().map(|copy| &raw mut **copy)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_graph::TestGraph;
+
+    /// Ids behind a router's matmul and so many further operations.
+    fn ids_behind(built: &TestGraph, operations: usize) -> *mut ggml_tensor {
+        // SAFETY: shapes that fit, in a live context.
+        unsafe {
+            let weights = ggml_new_tensor_2d(built.context, GGML_TYPE_F32, 8, 4);
+            let input = ggml_new_tensor_2d(built.context, GGML_TYPE_F32, 8, 3);
+            let mut t = ggml_mul_mat(built.context, weights, input);
+            for _ in 0..operations {
+                t = ggml_sqr(built.context, t);
+            }
+            ggml_argsort(built.context, t, GGML_SORT_ORDER_DESC)
+        }
+    }
+
+    #[test]
+    fn a_router_has_a_bound() {
+        let built = TestGraph::new();
+        // The matmul and the sorting are operations too.
+        let most = NODES_MAX - 2;
+        let router = Router::of(ids_behind(&built, most)).expect("as many as there may be");
+        assert_eq!(router.nodes.len(), NODES_MAX);
+        for operations in [most + 1, 2 * NODES_MAX, 1000] {
+            assert!(Router::of(ids_behind(&built, operations)).is_none(), "{operations}");
+        }
+    }
+
+    #[test]
+    fn ids_of_no_matmul_or_of_two_have_no_router() {
+        let built = TestGraph::new();
+        assert!(Router::of(built.ids()).is_none());
+        // SAFETY: shapes that fit, in a live context.
+        let both = unsafe {
+            let sum = ggml_add(
+                built.context,
+                (*ids_behind(&built, 0)).src[0],
+                (*ids_behind(&built, 0)).src[0],
+            );
+            ggml_argsort(built.context, sum, GGML_SORT_ORDER_DESC)
+        };
+        assert!(Router::of(both).is_none());
     }
 }

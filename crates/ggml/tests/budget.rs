@@ -44,7 +44,7 @@ fn the_floor_is_exact() {
         }
         // The same model takes its pool after all that, and only once.
         attach(&model, PoolSize::Bytes(least)).unwrap();
-        assert!(matches!(attach(&model, PoolSize::Bytes(least)), Err(Error::Internal(_))));
+        assert!(matches!(attach(&model, PoolSize::Bytes(least)), Err(Error::HasPool)));
         assert_same_bits(&expected, &run.logits(&model), reference.vocab().len(), "at the floor");
         let all = model.expert_bytes();
         for bytes in [least, least + 1, (least + all) / 2, all - 1, all, all + 1, u64::MAX] {

@@ -16,7 +16,7 @@ use crate::error::Error;
 use crate::memory::Memory;
 use crate::plan::Routing;
 use crate::residency::{Ahead, Need, Residency};
-use crate::router::RouterCopy;
+use crate::router::{NODES_MAX, RouterCopy};
 
 /// Tokens of a batch for which is read ahead: larger ones keep the drive busy as they are.
 const TOKENS_MAX: usize = 8;
@@ -151,7 +151,7 @@ fn learn(estimate: &mut f32, seen: bool) {
 const CONTEXT_BYTES: usize = 64 * 1024;
 
 /// Nodes that the graph has room for.
-const GRAPH_NODES: usize = 64;
+const GRAPH_NODES: usize = NODES_MAX;
 
 impl Lookahead {
     pub(super) fn new(inner: ggml_backend_t, mode: Prefetch) -> Self {
@@ -217,8 +217,9 @@ impl Lookahead {
             return Ok(());
         }
         let ids = self.copy.make(there, input, &mut self.memory, self.buffer_type)?;
-        // SAFETY: a fresh graph in our own context over copies that live until the next call; the
-        // input is computed, and kept for the expert matmuls that follow.
+        // SAFETY: a fresh graph in our own context, with room for as many nodes as a router has, over
+        // copies that live until the next call; the input is computed, and kept for the expert
+        // matmuls that follow.
         let status = unsafe {
             ggml_reset(self.context);
             let graph: *mut ggml_cgraph =
