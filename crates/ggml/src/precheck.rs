@@ -41,8 +41,15 @@ const WHOLE_HEADS_ROTATE: [&str; 13] = [
 /// Fails with [`Error::Unusable`] or [`Error::Gguf`] on a model that would abort llama.cpp.
 pub(crate) fn check(model: &Model) -> Result<()> {
     model.check_ggml()?;
-    let checks =
-        [check_layers, check_experts, check_window, check_rope, check_norms, check_vocabulary];
+    let checks = [
+        check_layers,
+        check_experts,
+        check_window,
+        check_rope,
+        check_caches,
+        check_norms,
+        check_vocabulary,
+    ];
     let unusable = |reason| Error::Unusable { path: model.files()[0].path.clone(), reason };
     for check in checks {
         check(model)?.map_err(unusable)?;
@@ -105,11 +112,17 @@ fn check_experts(model: &Model) -> Verdict {
 /// llama.cpp adds the batch to the window in 32 bits, and allocates by what comes out.
 fn check_window(model: &Model) -> Verdict {
     let key = model.arch_key("attention.sliding_window");
-    let window = model.metadata().get(&key).and_then(Value::integer).unwrap_or(0);
-    verdict([(
-        window < 1 << 31,
-        format!("its attention window of {window} tokens is longer than any context"),
-    )])
+    let window = model.metadata().get(&key).and_then(Value::integer);
+    let tokens = window.unwrap_or(0);
+    // Its graph scales attention by position, with a scale that only a window sets.
+    let needs_one = model.architecture() == "llama4" && model.expert_count()?.unwrap_or(0) > 0;
+    verdict([
+        (
+            tokens < 1 << 31,
+            format!("its attention window of {tokens} tokens is longer than any context"),
+        ),
+        (!needs_one || window != Some(0), "its attention window holds no tokens".to_owned()),
+    ])
 }
 
 fn check_rope(model: &Model) -> Verdict {
@@ -122,30 +135,96 @@ fn check_rope(model: &Model) -> Verdict {
         ROPE_SCALINGS.contains(&scaling),
         format!("{scaling:?} is no kind of rope scaling; there are {}", ROPE_SCALINGS.join(", ")),
     );
-    let heads = model.arch_key("attention.head_count");
-    let heads = match model.metadata().get(&heads) {
-        Some(Value::Array(per_layer)) => per_layer.integer(0).unwrap_or(0),
-        Some(other) => other.integer().unwrap_or(0),
-        None => 0,
-    };
-    let width = i128::from(model.arch_u32("embedding_length")?.unwrap_or(0));
-    let head = match model.arch_u32("attention.key_length")? {
-        Some(length) => length.into(),
-        None if heads > 0 => width / heads,
-        None => 0,
-    };
-    let rotated = model.arch_u32("rope.dimension_count")?.map_or(head, i128::from);
-    let rotated_swa = model.arch_u32("rope.dimension_count_swa")?.map_or(rotated, i128::from);
+    let Heads { count, key: head, rotated, rotated_swa, .. } = Heads::of(model)?;
     let whole = WHOLE_HEADS_ROTATE.contains(&model.architecture());
     verdict([
         scaling,
         (
             rotated % 2 == 0
-                && (rotated <= head || heads <= 0)
+                && (rotated <= head || count <= 0)
                 && (!whole || rotated == head && rotated_swa == head),
             format!("positions rotate {rotated} of the {head} numbers in a head"),
         ),
     ])
+}
+
+/// Lengths of attention heads, in numbers.
+struct Heads {
+    /// How many there are; 0 if that is not told.
+    count: i128,
+    key: i128,
+    value: i128,
+    key_swa: i128,
+    value_swa: i128,
+    /// Of the key, what positions rotate.
+    rotated: i128,
+    rotated_swa: i128,
+}
+
+impl Heads {
+    /// As llama.cpp fills in what the file leaves out (llama-model.cpp, `load_hparams`).
+    fn of(model: &Model) -> Result<Self> {
+        let count = match model.metadata().get(&model.arch_key("attention.head_count")) {
+            Some(Value::Array(per_layer)) => per_layer.integer(0).unwrap_or(0),
+            Some(other) => other.integer().unwrap_or(0),
+            None => 0,
+        };
+        let width = i128::from(model.arch_u32("embedding_length")?.unwrap_or(0));
+        let even = if count > 0 { width / count } else { 0 };
+        let length = |suffix, default| -> Result<i128> {
+            Ok(model.arch_u32(suffix)?.map_or(default, i128::from))
+        };
+        let key = length("attention.key_length", even)?;
+        let value = length("attention.value_length", even)?;
+        let rotated = length("rope.dimension_count", key)?;
+        Ok(Self {
+            count,
+            key,
+            value,
+            key_swa: length("attention.key_length_swa", key)?,
+            value_swa: length("attention.value_length_swa", value)?,
+            rotated,
+            rotated_swa: length("rope.dimension_count_swa", rotated)?,
+        })
+    }
+}
+
+/// The rows that a graph puts into the KV cache are as long as the cache's.
+fn check_caches(model: &Model) -> Verdict {
+    let heads = Heads::of(model)?;
+    let Heads { key, value, key_swa, value_swa, rotated, .. } = heads;
+    match model.architecture() {
+        // Shapes its weights by what is rotated.
+        "gpt-oss" => verdict([(
+            [key, value, key_swa, value_swa].iter().all(|&length| length == rotated),
+            format!(
+                "its heads have {key} and {value} numbers ({key_swa} and {value_swa} in a window), \
+                 of which positions rotate {rotated}"
+            ),
+        )]),
+        "deepseek2" => {
+            let whole = model.arch_u32("attention.key_length_mla")?.map(i128::from);
+            let cached = i128::from(model.arch_u32("attention.kv_lora_rank")?.unwrap_or(0));
+            let kv_heads = model.metadata().get(&model.arch_key("attention.head_count_kv"));
+            let kv_heads = kv_heads.and_then(Value::integer).unwrap_or(heads.count);
+            let key_whole = whole.unwrap_or(key);
+            verdict([
+                (
+                    key_whole > rotated,
+                    format!("positions rotate all of the {key_whole} numbers in a head"),
+                ),
+                (
+                    whole.is_none() || kv_heads == 1,
+                    format!("its compressed cache has {kv_heads} heads"),
+                ),
+                (
+                    whole.is_none() || key == cached + rotated,
+                    format!("its compressed cache has {key} numbers, not {cached} and {rotated}"),
+                ),
+            ])
+        }
+        _ => verdict([]),
+    }
 }
 
 /// Norms add this to a sum of squares.
@@ -190,7 +269,8 @@ fn check_vocabulary(model: &Model) -> Verdict {
 
 /// ggml has no multiplication for some types, and no norms and biases but F32.
 fn check_type(tensor: &Tensor) -> Result<(), String> {
-    let small = tensor.name.ends_with("norm.weight") || tensor.name.ends_with(".bias");
+    let small = ["norm.weight", "attn_sinks.weight", ".bias"];
+    let small = small.iter().any(|end| tensor.name.ends_with(end));
     let matrix = tensor.name.ends_with(".weight") && tensor.dims.len() > 1;
     let fits = match tensor.ty {
         TensorType::F32 => true,

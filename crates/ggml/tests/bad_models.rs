@@ -29,9 +29,12 @@ const DIR: &str = "TIERSTREAM_BAD_MODEL_DIR";
 /// no long time to be filled.
 const CHILD_BYTES_MAX: u64 = 2 << 30;
 
-/// What the child prints before it ends with status 1, because llama.cpp gave up. That happens:
-/// not all of its asserts can be foreseen from a file's header.
+/// What the child prints before it ends with status 1, because llama.cpp gave up.
 const GAVE_UP: &str = "gave up";
+
+/// The only case, in the debug format of a [`Change`], that is not seen to be bad from the header:
+/// how many nodes the graph of so many experts has is known to the code of its architecture alone.
+const NOT_FORESEEN: &str = r#"[Set("qwen3moe.expert_used_count", U32(64))]"#;
 
 /// What is changed in a good model.
 #[derive(Debug, Clone)]
@@ -399,10 +402,11 @@ fn check(arch: Arch) {
             .collect();
         let err = err[err.len().saturating_sub(3)..].join(" | ");
         let gave_up = out.lines().next_back().is_some_and(|l| l.starts_with(GAVE_UP));
-        if gave_up && child.status.code() == Some(1) {
+        if gave_up && child.status.code() == Some(1) && last.ends_with(NOT_FORESEEN) {
             done += 1;
         } else {
-            crashes.push(format!("{last}: {}: {err}", child.status));
+            let said = if gave_up { GAVE_UP } else { "" };
+            crashes.push(format!("{last}: {} {said}: {err}", child.status));
         }
         from = last.split(' ').nth(1).unwrap().parse::<usize>().unwrap() + 1;
     }
