@@ -54,7 +54,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             println!(
                 "round {round}, pool {share}, cache dropped {dropped}: {tokens_per_s:.1} tok/s, \
                  hit rate {:.2}, stalled {:.0} %, {:.1} MB/token, {:.2} GB/s while stalled, most in flight {}",
-                c.hit_rate(),
+                c.hit_rate().unwrap_or(1.0),
                 100.0 * stalled.share,
                 stalled.bytes_per_token / 1e6,
                 stalled.bytes_per_s / 1e9,

@@ -61,7 +61,9 @@ pub enum Keep {
     All,
 }
 
-/// Stops a context's computing from any thread.
+/// Stops a context's computing from any thread: between two layers, or while it waits for reads. A
+/// read that goes straight to a slot is waited for once the drive has it, because the slot cannot be
+/// used for anything else before; of those through the ring none is.
 #[derive(Debug, Clone, Default)]
 pub struct Cancel {
     flag: Arc<AtomicBool>,

@@ -143,8 +143,7 @@ impl Model {
         // loaded as llama.cpp does it. That is known once a graph was built.
         loop {
             let skip: BTreeSet<u32> = resident.iter().map(|(block, _)| *block).collect();
-            let layers =
-                pooled_layers(file, experts, &files, block_bytes(&reader, &files)?, &skip);
+            let layers = pooled_layers(file, experts, &files, block_bytes(&reader, &files)?, &skip);
             if layers.is_empty() {
                 return Self::load_stock(file, false, false, resident, progress);
             }

@@ -60,9 +60,9 @@ impl ExpertCounters {
         }
     }
 
-    /// Hits per request, 0 to 1; 1 when nothing was requested.
-    pub fn hit_rate(&self) -> f64 {
-        if self.requests == 0 { 1.0 } else { self.hits as f64 / self.requests as f64 }
+    /// Hits per request, 0 to 1; none when nothing was requested.
+    pub fn hit_rate(&self) -> Option<f64> {
+        (self.requests > 0).then(|| self.hits as f64 / self.requests as f64)
     }
 }
 

@@ -39,7 +39,7 @@ fn build(dir: &Path, name: &str, version: u32) {
 
 #[test]
 fn what_fits_is_loaded_and_the_rest_refused_with_a_reason() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let dir = dir.path();
     let before = devices().len();
     build(dir, "libggml-a.so", 3);

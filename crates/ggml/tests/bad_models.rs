@@ -340,7 +340,7 @@ fn folder() -> tempfile::TempDir {
         if told { stat.f_bavail * stat.f_bsize } else { 0 }
     };
     let in_memory = (room > 1 << 30).then(|| tempfile::tempdir_in("/dev/shm").ok()).flatten();
-    in_memory.unwrap_or_else(|| tempfile::tempdir().unwrap())
+    in_memory.unwrap_or_else(|| tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap())
 }
 
 #[test]

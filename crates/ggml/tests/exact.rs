@@ -87,6 +87,19 @@ fn olmoe_q8_0() {
     check_synth(&Spec::new(Arch::Olmoe).quant(TensorType::Q8_0), SHORT, 1);
 }
 
+/// Parts of a record that are read in place, and of no whole blocks: each expert of a layer is off
+/// the drive's blocks by another number of bytes.
+#[test]
+fn qwen3moe_large_odd_parts() {
+    let mut spec = Spec::new(Arch::Qwen3Moe).experts(12, 3).width(544).quant(TensorType::Q8_0);
+    spec.n_ff_exp = 288;
+    let records = spec.plan().records();
+    let part_bytes = 544 * 288 / 32 * 34;
+    assert!(records.iter().all(|&(_, bytes)| bytes == 3 * part_bytes), "{records:?}");
+    assert!(part_bytes > 64 << 10 && part_bytes % 512 != 0);
+    check_synth(&spec, SHORT, 0);
+}
+
 #[test]
 fn olmoe_split_into_files() {
     let mut spec = Spec::new(Arch::Olmoe);

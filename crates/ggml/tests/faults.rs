@@ -405,8 +405,8 @@ impl<E: Engine> Engine for Stuck<E> {
     }
 }
 
-/// A drive that hangs does not keep a cancelled decode: it ends as soon as the flag is set, while
-/// the reads are still out.
+/// A drive that hangs does not keep a cancelled decode whose reads go through the ring, as those of
+/// small parts do: it ends as soon as the flag is set, while the reads are still out.
 #[test]
 fn cancelling_does_not_wait_for_a_hanging_drive() {
     let case = Case::new();

@@ -70,14 +70,14 @@ fn a_pool_is_attached_once_even_at_the_same_time() {
         false
     });
     assert!(matches!(first, Err(Error::Cancelled)), "{first:?}");
-    assert!(matches!(second, Some(Err(Error::Internal(_)))), "{second:?}");
+    assert!(matches!(second, Some(Err(Error::HasPool))), "{second:?}");
     // A caller that panics leaves the model without a pool, and free.
     let panics = std::panic::AssertUnwindSafe(|| {
         let _ = model.attach_pool(&options(true), &mut |_| panic!("on purpose"));
     });
     std::panic::catch_unwind(panics).unwrap_err();
     attach().unwrap();
-    assert!(matches!(attach(), Err(Error::Internal(_))));
+    assert!(matches!(attach(), Err(Error::HasPool)));
 }
 
 #[test]

@@ -21,8 +21,8 @@ const DRIVE_BYTES_MAX: u64 = 2 << 30;
 pub struct Turn {
     /// Tokens per second over the measured part.
     pub tok_s: f64,
-    /// Requests answered without a read, 0 to 1.
-    pub hit_rate: f64,
+    /// Requests answered without a read, 0 to 1; none without requests.
+    pub hit_rate: Option<f64>,
     /// Records read per token.
     pub faults_per_token: f64,
     /// Bytes of records read per token.
@@ -121,13 +121,14 @@ fn arrived_by_block(engine: &Engine) -> Vec<(u32, u64)> {
 }
 
 /// Bytes per second of `bursts` without computing: for each a number of random records of a block,
-/// read at one time through the same reader, and copied nowhere. At most [`DRIVE_BYTES_MAX`]. None without bursts.
+/// read at one time through the same reader, and copied nowhere. At most [`DRIVE_BYTES_MAX`]. None
+/// without bursts.
 fn drive_rate(engine: &Engine, bursts: &[(u32, u64)]) -> Result<Option<f64>> {
     let Some(reader) = engine.model().reader().cloned() else { return Ok(None) };
     let (files, experts) = (engine.model().files(), engine.experts());
     let mut random = Random::new(1);
     let mut read = 0;
-    let start = Instant::now();
+    let mut requests = Vec::with_capacity(bursts.len());
     for &(block, records) in bursts {
         let found = experts.layers().iter().position(|l| l.layer == block);
         let layer = found.expect("what is counted is a layer of the model");
@@ -140,10 +141,14 @@ fn drive_rate(engine: &Engine, bursts: &[(u32, u64)]) -> Result<Option<f64>> {
                 read += e.len;
             }
         }
-        reader.submit(Priority::Demand, extents, Arc::new(Discard)).wait()?;
+        requests.push(extents);
         if read >= DRIVE_BYTES_MAX {
             break;
         }
+    }
+    let start = Instant::now();
+    for extents in requests {
+        reader.submit(Priority::Demand, extents, Arc::new(Discard)).wait()?;
     }
     Ok((read > 0).then(|| read as f64 / start.elapsed().as_secs_f64()))
 }

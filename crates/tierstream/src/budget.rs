@@ -199,19 +199,30 @@ impl Budget {
             Some(PoolShare::Bytes(bytes)) => PoolSize::Bytes(bytes.0),
             None => PoolSize::Share(1.0),
         };
+        let asked_bytes = match asked {
+            PoolSize::Bytes(bytes) => bytes.min(all),
+            PoolSize::Share(share) => (all as f64 * share) as u64,
+        };
         let ram = match (self.ram, self.experts) {
             (Some(ram), _) => ram,
-            (None, Some(_)) => return Ok(asked),
+            (None, Some(_)) => return check_available(asked_bytes).map(|()| asked),
             (None, None) => default_ram(requirement, notes),
         };
         let left = requirement.left_of(ram)?;
-        let asked_bytes = match asked {
-            PoolSize::Bytes(bytes) => bytes,
-            PoolSize::Share(share) => (all as f64 * share) as u64,
-        };
+        check_available(asked_bytes.min(left))?;
         // A share is exact in records; bytes round down.
         Ok(if asked_bytes <= left { asked } else { PoolSize::Bytes(left) })
     }
+}
+
+/// Refuses a pool that the machine has no memory for. It would fill slot by slot, until something is
+/// killed.
+fn check_available(pool_bytes: u64) -> Result<()> {
+    let available_bytes = memory::available_bytes();
+    if pool_bytes > available_bytes {
+        return Err(Error::NotAvailable { pool_bytes, available_bytes });
+    }
+    Ok(())
 }
 
 /// The budget when none is given: what is resident, and most of what is available.

@@ -45,6 +45,17 @@ pub enum Error {
         /// The least pool that works.
         least_bytes: u64,
     },
+    /// The expert pool takes more memory than there is now.
+    #[error(
+        "an expert pool of {} does not fit the {} of memory that are available",
+        Bytes(*.pool_bytes), Bytes(*.available_bytes)
+    )]
+    NotAvailable {
+        /// The pool asked for.
+        pool_bytes: u64,
+        /// What the system, or this process's memory cgroup, has left.
+        available_bytes: u64,
+    },
     /// The context has no room for so many tokens.
     #[error("{tokens} tokens do not fit the {room} free ones of a context of {n_ctx}")]
     ContextTooSmall {
@@ -106,6 +117,10 @@ impl Error {
             Error::PoolTooSmall { least_bytes, .. } => {
                 Some(format!("give it --experts {}", round_up_mib(*least_bytes)))
             }
+            Error::NotAvailable { .. } => Some(
+                "without --ram and --experts, the pool takes what fits into the memory that is free"
+                    .to_owned(),
+            ),
             Error::OutOfMemory { .. } => Some(
                 "less is needed with a smaller --experts or --ram, and with a smaller --ctx"
                     .to_owned(),

@@ -32,7 +32,7 @@ struct Case {
 
 impl Case {
     fn new(spec: &Spec, flags: &[&'static str]) -> Self {
-        let dir = tempfile::tempdir().expect("a temp folder");
+        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a temp folder");
         let written = spec.write(dir.path().join("model.gguf")).expect("there is room for it");
         let records = spec.plan().records();
         let record_bytes = records.iter().map(|(_, bytes)| *bytes).max().unwrap_or(0);

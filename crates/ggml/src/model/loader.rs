@@ -17,8 +17,8 @@ use crate::log;
 
 /// Reads that llama.cpp makes beyond the dense weights: headers that it reads again through
 /// stdio, and the aligned head and tail of each tensor. Bytes.
-const LOAD_SLACK_BYTES: u64 = 8 << 20;
-const LOAD_SLACK_PER_TENSOR_BYTES: u64 = 16 << 10;
+const LOAD_SLACK_BYTES: u64 = 256 << 10;
+const LOAD_SLACK_PER_TENSOR_BYTES: u64 = 8 << 10;
 
 /// Calls llama.cpp's loader.
 pub(super) fn call_loader(

@@ -28,7 +28,8 @@ pub(crate) fn demo() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/novelist-moe-31m-q4_0.gguf")
 }
 
-/// A folder with a synthetic model in it.
+/// A folder with a synthetic model in it, beside the build: where temporary files are there is often
+/// no drive, and nothing to read past the page cache.
 pub(crate) struct Synth {
     _dir: tempfile::TempDir,
     /// The (first) file.
@@ -37,7 +38,7 @@ pub(crate) struct Synth {
 
 impl Synth {
     pub(crate) fn new(spec: &Spec) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let written = spec.write(dir.path().join("model.gguf")).unwrap();
         Self { path: written.files[0].clone(), _dir: dir }
     }
@@ -108,6 +109,11 @@ pub(crate) fn attach(model: &Model, room: Room, policy: Policy) {
 pub(crate) fn streamed_with(path: &Path, room: Room, policy: Policy, reader: Arc<Reader>) -> Model {
     let model = load_with(path, Weights::Streamed, reader);
     assert!(model.is_streamed() && model.resident_blocks().is_empty());
+    let status = model.reader().unwrap().status();
+    // As with the tests of reading: a machine on which nothing may be left out.
+    if std::env::var_os("TIERSTREAM_TEST_STRICT").is_some() && status.engine == "uring" {
+        assert!(status.direct, "{:?}", status.reason);
+    }
     attach(&model, room, policy);
     model
 }

@@ -12,8 +12,8 @@ use anyhow::{Context, bail};
 use clap::ValueEnum;
 use serde::Serialize;
 use tierstream::bench::{self, ReadPath, Turn, median_min_max};
-use tierstream::size::PoolShare;
-use tierstream::{Token, Weights, demo};
+use tierstream::size::{Bytes, PoolShare};
+use tierstream::{Token, Weights, demo, memory};
 
 use super::args::{BenchDecode, BenchTurn, Cli, Peer};
 use super::report::read_way;
@@ -41,7 +41,7 @@ struct Row {
     tok_s_median: f64,
     tok_s_min: f64,
     tok_s_max: f64,
-    hit_rate: f64,
+    hit_rate: Option<f64>,
     faults_per_token: f64,
     bytes_per_token: f64,
     stall_share: f64,
@@ -85,10 +85,11 @@ pub(crate) fn decode(cli: &Cli, args: &BenchDecode) -> anyhow::Result<ExitCode> 
     let path = open::path(&args.model)?;
     let file = tierstream::gguf::Model::open(&path).map_err(tierstream::Error::from)?;
     let experts = tierstream::gguf::Experts::group(&file).map_err(tierstream::Error::from)?;
-    let tokens = serde_json::to_string(&tokens(args, &path)?)?;
+    let sizes = sizes_that_fit(&args.experts, experts.expert_bytes())?;
+    let tokens = serde_json::to_string(&tokens(args, &path, sizes[0])?)?;
     let mut notes = Notes::default();
 
-    let mut ours: Vec<_> = args.experts.iter().map(|&size| (size, Vec::new())).collect();
+    let mut ours: Vec<_> = sizes.into_iter().map(|size| (size, Vec::new())).collect();
     let mut peers: Vec<_> = args.against.iter().map(|&peer| (peer, Vec::new())).collect();
     for repeat in 0..args.repeats {
         for (size, turns) in &mut ours {
@@ -140,10 +141,30 @@ fn token_text(path: &Path) -> io::Result<String> {
     if path == Path::new("-") { io::read_to_string(io::stdin()) } else { fs::read_to_string(path) }
 }
 
+/// Of the sizes that are asked for, those that there is memory for; of the others it tells.
+fn sizes_that_fit(asked: &[PoolShare], expert_bytes: u64) -> anyhow::Result<Vec<PoolShare>> {
+    let available = memory::available_bytes();
+    let bytes = |size: PoolShare| match size {
+        PoolShare::Bytes(bytes) => bytes.0.min(expert_bytes),
+        PoolShare::Share(share) => (expert_bytes as f64 * share.min(1.0)) as u64,
+    };
+    let (fit, too_large): (Vec<_>, Vec<_>) =
+        asked.iter().partition(|&&size| bytes(size) <= available);
+    for size in too_large {
+        output::note(format!(
+            "experts {size} take {}, of {} memory that is available: left out",
+            Bytes(bytes(size)),
+            Bytes(available)
+        ));
+    }
+    anyhow::ensure!(!fit.is_empty(), "there is no memory for any of these pools");
+    Ok(fit)
+}
+
 /// The tokens that every turn decodes.
-fn tokens(args: &BenchDecode, path: &Path) -> anyhow::Result<Vec<Token>> {
+fn tokens(args: &BenchDecode, path: &Path, size: PoolShare) -> anyhow::Result<Vec<Token>> {
     let n = (args.n + args.warmup) as usize;
-    let mut options = open::options(&args.model, args.experts.first().copied());
+    let mut options = open::options(&args.model, Some(size));
     options.ctx.get_or_insert(u32::try_from(n.next_multiple_of(256))?);
     options.preload = false;
     // What there is to note, the turns do.
@@ -273,7 +294,7 @@ fn row(size: PoolShare, turns: &[Turn], resident_s: Option<f64>, peers: &Peers) 
         tok_s_median,
         tok_s_min,
         tok_s_max,
-        hit_rate: median(turns, |t| t.hit_rate),
+        hit_rate: turns[0].hit_rate.map(|_| median(turns, |t| t.hit_rate.unwrap_or(1.0))),
         faults_per_token: median(turns, |t| t.faults_per_token),
         bytes_per_token: median(turns, |t| t.bytes_per_token),
         stall_share: median(turns, |t| t.stall_share),
@@ -350,13 +371,13 @@ fn text(report: &Report) -> Result<String, std::fmt::Error> {
     writeln!(out)?;
     for r in &report.rows {
         let limit = r.over_limit.map_or_else(|| "-".to_owned(), |x| format!("{x:.2}"));
+        let hits = r.hit_rate.map_or_else(|| "-".to_owned(), |x| format!("{:.1}%", x * 100.0));
         write!(
             out,
-            "{:>width$} {:>9.2} {:>17} {:>6.1}% {:>9.1} {:>9.1} {:>6.1}% {limit:>8}",
+            "{:>width$} {:>9.2} {:>17} {hits:>7} {:>9.1} {:>9.1} {:>6.1}% {limit:>8}",
             r.experts,
             r.tok_s_median,
             format!("({:.2}-{:.2})", r.tok_s_min, r.tok_s_max),
-            r.hit_rate * 100.0,
             r.faults_per_token,
             r.bytes_per_token / 1e6,
             r.stall_share * 100.0,
@@ -406,7 +427,7 @@ mod tests {
             tok_s_median: tok_s,
             tok_s_min: tok_s - 1.5,
             tok_s_max: tok_s + 1.5,
-            hit_rate: 1.0 - faults / 48.0,
+            hit_rate: Some(1.0 - faults / 48.0),
             faults_per_token: faults,
             bytes_per_token: faults * 4e6,
             stall_share: faults / 50.0,

@@ -228,8 +228,8 @@ impl<'a> Chat<'a> {
             ("tokens", session.tokens.to_string()),
         ];
         rows.extend(session.tok_s().map(|rate| ("eval rate", format!("{rate:.2} tokens/s"))));
-        if all.requests > 0 {
-            rows.push(("hit rate", percent(all.hit_rate())));
+        if let Some(hit_rate) = all.hit_rate() {
+            rows.push(("hit rate", percent(hit_rate)));
             rows.push(("faults", all.faults.to_string()));
             rows.push(("bytes read", Bytes(all.bytes_read).to_string()));
         }

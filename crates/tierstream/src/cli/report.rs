@@ -199,7 +199,7 @@ impl<'a> Report<'a> {
     }
 
     fn hit_rate(&self) -> Option<f64> {
-        (self.made.experts.requests > 0).then(|| self.made.experts.hit_rate())
+        self.made.experts.hit_rate()
     }
 
     fn stall_share(&self) -> f64 {

@@ -219,8 +219,9 @@ impl Table<'_> {
         }
         if let (Some(ram), Some(memory)) = (asked.ram, &self.memory) {
             let left = ram.saturating_sub(memory.requirement.fixed_bytes);
-            let pool = memory.model.pool_bytes_of(PoolSize::Bytes(left)).unwrap_or(left);
             let size = PoolSize::Bytes(left);
+            // Where it is too small, what there would be.
+            let pool = memory.model.pool_bytes_of(size).unwrap_or(left);
             rows.push(self.row(format!("--ram {}", Bytes(ram)), pool, size));
         }
         rows
@@ -235,10 +236,10 @@ impl Table<'_> {
     fn row(&self, asked: String, bytes: u64, size: PoolSize) -> Budget {
         let all = self.experts.expert_bytes();
         let pool_bytes = bytes.min(all);
-        // Slots are a little larger than records.
-        let ram_bytes_estimate = self.memory.as_ref().map(|memory| {
-            let slots = memory.model.pool_bytes_of(size).unwrap_or(pool_bytes);
-            memory.requirement.fixed_bytes + slots
+        // Slots are a little larger than records. An error: fewer than a token needs.
+        let slots = self.memory.as_ref().map(|memory| memory.model.pool_bytes_of(size));
+        let ram_bytes_estimate = self.memory.as_ref().zip(slots.as_ref()).map(|(memory, slots)| {
+            memory.requirement.fixed_bytes + *slots.as_ref().unwrap_or(&pool_bytes)
         });
         Budget {
             asked,
@@ -246,7 +247,7 @@ impl Table<'_> {
             experts_percent: 100.0 * pool_bytes as f64 / all as f64,
             rho: pool_bytes as f64 / self.experts.token_cycle_bytes().max(1) as f64,
             ram_bytes_estimate,
-            enough: pool_bytes >= pool_bytes_min(self.experts),
+            enough: slots.map_or(pool_bytes >= pool_bytes_min(self.experts), |s| s.is_ok()),
         }
     }
 }

@@ -84,7 +84,7 @@ fn with_backends(places: &Path, args: &[&str]) -> Output {
 
 #[test]
 fn what_cannot_be_used_is_noted_and_the_rest_works() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     build(dir.path(), "libggml-old.so", 2);
     fs::write(dir.path().join("libggml-text.so"), "no library").unwrap();
     for args in [
@@ -105,7 +105,7 @@ fn what_cannot_be_used_is_noted_and_the_rest_works() {
 
 #[test]
 fn a_device_that_is_added_is_listed_and_leaves_the_model_on_the_cpu() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     build(dir.path(), "libggml-toy.so", 3);
     let output = with_backends(dir.path(), &["doctor", "demo", "--no-measure", "--json"]);
     assert_eq!(stderr(&output), "");
@@ -116,7 +116,8 @@ fn a_device_that_is_added_is_listed_and_leaves_the_model_on_the_cpu() {
     assert_eq!(toy["memory_total_bytes"], 2 << 20);
 
     let args = ["run", "demo", PROMPT, "-n", "8", "--temp", "0", "--experts", "50%"];
-    let plain = tierstream().args(args).output().unwrap();
+    let plain = output(args);
+    assert!(plain.status.success(), "{plain:?}");
     let beside = with_backends(dir.path(), &args);
     assert_eq!(stdout(&beside), stdout(&plain));
     let stock = ["bench", "decode", "demo", "--experts", "100%", "--against", "stock"];

@@ -18,7 +18,7 @@ fn error(args: &[&str], dir: &Path) -> String {
 
 #[test]
 fn files_that_are_no_model() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let whole = fs::read(demo()).unwrap();
     let file = |name: &str, bytes: &[u8]| fs::write(dir.path().join(name), bytes).unwrap();
     fs::create_dir(dir.path().join("folder")).unwrap();
@@ -107,7 +107,7 @@ fn flags_that_are_none() {
 #[test]
 fn a_file_without_permission() {
     use std::os::unix::fs::PermissionsExt;
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let path = dir.path().join("secret.gguf");
     fs::copy(demo(), &path).unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o000)).unwrap();
@@ -124,7 +124,7 @@ fn a_file_without_permission() {
 
 #[test]
 fn a_cache_that_cannot_be_written() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let file = dir.path().join("file");
     fs::write(&file, b"").unwrap();
     let output = tierstream()
@@ -139,7 +139,7 @@ fn a_cache_that_cannot_be_written() {
     for (name, value) in
         [("HOME", file.as_path()), ("XDG_CACHE_HOME", &file), ("HOME", "".as_ref())]
     {
-        let temporary = tempfile::tempdir().unwrap();
+        let temporary = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let output = tierstream()
             .args(["run", "demo", "Hello", "-n", "2"])
             .env_remove("TIERSTREAM_CACHE")
@@ -163,7 +163,7 @@ fn a_cache_that_cannot_be_written() {
 /// that its graph has too many nodes.
 #[test]
 fn llama_cpp_giving_up_is_an_error_as_any_other() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let path = dir.path().join("synth.gguf");
     Spec::new(Arch::Qwen3Moe).experts(64, 64).write(&path).unwrap();
     let args = ["run", path.to_str().unwrap(), "--prompt-tokens", "1,2,3", "-n", "2"];

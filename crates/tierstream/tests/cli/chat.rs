@@ -8,7 +8,7 @@ use crate::support::{Terminal, demo, demo_with, signal, tierstream};
 
 #[test]
 fn a_conversation() {
-    let cache = tempfile::tempdir().unwrap();
+    let cache = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let mut chat =
         Terminal::new(cache.path(), ["run", "demo", "-n", "12", "--seed", "1", "--experts", "50%"]);
     let greeting = chat.wait_for(">>> ");
@@ -40,7 +40,7 @@ fn a_conversation() {
 
 #[test]
 fn texts_of_several_lines() {
-    let cache = tempfile::tempdir().unwrap();
+    let cache = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let mut chat = Terminal::new(cache.path(), ["run", "demo", "-n", "2", "--verbose", "-t", "1"]);
     chat.wait_for(">>> ");
     let one = prompt_tokens(&chat.ask("a"));
@@ -66,7 +66,7 @@ fn prompt_tokens(shown: &str) -> usize {
 
 #[test]
 fn answers_have_seeds_of_their_own_until_one_is_set() {
-    let cache = tempfile::tempdir().unwrap();
+    let cache = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let mut chat = Terminal::new(cache.path(), ["run", "demo", "-n", "2", "--verbose", "-t", "1"]);
     chat.wait_for(">>> ");
     let mut seed = || {
@@ -85,7 +85,7 @@ fn answers_have_seeds_of_their_own_until_one_is_set() {
 
 #[test]
 fn a_full_context_is_said_and_can_be_cleared() {
-    let cache = tempfile::tempdir().unwrap();
+    let cache = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let mut chat = Terminal::new(
         cache.path(),
         ["run", "demo", "-n", "1000", "--ctx", "64", "--temp", "0", "-t", "1"],
@@ -105,7 +105,7 @@ fn a_full_context_is_said_and_can_be_cleared() {
 #[test]
 fn a_message_without_room_leaves_the_conversation_as_it_was() {
     let count = |refused: bool| {
-        let cache = tempfile::tempdir().unwrap();
+        let cache = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let args = ["run", "demo", "-n", "3", "--ctx", "64", "--temp", "0", "--verbose", "-t", "1"];
         let mut chat = Terminal::new(cache.path(), args);
         chat.wait_for(">>> ");
@@ -124,7 +124,7 @@ fn a_message_without_room_leaves_the_conversation_as_it_was() {
 
 #[test]
 fn signals() {
-    let cache = tempfile::tempdir().unwrap();
+    let cache = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let args = ["run", "demo", "-n", "1000000", "--ctx", "200000", "--temp", "0", "-t", "1"];
     let mut chat = Terminal::new(cache.path(), args);
     chat.wait_for(">>> ");
@@ -146,7 +146,7 @@ fn signals() {
 #[test]
 fn a_signal_that_means_the_program_ends_the_chat_during_an_answer() {
     for (asked, code) in [(Signal::TERM, 143), (Signal::HUP, 129)] {
-        let cache = tempfile::tempdir().unwrap();
+        let cache = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let args = ["run", "demo", "-n", "1000000", "--ctx", "200000", "--temp", "0", "-t", "1"];
         let mut chat = Terminal::new(cache.path(), args);
         chat.wait_for(">>> ");
@@ -162,7 +162,7 @@ fn a_signal_that_means_the_program_ends_the_chat_during_an_answer() {
 
 #[test]
 fn a_template_sees_the_whole_conversation_and_nothing_is_read_twice() {
-    let cache = tempfile::tempdir().unwrap();
+    let cache = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let template = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n\
                     {% endfor %}<|im_start|>assistant\n";
     let model = demo_with(cache.path(), "tokenizer.chat_template", template);
@@ -183,7 +183,7 @@ fn a_template_sees_the_whole_conversation_and_nothing_is_read_twice() {
 
 #[test]
 fn there_is_no_chat_without_a_terminal() {
-    let cache = tempfile::tempdir().unwrap();
+    let cache = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let mut chat = Terminal::new(cache.path(), ["run", demo().to_str().unwrap(), "--json"]);
     chat.wait_for("\"error\": \"there is no prompt\"");
     assert_eq!(chat.exit().code(), Some(1));

@@ -48,7 +48,7 @@ fn write_other(path: &Path) {
 
 #[test]
 fn a_replaced_model_is_told() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let other = dir.path().join("other");
     type Replace = fn(&Path, &Path);
     let ways: [(&str, Replace); 4] = [
@@ -93,7 +93,7 @@ fn ends(child: Child, model: &Path) -> String {
 
 #[test]
 fn a_truncated_model_ends_the_run() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let model = copy(dir.path());
     let bytes = model.metadata().unwrap().len();
     let child = writing(&model);
@@ -104,7 +104,7 @@ fn a_truncated_model_ends_the_run() {
 
 #[test]
 fn a_modified_model_ends_the_run() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let model = copy(dir.path());
     let child = writing(&model);
     let file = OpenOptions::new().write(true).open(&model).unwrap();
@@ -117,7 +117,7 @@ fn a_modified_model_ends_the_run() {
 
 #[test]
 fn json_tells_of_a_changed_model() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let model = copy(dir.path());
     let mut child = endless(&model).arg("--json").spawn().unwrap();
     // This note comes when all is loaded.
@@ -157,14 +157,14 @@ fn names(dir: &Path) -> Vec<String> {
 
 #[test]
 fn a_killed_run_loses_nothing_and_leaves_nothing() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let model = copy(dir.path());
     let before = state(&model);
     let args = ["run", model.to_str().unwrap(), PROMPT, "-n", "16", "--temp", "0", "-t", "1"];
     let expected = json(&args)["tokens"].clone();
     let (cache, temporary) = (dir.path().join("cache"), dir.path().join("tmp"));
     fs::create_dir(&temporary).unwrap();
-    for way in [&["--io", "uring"][..], &["--io", "pread"], &["--io", "buffered"]] {
+    for way in [&["--io", "auto"][..], &["--io", "pread"], &["--io", "buffered"]] {
         let mut child = endless(&model)
             .args(way)
             .env("TIERSTREAM_CACHE", &cache)
@@ -187,7 +187,7 @@ fn a_killed_run_loses_nothing_and_leaves_nothing() {
 /// the machine went down too, under its own.
 #[test]
 fn half_a_demo_model_in_the_cache_is_written_anew() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let run = || {
         let mut command = tierstream();
         command.args(["run", "demo", PROMPT, "-n", "4"]).env("TIERSTREAM_CACHE", dir.path());

@@ -68,7 +68,7 @@ fn output_is_utf8_whatever_the_model_draws() {
 
 #[test]
 fn models_without_a_tokenizer_take_and_give_ids() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let path = dir.path().join("synth.gguf");
     Spec::new(Arch::Qwen3Moe).write(&path).unwrap();
     let path = path.to_str().unwrap();
@@ -119,7 +119,7 @@ fn a_run_can_be_repeated_with_its_seed() {
 
 #[test]
 fn dense_models_run_and_say_that_nothing_streams() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let path = dir.path().join("dense.gguf");
     Spec::new(Arch::Llama).write(&path).unwrap();
     let path = path.to_str().unwrap();
@@ -135,7 +135,7 @@ fn dense_models_run_and_say_that_nothing_streams() {
 
 #[test]
 fn prompts_go_through_the_chat_template() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let template = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n\
                     {% endfor %}<|im_start|>assistant\n";
     let path = demo_with(dir.path(), "tokenizer.chat_template", template);

@@ -38,7 +38,7 @@ fn a_budget_holds_what_it_leaves_beside_the_rest() {
 
 #[test]
 fn what_is_in_other_models() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let path = dir.path().join("model.gguf");
     let path = path.to_str().unwrap();
     let mut all = String::new();
@@ -55,7 +55,7 @@ fn what_is_in_other_models() {
 
 #[test]
 fn a_model_of_several_files_is_one() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let mut spec = Spec::new(Arch::Olmoe);
     let whole = spec.write(dir.path().join("whole.gguf")).unwrap();
     spec.split_bytes = Some(whole.bytes / 3);
@@ -77,7 +77,7 @@ fn a_model_of_several_files_is_one() {
 #[test]
 fn only_the_header_is_read() {
     // Tensor data that is one big hole takes no time, and no room.
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let path = dir.path().join("model.gguf");
     fs::copy(demo(), &path).unwrap();
     let file = fs::OpenOptions::new().write(true).open(&path).unwrap();

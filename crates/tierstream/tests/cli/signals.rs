@@ -93,7 +93,7 @@ fn a_second_signal_ends_at_once_what_cannot_stop() {
 #[test]
 fn a_measurement_leaves_nothing_behind() {
     for asked in [Signal::INT, Signal::TERM] {
-        let temporary = tempfile::tempdir().unwrap();
+        let temporary = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let mut child = tierstream()
             .args(["bench", "decode"])
             .arg(demo())

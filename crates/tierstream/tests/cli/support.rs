@@ -3,18 +3,19 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process, set_parent_process_death_signal};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use serde_json::Value;
 use tierstream::gguf::{Model, write};
 
 /// A test that waits longer than this has failed.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 pub(crate) const PROMPT: &str = "It was a cold evening in November,";
 
@@ -22,9 +23,14 @@ pub(crate) fn demo() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/novelist-moe-31m-q4_0.gguf")
 }
 
-/// The program, with a cache folder of the tests and without a prompt on standard input.
+/// The program, with a cache folder of the tests and without a prompt on standard input. It ends with
+/// the test that has started it.
 pub(crate) fn tierstream() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tierstream"));
+    // SAFETY: between fork and exec, one system call, which allocates nothing.
+    unsafe {
+        command.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::KILL))?));
+    }
     command
         .env("TIERSTREAM_CACHE", Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache"))
         .env("NO_COLOR", "1")

@@ -10,7 +10,7 @@ use crate::support::{PROMPT, Terminal, demo, json, output, stderr, stdout};
 /// several wait for each other by spinning, which is slow where other tests want the processors.
 #[test]
 fn the_streamed_demo_equals_the_resident_one() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let prompt = dir.path().join("prompt");
     fs::write(&prompt, PROMPT.repeat(30)).unwrap();
     let args =
@@ -31,7 +31,7 @@ fn the_streamed_demo_equals_the_resident_one() {
 /// Records of two sizes, of blocks of 256 numbers.
 #[test]
 fn a_mix_of_k_quants() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let path = dir.path().join("synth.gguf");
     Spec::new(Arch::Qwen3Moe).quant(Quant::Q4_K_M).write(&path).unwrap();
     let path = path.to_str().unwrap();
@@ -43,7 +43,7 @@ fn a_mix_of_k_quants() {
 
 #[test]
 fn models_without_a_tokenizer_and_dense_ones() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     for (arch, streams) in [(Arch::Qwen3Moe, true), (Arch::Llama, false)] {
         let path = dir.path().join("synth.gguf");
         Spec::new(arch).write(&path).unwrap();
@@ -58,7 +58,7 @@ fn models_without_a_tokenizer_and_dense_ones() {
 /// Where a quarter of the experts is less than one token uses, it is those.
 #[test]
 fn without_a_size_the_pool_works_for_every_model() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let path = dir.path().join("synth.gguf");
     for (experts, used, percent) in [(8, 5, 62.5), (7, 3, 300.0 / 7.0), (16, 1, 25.0)] {
         Spec::new(Arch::Qwen3Moe).experts(experts, used).write(&path).unwrap();
@@ -72,7 +72,7 @@ fn without_a_size_the_pool_works_for_every_model() {
 
 #[test]
 fn a_terminal_gets_a_bar() {
-    let cache = tempfile::tempdir().unwrap();
+    let cache = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     // More than anybody waits for.
     let args =
         ["verify", demo().to_str().unwrap(), "--tokens", "100000", "-t", "1"].map(String::from);
