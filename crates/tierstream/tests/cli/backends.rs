@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 
 use serde_json::Value;
 
-use crate::support::{PROMPT, stderr, stdout, tierstream};
+use crate::support::{PROMPT, output, stderr, stdout, tierstream};
 
 /// A backend with one device, a GPU that can do nothing, as ggml-backend-impl.h has them. `VERSION`
 /// is that of the interface.
