@@ -25,8 +25,10 @@ mod probe;
 mod proxy;
 mod rehearsal;
 mod residency;
+mod routed;
 mod router;
 mod sampler;
+mod segment;
 #[cfg(test)]
 mod test_graph;
 mod vocab;

@@ -10,6 +10,7 @@ use std::ptr;
 
 use crate::abi::*;
 use crate::error::{Error, Result};
+use crate::pooled::Pooled;
 use crate::router::Router;
 use crate::weights::{PartRef, WeightTable};
 
@@ -132,6 +133,43 @@ impl Plan {
     /// Whether any node reads a pooled tensor.
     pub(crate) fn has_experts(&self) -> bool {
         self.segments.iter().any(|s| s.routing.is_some())
+    }
+}
+
+/// Graphs whose plans are kept. llama.cpp alternates between a few (prefill, decode).
+const PLANS_KEPT: usize = 4;
+
+/// Plans of the graphs that come again and again.
+#[derive(Debug)]
+pub(crate) struct Plans {
+    /// By the graph's uid.
+    kept: Vec<(u64, Plan)>,
+    routers: bool,
+}
+
+impl Plans {
+    /// Of plans that name their routers, or do not.
+    pub(crate) fn new(routers: bool) -> Self {
+        Self { kept: Vec::new(), routers }
+    }
+
+    /// The plan of `graph`, taken out or made. To be [`put`](Self::put) back.
+    pub(crate) fn take(&mut self, pooled: &Pooled, graph: &ggml_cgraph) -> Result<Plan> {
+        let known = self.kept.iter().position(|(uid, _)| *uid == graph.uid && graph.uid != 0);
+        if let Some(index) = known {
+            return Ok(self.kept.remove(index).1);
+        }
+        if self.kept.len() >= PLANS_KEPT {
+            self.kept.remove(0);
+        }
+        Plan::new(graph, &pooled.table(), self.routers)
+    }
+
+    /// Keeps the plan of `graph`, if the graph can be known again.
+    pub(crate) fn put(&mut self, graph: &ggml_cgraph, plan: Plan) {
+        if graph.uid != 0 {
+            self.kept.push((graph.uid, plan));
+        }
     }
 }
 

@@ -3,12 +3,12 @@
 
 use std::ptr;
 
-use super::routed::Routed;
-use super::{compute_on, slot_range, synchronize};
 use crate::abi::*;
 use crate::error::{Error, Result};
 use crate::memory::{Memory, to_ne, usize_of};
 use crate::residency::{Placed, Residency};
+use crate::routed::{Routed, slot_range};
+use crate::segment::{compute_on, synchronize};
 use crate::workspace::{PAIRS_PER_CALL, scratch_bytes};
 
 /// Headers of one gathered matmul: tensors and a small graph.

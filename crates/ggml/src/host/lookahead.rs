@@ -9,14 +9,14 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use super::routed::read_ids;
-use super::{compute_on, synchronize};
 use crate::abi::*;
 use crate::error::Error;
 use crate::memory::Memory;
 use crate::plan::Routing;
 use crate::residency::{Ahead, Need, Residency};
+use crate::routed::read_ids;
 use crate::router::{NODES_MAX, RouterCopy};
+use crate::segment::{compute_on, synchronize};
 
 /// Tokens of a batch for which is read ahead: larger ones keep the drive busy as they are.
 const TOKENS_MAX: usize = 8;

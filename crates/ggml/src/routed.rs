@@ -6,13 +6,13 @@ use crate::residency::{Need, Placed};
 
 /// The routing of one batch in one layer, on the host.
 #[derive(Default)]
-pub(super) struct Routed {
+pub(crate) struct Routed {
     /// Expert of each pair, `n_used` a token; pair = token * n_used + rank.
     experts: Vec<u32>,
     /// What the matmul gets instead: slot - low.
-    pub(super) slots: Vec<i32>,
-    pub(super) n_used: usize,
-    pub(super) n_tokens: usize,
+    pub(crate) slots: Vec<i32>,
+    pub(crate) n_used: usize,
+    pub(crate) n_tokens: usize,
     needs: Vec<Need>,
     /// Pairs in the order of their experts.
     by_expert: Vec<u32>,
@@ -23,7 +23,7 @@ pub(super) struct Routed {
 
 impl Routed {
     /// Reads the ids of a routing, which the backend has computed.
-    pub(super) fn read(&mut self, routing: &Routing, n_experts: u32) -> Result<(), String> {
+    pub(crate) fn read(&mut self, routing: &Routing, n_experts: u32) -> Result<(), String> {
         // SAFETY: a live, allocated tensor of the graph.
         let ids = unsafe { &*routing.ids };
         (self.n_used, self.n_tokens) = read_ids(ids, n_experts, &mut self.raw, &mut self.experts)?;
@@ -60,23 +60,23 @@ impl Routed {
         }
     }
 
-    pub(super) fn pairs(&self) -> usize {
+    pub(crate) fn pairs(&self) -> usize {
         self.experts.len()
     }
 
     /// Distinct experts, with the last token that needs each.
-    pub(super) fn needs(&self) -> &[Need] {
+    pub(crate) fn needs(&self) -> &[Need] {
         &self.needs
     }
 
     /// Pairs that are routed to `expert`, ascending.
-    pub(super) fn rows_of(&self, expert: u32) -> &[u32] {
+    pub(crate) fn rows_of(&self, expert: u32) -> &[u32] {
         let e = expert as usize;
         &self.by_expert[self.starts[e] as usize..self.starts[e + 1] as usize]
     }
 
     /// Fills `slots` for all pairs. Every routed expert must be in `placed`.
-    pub(super) fn map(&mut self, placed: &[Placed], low: u32) {
+    pub(crate) fn map(&mut self, placed: &[Placed], low: u32) {
         self.slots.clear();
         self.slots.resize(self.experts.len(), 0);
         for p in placed {
@@ -89,9 +89,15 @@ impl Routed {
     }
 }
 
+/// The lowest and the highest slot of `placed`.
+pub(crate) fn slot_range(placed: &[Placed]) -> (u32, u32) {
+    let slots = placed.iter().map(|p| p.slot);
+    (slots.clone().min().unwrap_or(0), slots.max().unwrap_or(0))
+}
+
 /// Reads the ids of a computed tensor into `experts`, token by token. Returns how many there are of
 /// each token, and the tokens.
-pub(super) fn read_ids(
+pub(crate) fn read_ids(
     ids: &ggml_tensor,
     n_experts: u32,
     raw: &mut Vec<u8>,
