@@ -10,7 +10,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use tierstream_ggml::{Context, ContextOptions, Keep, Model, PoolOptions, PoolSize, Weights};
+use tierstream_ggml::{
+    Context, ContextOptions, Keep, Model, Placement, PoolOptions, PoolSize, Weights,
+};
 use tierstream_io::{Config, Reader};
 use tierstream_pool::Policy;
 use tierstream_synth::{Arch, Spec};
@@ -75,7 +77,7 @@ struct Stalled {
 fn load(path: &Path, weights: Weights) -> Result<Model, Box<dyn std::error::Error>> {
     let file = tierstream_gguf::Model::open(path)?;
     let reader = Arc::new(Reader::new(Config::default())?);
-    Ok(Model::load(&file, weights, reader, &mut |_| true)?)
+    Ok(Model::load(&file, weights, &Placement::Cpu, reader, &mut |_| true)?)
 }
 
 fn attach(model: &Model, share: f64, preload: bool) -> tierstream_ggml::Result<()> {

@@ -197,7 +197,8 @@ impl Context {
                     "llama.cpp tells no size of its compute buffer".into(),
                 ));
             }
-            if !context.model.is_rehearsal() {
+            let on_host = context.model.device().is_some_and(|d| !d.on_gpu());
+            if on_host && !context.model.is_rehearsal() {
                 control.reserve(&needs.workspace)?;
             }
             context.needs = needs;

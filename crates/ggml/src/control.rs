@@ -115,7 +115,7 @@ impl Control {
         needs.unwrap_or_default()
     }
 
-    /// Allocates what the executor and the inner backend need beside the graphs' own tensors.
+    /// Allocates what the host executor and ggml-cpu need beside the graphs' own tensors.
     pub(crate) fn reserve(&self, workspace: &Workspace) -> Result<()> {
         let inner = self.inner();
         take_work_buffer(inner, workspace.work_bytes)?;

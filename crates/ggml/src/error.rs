@@ -88,6 +88,9 @@ pub enum Error {
     /// Text could not be turned into tokens or back.
     #[error("{0}")]
     Vocab(String),
+    /// The GPU has too little memory, refused something, or is gone.
+    #[error(transparent)]
+    Gpu(#[from] tierstream_cuda::Error),
     /// A ggml backend library or device is not there or does not fit.
     #[error("{0}")]
     Backend(String),

@@ -84,18 +84,28 @@ impl Memory {
 
     /// A contiguous tensor of this buffer at `data`.
     pub(crate) fn tensor(&self, type_: ggml_type, ne: [i64; 3], data: *mut u8) -> ggml_tensor {
-        // SAFETY: plain data, for which zero is a valid value everywhere.
-        let mut t: ggml_tensor = unsafe { std::mem::zeroed() };
-        t.type_ = type_;
-        t.buffer = self.buffer.cast();
-        t.ne = [ne[0], ne[1], ne[2], 1];
-        // SAFETY: pure functions of the type; the shape was checked with the file's header.
-        let (element, row) = unsafe { (ggml_type_size(type_), ggml_row_size(type_, ne[0])) };
-        let size = |n: i64| usize::try_from(n).expect("checked with the file's header");
-        t.nb = [element, row, row * size(ne[1]), row * size(ne[1]) * size(ne[2])];
-        t.data = data.cast();
-        t
+        tensor(self.buffer, type_, ne, data)
     }
+}
+
+/// A contiguous tensor at `data`, which is said to lie in `buffer`.
+pub(crate) fn tensor(
+    buffer: ggml_backend_buffer_t,
+    type_: ggml_type,
+    ne: [i64; 3],
+    data: *mut u8,
+) -> ggml_tensor {
+    // SAFETY: plain data, for which zero is a valid value everywhere.
+    let mut t: ggml_tensor = unsafe { std::mem::zeroed() };
+    t.type_ = type_;
+    t.buffer = buffer.cast();
+    t.ne = [ne[0], ne[1], ne[2], 1];
+    // SAFETY: pure functions of the type; the shape was checked with the file's header.
+    let (element, row) = unsafe { (ggml_type_size(type_), ggml_row_size(type_, ne[0])) };
+    let size = |n: i64| usize::try_from(n).expect("checked with the file's header");
+    t.nb = [element, row, row * size(ne[1]), row * size(ne[1]) * size(ne[2])];
+    t.data = data.cast();
+    t
 }
 
 impl Drop for Memory {

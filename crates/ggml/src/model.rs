@@ -17,9 +17,10 @@ use crate::abi::*;
 use crate::context::{Context, ContextOptions};
 use crate::error::{Error, Result};
 use crate::log;
+use crate::placement::Placement;
 use crate::precheck;
 use crate::proxy::{Device, OwnedDevice};
-use crate::residency::{ExpertCounters, Layer, Residency, Spec};
+use crate::residency::{ExpertCounters, Layer, Residency, Spec, layer_bytes};
 use crate::vocab::Vocab;
 
 mod layers;
@@ -67,6 +68,7 @@ pub(crate) struct Inner {
 /// What a pool is made from.
 struct Streamed {
     layers: Vec<Layer>,
+    placement: Placement,
     reader: Arc<Reader>,
     files: Vec<FileId>,
 }
@@ -102,7 +104,7 @@ pub struct PoolOptions {
 }
 
 impl Model {
-    /// Loads `file`, whose header is already read and checked, on the CPU.
+    /// Loads `file`, whose header is already read and checked, to where `placement` says.
     ///
     /// With [`Weights::Streamed`], no byte of the experts is read and `reader` will serve them;
     /// call [`Model::attach_pool`] before decoding. A dense model is loaded whole.
@@ -114,6 +116,7 @@ impl Model {
     pub fn load(
         file: &tierstream_gguf::Model,
         weights: Weights,
+        placement: &Placement,
         reader: Arc<Reader>,
         progress: Progress<'_>,
     ) -> Result<Model> {
@@ -125,15 +128,16 @@ impl Model {
                 Weights::Streamed => (false, true),
                 Weights::Stock { mmap, repack } => (mmap, repack),
             };
-            return Self::load_stock(file, mmap, repack, Vec::new(), progress);
+            return Self::load_stock(file, mmap, repack, placement, Vec::new(), progress);
         }
-        Self::load_streamed(file, &experts, reader, Vec::new(), progress)
+        Self::load_streamed(file, &experts, placement, reader, Vec::new(), progress)
     }
 
     /// Loads with as many layers streamed as can be; those in `resident` are known not to.
     fn load_streamed(
         file: &tierstream_gguf::Model,
         experts: &tierstream_gguf::Experts,
+        placement: &Placement,
         reader: Arc<Reader>,
         mut resident: Vec<Resident>,
         progress: Progress<'_>,
@@ -143,11 +147,17 @@ impl Model {
         // loaded as llama.cpp does it. That is known once a graph was built.
         loop {
             let skip: BTreeSet<u32> = resident.iter().map(|(block, _)| *block).collect();
-            let layers = pooled_layers(file, experts, &files, block_bytes(&reader, &files)?, &skip);
+            // A GPU's kernels want records side by side, and nothing is read there in place.
+            let align = match placement {
+                Placement::Cpu => block_bytes(&reader, &files)?,
+                Placement::Gpu(_) => 1,
+            };
+            let layers = pooled_layers(file, experts, &files, align, &skip);
             if layers.is_empty() {
-                return Self::load_stock(file, false, false, resident, progress);
+                return Self::load_stock(file, false, false, placement, resident, progress);
             }
-            let streamed = Streamed { layers, reader: reader.clone(), files: files.clone() };
+            let (reader, files) = (reader.clone(), files.clone());
+            let streamed = Streamed { layers, placement: placement.clone(), reader, files };
             let before = thread_read_bytes();
             let kept = resident.clone();
             let model = Self::load_on_device(file, streamed, kept, experts, false, progress)?;
@@ -175,7 +185,8 @@ impl Model {
         let files = file.files().iter().map(|f| open(reader, f)).collect::<Result<Vec<_>>>()?;
         let align = block_bytes(reader, &files)?;
         let layers = pooled_layers(file, &experts, &files, align, &BTreeSet::new());
-        let streamed = Streamed { layers, reader: reader.clone(), files };
+        let (placement, reader) = (Placement::Cpu, reader.clone());
+        let streamed = Streamed { layers, placement, reader, files };
         Self::load_on_device(file, streamed, Vec::new(), &experts, true, &mut |_| true)
     }
 
@@ -183,14 +194,16 @@ impl Model {
         file: &tierstream_gguf::Model,
         mmap: bool,
         repack: bool,
+        placement: &Placement,
         resident: Vec<Resident>,
         progress: Progress<'_>,
     ) -> Result<Model> {
-        let mut devices = [ptr::null_mut()];
+        let device = placement.gpu().map_or(ptr::null_mut(), |gpu| gpu.inner().cast());
+        let mut devices = [device, ptr::null_mut()];
         // SAFETY: a plain struct of defaults.
         let mut params = unsafe { llama_model_default_params() };
         params.devices = devices.as_mut_ptr();
-        params.n_gpu_layers = 0;
+        params.n_gpu_layers = if device.is_null() { 0 } else { -1 };
         params.load_mode = if mmap { LLAMA_LOAD_MODE_MMAP } else { LLAMA_LOAD_MODE_DIRECT_IO };
         params.use_extra_bufts = repack;
         let path = first_path(file);
@@ -218,16 +231,11 @@ impl Model {
         rehearsal: bool,
         progress: Progress<'_>,
     ) -> Result<Model> {
-        // SAFETY: the CPU device is part of the build and lives for ever.
-        let cpu: ggml_backend_dev_t =
-            unsafe { ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU) }.cast();
-        if cpu.is_null() {
-            return Err(Error::Backend("ggml has no CPU backend".into()));
-        }
+        let placement = &streamed.placement;
         let slots = all_slots(&streamed.layers).into_iter().max().unwrap_or(0);
-        let device = Device::wrap(cpu, names(&streamed.layers), slots as usize);
-        // SAFETY: as above.
-        let plain = unsafe { ggml_backend_dev_buffer_type(cpu.cast()) };
+        let device = Device::wrap(placement, names(&streamed.layers), slots as usize)?;
+        // SAFETY: a device of ggml's registry, which lives for ever.
+        let plain = unsafe { ggml_backend_dev_buffer_type(placement.inner()?.cast()) };
         let pooled: BTreeSet<u32> = streamed.layers.iter().map(|l| l.block).collect();
         let mut patterns: Vec<(String, ggml_backend_buffer_type_t)> = experts
             .layers()
@@ -336,7 +344,8 @@ impl Model {
             policy: options.policy,
             seed: options.seed,
         };
-        let residency = Residency::new(spec, streamed.reader.clone())?;
+        let reader = streamed.reader.clone();
+        let residency = Residency::new(spec, &streamed.placement, reader)?;
         if whole && options.preload {
             let total: u64 = self.expert_bytes();
             residency.load_all(&mut |done| progress(done as f32 / total as f32))?;
@@ -361,6 +370,17 @@ impl Model {
     pub fn whole_pool_bytes(&self) -> u64 {
         let layers = self.inner.streamed.as_ref().map_or(&[][..], |s| &s.layers);
         pool_bytes(layers, &all_slots(layers))
+    }
+
+    /// Bytes of a GPU's memory that are needed beside the slots, for whole layers; 0 on the CPU.
+    pub fn area_bytes(&self) -> u64 {
+        let streamed = self.inner.streamed.as_ref().filter(|s| s.placement.gpu().is_some());
+        streamed.map_or(0, |s| s.layers.iter().map(layer_bytes).max().unwrap_or(0))
+    }
+
+    /// Bytes of a GPU's memory that the pool has taken so far; none on the CPU.
+    pub fn vram_bytes(&self) -> Option<u64> {
+        self.residency()?.vram_bytes()
     }
 
     /// Bytes that a pool of `size` takes.
@@ -499,11 +519,19 @@ mod tests {
         let experts = tierstream_gguf::Experts::group(&file).unwrap();
         let reader = || Arc::new(Reader::new(Config::default()).unwrap());
         let stock = Weights::Stock { mmap: true, repack: false };
-        let expected = logits(&Model::load(&file, stock, reader(), &mut |_| true).unwrap());
+        let expected =
+            logits(&Model::load(&file, stock, &Placement::Cpu, reader(), &mut |_| true).unwrap());
         let all: Vec<u32> = experts.layers().iter().map(|l| l.layer).collect();
         for blocks in [&all[1..2], &all[..all.len() - 1], &all[..]] {
             let resident: Vec<_> = blocks.iter().map(|&b| (b, format!("reason {b}"))).collect();
-            let model = Model::load_streamed(&file, &experts, reader(), resident, &mut |_| true);
+            let model = Model::load_streamed(
+                &file,
+                &experts,
+                &Placement::Cpu,
+                reader(),
+                resident,
+                &mut |_| true,
+            );
             let model = model.unwrap();
             let named: Vec<u32> = model.resident_blocks().iter().map(|(block, _)| *block).collect();
             assert_eq!(named, blocks);

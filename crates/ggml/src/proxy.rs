@@ -19,6 +19,7 @@ use crate::abi::*;
 use crate::control::Control;
 use crate::error::{Error, Result};
 use crate::host::Prefetch;
+use crate::placement::Placement;
 use crate::pooled::Pooled;
 use crate::weights::{PartRef, buffer_type_iface};
 
@@ -31,6 +32,8 @@ pub(crate) struct Device {
     device: ggml_backend_device,
     buft: ggml_backend_buffer_type,
     inner: ggml_backend_dev_t,
+    /// Whether experts are in memory of a GPU.
+    on_gpu: bool,
     /// What executors need of the model; `buft` points to its table.
     pooled: Pooled,
     /// Held while a context is made, so that it finds its own backend among the newborn.
@@ -80,13 +83,17 @@ unsafe impl Send for Device {}
 unsafe impl Sync for Device {}
 
 impl Device {
-    /// Wraps `inner`; `names` are the expert tensors that will live in the pool, `slots` the most
+    /// Wraps the device of `placement`; `names` are the expert tensors that will live in the pool, `slots` the most
     /// records that one of its size classes can hold.
+    ///
+    /// # Errors
+    /// [`Error::Backend`] if ggml has no such device.
     pub(crate) fn wrap(
-        inner: ggml_backend_dev_t,
+        placement: &Placement,
         names: HashMap<String, PartRef>,
         slots: usize,
-    ) -> OwnedDevice {
+    ) -> Result<OwnedDevice> {
+        let inner = placement.inner()?;
         // SAFETY: `inner` is a device of ggml's registry, which lives for ever.
         let has = unsafe { (*inner).iface };
         let this = Box::new(Device {
@@ -124,6 +131,7 @@ impl Device {
                 context: ptr::null_mut(),
             },
             inner,
+            on_gpu: placement.gpu().is_some(),
             pooled: Pooled::new(names),
             birth: Mutex::default(),
             next_born: Mutex::new((1, Prefetch::Off)),
@@ -140,7 +148,7 @@ impl Device {
             (*this).device.reg = &raw mut (*this).reg;
             (*this).buft.context = ptr::from_ref((*this).pooled.weights()).cast_mut().cast();
             (*this).buft.device = &raw mut (*this).device;
-            OwnedDevice(NonNull::new_unchecked(this))
+            Ok(OwnedDevice(NonNull::new_unchecked(this)))
         }
     }
 
@@ -159,6 +167,11 @@ impl Device {
     /// The expert tensors, and their pool.
     pub(crate) fn pooled(&self) -> &Pooled {
         &self.pooled
+    }
+
+    /// Whether experts are in memory of a GPU.
+    pub(crate) fn on_gpu(&self) -> bool {
+        self.on_gpu
     }
 
     /// Fails with the note of a callback of the weights' buffer type, if there is one.

@@ -12,16 +12,22 @@ use tierstream_pool::{LayerCounters, Lookup, Pool, Record};
 
 pub(crate) use self::ahead::Ahead;
 pub(crate) use self::layer::{Layer, Part, SlotPart, Spec};
+use self::stage::Area;
+pub(crate) use self::stage::{Stage, layer_bytes};
 use self::step::Slots;
 pub(crate) use self::step::{Need, Placed, Step};
+use self::vram::Vram;
 use crate::abi::*;
 use crate::error::{Error, Result};
-use crate::memory::Memory;
+use crate::memory::{self, Memory};
+use crate::placement::Placement;
 
 mod ahead;
 mod layer;
 mod load;
+mod stage;
 mod step;
+mod vram;
 
 /// Sums over all layers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -71,7 +77,11 @@ pub(crate) struct Residency {
     layers: Vec<Layer>,
     classes: Vec<Class>,
     /// Holds every slot.
-    memory: Memory,
+    store: Store,
+    /// Bytes of all slots.
+    slot_bytes: usize,
+    /// Behind the slots, for whole layers; on a GPU.
+    area: Option<Area>,
     pool: Mutex<Pool>,
     /// Signalled when slots settle: loads end, pins are dropped.
     settled: Condvar,
@@ -84,6 +94,35 @@ pub(crate) struct Residency {
     /// Records read ahead whose layer has come, and those of them that it needed.
     read_ahead: AtomicU64,
     read_ahead_used: AtomicU64,
+}
+
+/// The memory that slots are in.
+enum Store {
+    /// The host's, which reads go to.
+    Host(Memory),
+    /// A GPU's, to which is copied what was read.
+    Vram(Vram),
+}
+
+impl Store {
+    fn base(&self) -> *mut u8 {
+        match self {
+            Store::Host(memory) => memory.base(),
+            Store::Vram(vram) => vram.base(),
+        }
+    }
+
+    fn buffer(&self) -> ggml_backend_buffer_t {
+        match self {
+            Store::Host(memory) => memory.buffer(),
+            Store::Vram(vram) => vram.buffer(),
+        }
+    }
+
+    /// How far `data`, an address in this memory, is from its beginning.
+    fn offset(&self, data: *const u8) -> u64 {
+        (data.addr() - self.base().addr()) as u64
+    }
 }
 
 /// The slots of one size class.
@@ -106,8 +145,8 @@ unsafe impl Sync for Residency {}
 const CANCEL_LOOKED_FOR_EVERY: Duration = Duration::from_millis(20);
 
 impl Residency {
-    /// Allocates the pool in host memory, which is touched, and so takes room, only as slots fill.
-    pub(crate) fn new(spec: Spec, reader: Arc<Reader>) -> Result<Arc<Self>> {
+    /// Makes the pool, in memory that takes room only as slots fill.
+    pub(crate) fn new(spec: Spec, placement: &Placement, reader: Arc<Reader>) -> Result<Arc<Self>> {
         let pool = Pool::new(tierstream_pool::Config {
             layers: layer::specs(&spec.layers, Some(&spec.slots)),
             slots: spec.slots.clone(),
@@ -123,14 +162,20 @@ impl Residency {
         let total: usize = by_class()
             .flat_map(|(class, slots)| parts_of(class).iter().map(move |p| part_bytes(p, slots)))
             .sum();
-        let memory = Memory::weights(total)?;
-        let mut at = memory.base();
+        let (store, area) = match placement {
+            Placement::Cpu => (Store::Host(Memory::weights(total)?), None),
+            Placement::Gpu(gpu) => {
+                let area = Area::new(total as u64, &spec.layers);
+                (Store::Vram(Vram::new(gpu, area.end(), &reader)?), Some(area))
+            }
+        };
+        let mut at = store.base();
         let mut classes = Vec::with_capacity(spec.slots.len());
         for (class, slots) in by_class() {
             let mut parts = Vec::new();
             for part in parts_of(class) {
                 let shape = [part.ne[0], part.ne[1], i64::from(slots)];
-                let mut tensor = memory.tensor(part.type_, shape, at);
+                let mut tensor = memory::tensor(store.buffer(), part.type_, shape, at);
                 tensor.nb[2] = part.slot.stride;
                 tensor.nb[3] = part.slot.stride * slots as usize;
                 parts.push(tensor);
@@ -141,7 +186,9 @@ impl Residency {
         Ok(Arc::new(Self {
             layers: spec.layers,
             classes,
-            memory,
+            store,
+            slot_bytes: total,
+            area,
             pool: Mutex::new(pool),
             settled: Condvar::new(),
             reader,
@@ -162,7 +209,15 @@ impl Residency {
 
     /// Bytes of all slots.
     pub(crate) fn budget_bytes(&self) -> u64 {
-        self.memory.bytes() as u64
+        self.slot_bytes as u64
+    }
+
+    /// Bytes of a GPU's memory that the pool has taken so far.
+    pub(crate) fn vram_bytes(&self) -> Option<u64> {
+        match &self.store {
+            Store::Host(_) => None,
+            Store::Vram(vram) => Some(vram.mapped_bytes()),
+        }
     }
 
     /// Slots per size class.
@@ -353,7 +408,20 @@ impl Residency {
             ahead.give_up();
             self.settled.notify_all();
         }
-        Ok(Step::new(self.clone(), layer, slots, ahead))
+        let step = Step::new(self.clone(), layer, slots, ahead);
+        step.back()?;
+        Ok(step)
+    }
+
+    /// Makes sure that there is memory behind a slot.
+    fn back(&self, layer: usize, slot: u32) -> Result<()> {
+        let Store::Vram(vram) = &self.store else { return Ok(()) };
+        let Layer { class, parts, .. } = &self.layers[layer];
+        for (part, tensor) in parts.iter().zip(&self.classes[*class].parts) {
+            let first = self.store.offset(tensor.data.cast());
+            vram.back(first + u64::from(slot) * part.slot.stride as u64, part.bytes as u64)?;
+        }
+        Ok(())
     }
 
     /// How `need` is served with what the pool can give now, and with what `ahead` is reading;
@@ -475,7 +543,7 @@ mod tests {
         };
         let spec = Spec { layers: vec![layer], slots: vec![4], policy: Policy::Lru, seed: 1 };
         let reader = Arc::new(Reader::new(tierstream_io::Config::default()).unwrap());
-        let residency = Residency::new(spec, reader).unwrap();
+        let residency = Residency::new(spec, &Placement::Cpu, reader).unwrap();
         let (done, ended) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
             // The same expert twice breaks the contract.

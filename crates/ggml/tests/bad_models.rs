@@ -12,7 +12,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 use common::{Room, STOCK, attach, go_on};
-use tierstream_ggml::{Context, ContextOptions, Error, Keep, Model, Weights};
+use tierstream_ggml::{Context, ContextOptions, Error, Keep, Model, Placement, Weights};
 use tierstream_gguf::write::{TensorSpec, encode};
 use tierstream_gguf::{Array, Metadata, Strings, TensorType, Value};
 use tierstream_io::{Config, Reader};
@@ -296,7 +296,7 @@ fn use_model(path: &Path) -> Result<(), Error> {
     let reader = Config { ring_bytes: 64 << 10, buffer_bytes: 16 << 10, ..Config::default() };
     let reader = Arc::new(Reader::new(reader)?);
     for weights in [Weights::Streamed, STOCK] {
-        let model = Model::load(&file, weights, reader.clone(), &mut go_on)?;
+        let model = Model::load(&file, weights, &Placement::Cpu, reader.clone(), &mut go_on)?;
         if model.is_streamed() {
             attach(&model, Room::Floor(0), Policy::Lru);
         }

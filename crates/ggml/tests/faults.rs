@@ -16,7 +16,7 @@ use common::{
     Room, Run, Synth, assert_same_bits, config, faulty, go_on, load_with, reader, stock, streamed,
     streamed_with, watched, wrapped,
 };
-use tierstream_ggml::{Error, Keep, Model, PoolOptions, PoolSize, Prefetch, Weights};
+use tierstream_ggml::{Error, Keep, Model, Placement, PoolOptions, PoolSize, Prefetch, Weights};
 use tierstream_io::engine::{Engine, RawDone, RawRead};
 use tierstream_io::wrap::{Action, Drive, Rule, Throttle};
 use tierstream_io::{Config, EngineKind, Reader};
@@ -251,7 +251,8 @@ fn a_file_exchanged_before_the_load_is_an_error() {
     spec.n_layer -= 1;
     fs::remove_file(case.path()).unwrap();
     spec.write(case.path()).unwrap();
-    let error = Model::load(&file, Weights::Streamed, reader(), &mut go_on).err().unwrap();
+    let error =
+        Model::load(&file, Weights::Streamed, &Placement::Cpu, reader(), &mut go_on).err().unwrap();
     assert!(
         matches!(
             error,
@@ -277,7 +278,9 @@ fn a_file_exchanged_during_the_load_is_an_error() {
         }
         true
     };
-    let error = Model::load(&file, Weights::Streamed, reader(), &mut exchange).err().unwrap();
+    let error = Model::load(&file, Weights::Streamed, &Placement::Cpu, reader(), &mut exchange)
+        .err()
+        .unwrap();
     assert!(matches!(error, Error::Io(tierstream_io::Error::Changed { .. })), "{error:?}");
 }
 
@@ -488,7 +491,11 @@ fn progress_that_panics_reaches_its_caller() {
     let case = Case::new();
     let file = tierstream_gguf::Model::open(case.path()).unwrap();
     for weights in [common::STOCK, Weights::Streamed] {
-        let load = || Model::load(&file, weights, reader(), &mut |_| panic!("no more progress"));
+        let load = || {
+            Model::load(&file, weights, &Placement::Cpu, reader(), &mut |_| {
+                panic!("no more progress")
+            })
+        };
         let panic = std::panic::catch_unwind(load).err().expect("a panic");
         assert_eq!(panic.downcast_ref(), Some(&"no more progress"));
     }
@@ -499,7 +506,8 @@ fn progress_that_stops_cancels() {
     let case = Case::new();
     let file = tierstream_gguf::Model::open(case.path()).unwrap();
     for weights in [common::STOCK, Weights::Streamed] {
-        let error = Model::load(&file, weights, reader(), &mut |_| false).err().unwrap();
+        let error =
+            Model::load(&file, weights, &Placement::Cpu, reader(), &mut |_| false).err().unwrap();
         assert!(matches!(error, Error::Cancelled), "{error:?}");
     }
     let model = load_with(case.path(), Weights::Streamed, reader());

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use common::{Room, STOCK, Synth, go_on, load_with, reader, stock, streamed, tokens};
 use tierstream_ggml::{
-    Context, ContextOptions, Error, Keep, Model, PoolOptions, PoolSize, Weights,
+    Context, ContextOptions, Error, Keep, Model, Placement, PoolOptions, PoolSize, Weights,
 };
 use tierstream_pool::Policy;
 
@@ -25,7 +25,7 @@ fn changed(result: Result<Model, Error>) -> bool {
 fn files_changed_since_their_header_was_read_are_refused() {
     for weights in [Weights::Streamed, STOCK] {
         let synth = Synth::qwen();
-        let load = |file| Model::load(file, weights, reader(), &mut go_on);
+        let load = |file| Model::load(file, weights, &Placement::Cpu, reader(), &mut go_on);
         let open = || tierstream_gguf::Model::open(&synth.path).unwrap();
         let file = open();
         assert!(!changed(load(&file)));

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tierstream_ggml::{
-    Cancel, Context, ContextOptions, ExpertCounters, Keep, Model, PoolOptions, Prefetch, Progress,
-    Sampler, Sampling, Token, Weights,
+    Cancel, Context, ContextOptions, ExpertCounters, Keep, Model, Placement, PoolOptions, Prefetch,
+    Progress, Sampler, Sampling, Token, Weights,
 };
 use tierstream_gguf::Experts;
 use tierstream_io::{EngineKind, Reader};
@@ -48,6 +48,10 @@ pub struct Options {
     pub seed: u64,
     /// How weights are loaded.
     pub weights: Weights,
+    /// Where the model computes.
+    pub placement: Placement,
+    /// With a GPU: all of its memory that may be taken, bytes, the driver's context apart.
+    pub vram_bytes: Option<u64>,
     /// Read all experts at load when they fit.
     pub preload: bool,
     /// How files are read.
@@ -67,6 +71,8 @@ impl Default for Options {
             keep: Keep::Last,
             seed: 0,
             weights: Weights::Streamed,
+            placement: Placement::Cpu,
+            vram_bytes: None,
             preload: true,
             io: io_config(EngineKind::Auto),
         }
@@ -166,7 +172,7 @@ impl Engine {
         if options.weights == Weights::Streamed {
             budget.check_file(&file, &experts, &reader, &context)?;
         }
-        let model = Model::load(&file, options.weights, reader, progress)?;
+        let model = Model::load(&file, options.weights, &options.placement, reader, progress)?;
         let context = Context::new(model.clone(), &context)?;
         let requirement = Requirement::measured(&model, &context, &experts);
         let mut notes = notes(&model, &experts);

@@ -46,8 +46,9 @@ pub use engine::{
 pub use error::{Error, Result};
 pub use tierstream_ggml as ggml;
 pub use tierstream_ggml::{
-    Cancel, Context, ContextOptions, DeviceInfo, ExpertCounters, Keep, Model, PoolOptions,
-    PoolSize, Prefetch, Progress, Sampler, Sampling, Token, Vocab, Weights, devices, set_verbose,
+    Cancel, Context, ContextOptions, DeviceInfo, ExpertCounters, Gpu, Keep, Model, Placement,
+    PoolOptions, PoolSize, Prefetch, Progress, Sampler, Sampling, Token, Vocab, Weights, devices,
+    set_verbose,
 };
 pub use tierstream_gguf as gguf;
 pub use tierstream_io as io;

@@ -13,6 +13,7 @@ use crate::abi::*;
 use crate::control::Control;
 use crate::error::Error;
 use crate::executor::Executor;
+use crate::gpu::OnGpu;
 use crate::host::Host;
 use crate::probe;
 
@@ -72,6 +73,11 @@ pub(super) extern "C" fn init_backend(
         let has = unsafe { (*inner).iface };
         let (threads, prefetch) = device.next_born();
         let control = Arc::new(Control::new(inner, threads, prefetch));
+        let executor: Box<dyn Executor> = if device.on_gpu {
+            Box::new(OnGpu::new(inner, control.clone()))
+        } else {
+            Box::new(Host::new(inner, control.clone()))
+        };
         device.newborn.lock().unwrap_or_else(PoisonError::into_inner).push(control.clone());
         let raw = Box::into_raw(Box::new(Backend {
             abi: ggml_backend {
@@ -99,8 +105,8 @@ pub(super) extern "C" fn init_backend(
             },
             inner,
             device,
-            control: control.clone(),
-            executor: Box::new(Host::new(inner, control)),
+            control,
+            executor,
         }));
         // SAFETY: `raw` is live and ours alone; `abi` stays where it is until `backend_free`.
         unsafe {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tierstream_io::Priority;
 use tierstream_pool::{Lookup, Pool, Slot};
 
-use super::load::Load;
+use super::load::{Destination, Load};
 use super::{Placed, Residency, index32, record};
 
 /// Records of one layer on their way into the pool, on somebody's guess. Dropping it keeps those
@@ -86,7 +86,8 @@ impl Residency {
         for parts in stages {
             for fetch in &mut ahead.fetches {
                 let placed = [Placed { expert: fetch.expert, slot: fetch.slot.index }];
-                let load = Load::start(self, layer, parts, &placed, Priority::Prefetch);
+                let to = Destination::Slots;
+                let load = Load::start(self, layer, parts, &placed, to, Priority::Prefetch);
                 fetch.loads.push((parts.clone(), Arc::new(load)));
             }
         }

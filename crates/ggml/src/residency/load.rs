@@ -1,38 +1,48 @@
-//! Reads of records into slots.
+//! Reads of records to where kernels will find them.
 
 use std::ptr::{self, NonNull};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tierstream_io::{Chunk, Extent, FileId, Place, Priority, Sink, Ticket};
 
 use super::layer::IN_PLACE_LEAST_BYTES;
-use super::{Placed, Residency};
-use crate::error::Result;
+use super::{Placed, Residency, Store};
+use crate::error::{Error, Result};
 
 /// Reads of some parts of some records of a layer, under way.
 pub(super) struct Load {
     ticket: Arc<Ticket>,
     /// Where the parts are; almost always one file.
     files: Vec<FileId>,
+    arrival: Arc<dyn Arrive>,
+}
+
+/// What the slots of a [`Load`]'s records are numbers in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Destination {
+    /// The pool.
+    Slots,
+    /// The area for whole layers.
+    Area,
 }
 
 impl Load {
-    /// Starts to read `parts` of the records in `placed`, whose slots are reserved for them until
-    /// the ticket has been waited for.
+    /// Starts to read `parts` of the records in `placed`, whose slots are reserved for them, and
+    /// backed by memory, until the ticket has been waited for.
     pub(super) fn start(
         residency: &Arc<Residency>,
         layer: usize,
         parts: &[usize],
         placed: &[Placed],
+        to: Destination,
         priority: Priority,
     ) -> Self {
-        let layer = &residency.layers[layer];
         let mut extents = Vec::with_capacity(placed.len() * parts.len());
         let mut targets = Vec::with_capacity(placed.len() * parts.len());
         let mut files = Vec::with_capacity(1);
         for &part in parts {
-            let source = &layer.parts[part];
-            let pool = &residency.classes[layer.class].parts[part];
+            let source = &residency.layers[layer].parts[part];
+            let base = residency.first_slot(layer, part, to);
             if !files.contains(&source.file) {
                 files.push(source.file);
             }
@@ -44,16 +54,22 @@ impl Load {
                 });
                 let first = p.slot as usize * source.slot.stride + source.slot.position;
                 targets.push(Target {
-                    data: pool.data.cast::<u8>().wrapping_add(first),
+                    data: base.wrapping_add(first),
                     bytes: source.bytes,
                     before: source.slot.position,
                     after: source.slot.room(source.bytes),
                 });
             }
         }
-        let sink = Arrival { targets, _residency: residency.clone() };
-        let ticket = Arc::new(residency.reader.submit(priority, extents, Arc::new(sink)));
-        Self { ticket, files }
+        let residency = residency.clone();
+        let arrival: Arc<dyn Arrive> = match &residency.store {
+            Store::Host(_) => Arc::new(InMemory { targets, _residency: residency.clone() }),
+            Store::Vram(_) => {
+                Arc::new(Upload { targets, residency: residency.clone(), failed: Mutex::default() })
+            }
+        };
+        let ticket = Arc::new(residency.reader.submit(priority, extents, arrival.clone()));
+        Self { ticket, files, arrival }
     }
 
     /// To wait for it, or to cancel it.
@@ -61,9 +77,11 @@ impl Load {
         &self.ticket
     }
 
-    /// Waits until all has arrived. Fails also if the file was written to since it was opened.
+    /// Waits until all is where it was to go. Fails also if the file was written to since it was
+    /// opened.
     pub(super) fn arrived(&self, residency: &Residency) -> Result<()> {
         self.ticket.wait()?;
+        self.arrival.settle()?;
         for &file in &self.files {
             residency.reader.file(file)?.check_unchanged()?;
         }
@@ -71,12 +89,10 @@ impl Load {
     }
 }
 
-/// Lets records be read into their slots, and copies there what comes another way.
-struct Arrival {
-    /// Where each piece goes.
-    targets: Vec<Target>,
-    /// Keeps the pool's memory while reads are under way.
-    _residency: Arc<Residency>,
+/// Takes records to their slots.
+trait Arrive: Sink {
+    /// Waits until everything that has been read is there.
+    fn settle(&self) -> Result<()>;
 }
 
 /// One part of a slot.
@@ -88,21 +104,34 @@ struct Target {
     after: usize,
 }
 
+impl Target {
+    /// Where a chunk goes that begins `offset` bytes after the part.
+    fn at(&self, chunk: &Chunk) -> *mut u8 {
+        let offset = usize::try_from(chunk.offset).expect("a piece is smaller than memory");
+        assert!(offset + chunk.len() <= self.bytes, "a chunk lies inside its piece");
+        self.data.wrapping_add(offset)
+    }
+}
+
+/// Slots in host memory: records are read to them, or copied there when they come another way.
+struct InMemory {
+    /// Where each piece goes.
+    targets: Vec<Target>,
+    /// Keeps the pool's memory while reads are under way.
+    _residency: Arc<Residency>,
+}
+
 // SAFETY: the targets are slots that this step has reserved and that nobody reads before the
 // ticket is finished; the residency that owns their memory is held.
-unsafe impl Send for Arrival {}
+unsafe impl Send for InMemory {}
 // SAFETY: distinct chunks cover distinct bytes.
-unsafe impl Sync for Arrival {}
+unsafe impl Sync for InMemory {}
 
-impl Sink for Arrival {
+impl Sink for InMemory {
     fn chunk(&self, chunk: Chunk) {
-        let offset = usize::try_from(chunk.offset).expect("a piece is smaller than memory");
-        let target = &self.targets[chunk.piece];
-        assert!(offset + chunk.len() <= target.bytes, "a chunk lies inside its piece");
-        // SAFETY: in bounds of the slot (checked above); see the `Send` argument.
-        unsafe {
-            ptr::copy_nonoverlapping(chunk.as_ptr(), target.data.add(offset), chunk.len());
-        }
+        let to = self.targets[chunk.piece].at(&chunk);
+        // SAFETY: in bounds of the slot (see `at`); see the `Send` argument.
+        unsafe { ptr::copy_nonoverlapping(chunk.as_ptr(), to, chunk.len()) };
     }
 
     fn place(&self, piece: usize) -> Option<Place> {
@@ -117,4 +146,46 @@ impl Sink for Arrival {
     }
 
     fn done(&self, _piece: usize, _result: Result<(), tierstream_io::Error>) {}
+}
+
+impl Arrive for InMemory {
+    fn settle(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Slots on a GPU: chunks are copied there as they arrive.
+struct Upload {
+    targets: Vec<Target>,
+    residency: Arc<Residency>,
+    /// What went wrong first; the reader has no place for it.
+    failed: Mutex<Option<Error>>,
+}
+
+// SAFETY: the targets are addresses on a device, which nobody reads or writes here.
+unsafe impl Send for Upload {}
+// SAFETY: as above.
+unsafe impl Sync for Upload {}
+
+impl Sink for Upload {
+    fn chunk(&self, chunk: Chunk) {
+        let Store::Vram(vram) = &self.residency.store else { return };
+        let offset = self.residency.store.offset(self.targets[chunk.piece].at(&chunk));
+        if let Err(error) = vram.upload(chunk, offset) {
+            self.failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+        }
+    }
+
+    fn done(&self, _piece: usize, _result: Result<(), tierstream_io::Error>) {}
+}
+
+impl Arrive for Upload {
+    fn settle(&self) -> Result<()> {
+        let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        failed.map_or(Ok(()), Err)?;
+        match &self.residency.store {
+            Store::Host(_) => Ok(()),
+            Store::Vram(vram) => vram.settle(),
+        }
+    }
 }

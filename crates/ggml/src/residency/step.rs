@@ -7,7 +7,7 @@ use tierstream_pool::Slot;
 
 use super::Residency;
 use super::ahead::{Ahead, Fetch};
-use super::load::Load;
+use super::load::{Destination, Load};
 use crate::error::Result;
 
 /// One expert that a batch needs, with the last row of the batch that needs it.
@@ -78,6 +78,11 @@ impl Step {
         }
     }
 
+    /// Makes sure that there is memory behind the slots that will be filled.
+    pub(super) fn back(&self) -> Result<()> {
+        self.reserved.iter().try_for_each(|slot| self.residency.back(self.layer, slot.index))
+    }
+
     /// Records that are resident.
     pub(crate) fn hits(&self) -> &[Placed] {
         &self.hits
@@ -97,7 +102,8 @@ impl Step {
         let mut loads: Vec<_> =
             self.begun.iter().flat_map(|fetch| fetch.loads_of(parts)).cloned().collect();
         if !placed.is_empty() {
-            let load = Load::start(&self.residency, self.layer, parts, &placed, priority);
+            let to = Destination::Slots;
+            let load = Load::start(&self.residency, self.layer, parts, &placed, to, priority);
             loads.push(Arc::new(load));
         }
         self.loads.push(loads);

@@ -7,8 +7,10 @@ use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::Duration;
 
+use tierstream_cuda::standin::StandIn;
 use tierstream_ggml::{
-    Context, ContextOptions, Keep, Model, PoolOptions, PoolSize, Prefetch, Token, Weights,
+    Context, ContextOptions, Gpu, Keep, Model, Placement, PoolOptions, PoolSize, Prefetch, Token,
+    Weights,
 };
 use tierstream_io::wrap::{Fault, Rule};
 use tierstream_io::{Config, Reader, engine::Engine};
@@ -77,7 +79,14 @@ pub(crate) fn faulty(rules: Vec<Rule>) -> Arc<Reader> {
 
 pub(crate) fn load_with(path: &Path, weights: Weights, reader: Arc<Reader>) -> Model {
     let file = tierstream_gguf::Model::open(path).unwrap();
-    Model::load(&file, weights, reader, &mut go_on).unwrap()
+    Model::load(&file, weights, &Placement::Cpu, reader, &mut go_on).unwrap()
+}
+
+/// A model on the stand-in for a GPU: CPU kernels over its memory.
+pub(crate) fn load_on_stand_in(path: &Path, stand_in: &StandIn, reader: Arc<Reader>) -> Model {
+    let file = tierstream_gguf::Model::open(path).unwrap();
+    let gpu = Placement::Gpu(Gpu::stand_in(stand_in.device()).unwrap());
+    Model::load(&file, Weights::Streamed, &gpu, reader, &mut go_on).unwrap()
 }
 
 pub(crate) fn stock(path: &Path) -> Model {

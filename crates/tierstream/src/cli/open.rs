@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::path::Path;
 
 use tierstream::size::{Bytes, PoolShare};
-use tierstream::{Engine, Keep, Options, Weights, demo, gguf, io_config};
+use tierstream::{Engine, Keep, Options, Placement, Weights, demo, gguf, io_config};
 
 use super::args::LoadArgs;
 use super::interrupt;
@@ -43,6 +43,8 @@ pub(crate) fn options(args: &LoadArgs, experts: Option<PoolShare>) -> Options {
         keep: Keep::Last,
         seed: u64::from(args.seed()),
         weights: Weights::Streamed,
+        placement: Placement::Cpu,
+        vram_bytes: None,
         preload: true,
         io: io_config(args.io),
     }

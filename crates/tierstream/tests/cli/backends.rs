@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 
 use serde_json::Value;
 
-use crate::support::{PROMPT, output, stderr, stdout, tierstream};
+use crate::support::{PROMPT, stderr, stdout, tierstream};
 
 /// A backend with one device, a GPU that can do nothing, as ggml-backend-impl.h has them. `VERSION`
 /// is that of the interface.
@@ -116,7 +116,7 @@ fn a_device_that_is_added_is_listed_and_leaves_the_model_on_the_cpu() {
     assert_eq!(toy["memory_total_bytes"], 2 << 20);
 
     let args = ["run", "demo", PROMPT, "-n", "8", "--temp", "0", "--experts", "50%"];
-    let plain = output(args);
+    let plain = tierstream().args(args).output().unwrap();
     assert!(plain.status.success(), "{plain:?}");
     let beside = with_backends(dir.path(), &args);
     assert_eq!(stdout(&beside), stdout(&plain));

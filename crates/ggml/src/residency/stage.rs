@@ -1,0 +1,259 @@
+//! Whole layers in expert order, in an area of their own behind the slots: what a batch of several
+//! tokens is computed with on a GPU.
+//!
+//! Kernels for several tokens cut their work by the number of an expert's matrix (mmq.cuh,
+//! "stream-k"), so that the bits of their output depend on where each expert lies. With every
+//! expert at the place that it has in the file, they are those of the resident model.
+
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+
+use tierstream_io::{Priority, Ticket};
+use tierstream_pool::{Lookup, Slot};
+
+use super::load::{Destination, Load};
+use super::{
+    CANCEL_LOOKED_FOR_EVERY, Layer, Need, PAGE, Placed, Residency, Store, index32, record,
+};
+use crate::abi::*;
+use crate::error::{Error, Result};
+
+/// Room for one layer, for one context at a time.
+pub(super) struct Area {
+    /// Where it begins in the store.
+    offset: u64,
+    bytes: u64,
+    free: Mutex<bool>,
+    freed: Condvar,
+}
+
+impl Area {
+    /// For any of `layers`, from `offset` of the store on.
+    pub(super) fn new(offset: u64, layers: &[Layer]) -> Self {
+        let bytes = layers.iter().map(layer_bytes).max().unwrap_or(0);
+        Self { offset, bytes, free: Mutex::new(true), freed: Condvar::new() }
+    }
+
+    /// Where it ends in the store.
+    pub(super) fn end(&self) -> u64 {
+        self.offset + self.bytes
+    }
+
+    fn take(&self, cancelled: &dyn Fn() -> bool) -> Result<()> {
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        while !*free {
+            if cancelled() {
+                return Err(Error::Cancelled);
+            }
+            let waited = self.freed.wait_timeout(free, CANCEL_LOOKED_FOR_EVERY);
+            free = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        *free = false;
+        Ok(())
+    }
+
+    fn give_back(&self) {
+        *self.free.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.freed.notify_one();
+    }
+}
+
+/// Bytes of all records of a layer, as they lie in the area.
+pub(crate) fn layer_bytes(layer: &Layer) -> u64 {
+    (0..layer.parts.len()).map(|part| part_bytes(layer, part)).sum()
+}
+
+fn part_bytes(layer: &Layer, part: usize) -> u64 {
+    (layer.parts[part].slot.stride as u64 * u64::from(layer.experts)).next_multiple_of(PAGE as u64)
+}
+
+/// What a batch needs of a layer, in the area. Nobody else gets the area while this lives.
+pub(crate) struct Stage {
+    residency: Arc<Residency>,
+    layer: usize,
+}
+
+impl Residency {
+    /// Brings the records of `need` (distinct experts, at least one) into the area, from slots and
+    /// from files, and those of the last rows into slots, as far as there are some. `wait` waits
+    /// for reads.
+    pub(crate) fn stage(
+        self: &Arc<Self>,
+        layer: usize,
+        need: &[Need],
+        cancelled: &dyn Fn() -> bool,
+        wait: &mut dyn FnMut(&Arc<Ticket>) -> Result<()>,
+    ) -> Result<Stage> {
+        let area = self.area.as_ref().ok_or_else(|| Error::Internal("no area".into()))?;
+        area.take(cancelled)?;
+        let stage = Stage { residency: self.clone(), layer };
+        let Store::Vram(vram) = &self.store else { return Ok(stage) };
+        vram.back(area.offset, layer_bytes(&self.layers[layer]))?;
+        let mut held = self.hold(layer, need, cancelled)?;
+        for (expert, slot) in &held.hits {
+            self.copy_record(
+                layer,
+                (Destination::Slots, slot.index),
+                (Destination::Area, *expert),
+            )?;
+        }
+        let parts: Vec<usize> = (0..self.layers[layer].parts.len()).collect();
+        if !held.missing.is_empty() {
+            let in_order = |&expert: &u32| Placed { expert, slot: expert };
+            let placed: Vec<Placed> = held.missing.iter().map(in_order).collect();
+            let to = Destination::Area;
+            let load = Load::start(self, layer, &parts, &placed, to, Priority::Demand);
+            let read = wait(load.ticket()).and_then(|()| load.arrived(self));
+            if let Err(error) = read {
+                // The area may be used again when nothing is on its way there.
+                load.ticket().cancel();
+                let _ = load.ticket().wait();
+                let _ = vram.settle();
+                return Err(error);
+            }
+        }
+        for (expert, slot) in &held.kept {
+            self.back(layer, slot.index)?;
+            self.copy_record(
+                layer,
+                (Destination::Area, *expert),
+                (Destination::Slots, slot.index),
+            )?;
+        }
+        vram.settle()?;
+        held.commit();
+        Ok(stage)
+    }
+
+    /// Pins what is resident, and takes slots for what is to stay of the rest.
+    fn hold(
+        self: &Arc<Self>,
+        layer: usize,
+        need: &[Need],
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<Held> {
+        let mut pool = self.lock();
+        let loading = |n: &Need| matches!(pool.peek(record(layer, n.expert)), Lookup::Loading(_));
+        let mut busy = need.iter().any(loading);
+        while busy {
+            if cancelled() {
+                return Err(Error::Cancelled);
+            }
+            let waited = self.settled.wait_timeout(pool, CANCEL_LOOKED_FOR_EVERY);
+            pool = waited.unwrap_or_else(PoisonError::into_inner).0;
+            let loading =
+                |n: &Need| matches!(pool.peek(record(layer, n.expert)), Lookup::Loading(_));
+            busy = need.iter().any(loading);
+        }
+        let mut held = Held {
+            residency: self.clone(),
+            hits: Vec::new(),
+            missing: Vec::new(),
+            kept: Vec::new(),
+        };
+        pool.begin_step();
+        let mut missing = Vec::new();
+        for &n in need {
+            match pool.request(record(layer, n.expert)) {
+                Lookup::Resident(slot) => held.hits.push((n.expert, slot)),
+                _ => missing.push(n),
+            }
+        }
+        // Those of the last rows stay: decoding goes on from there. No more than this layer's
+        // share, so that a prompt does not turn over what the others have.
+        missing.sort_by_key(|n| (n.last_row, n.expert));
+        let room = pool.reservable(index32(layer)) as usize;
+        let stay = missing.len() - missing.len().min(room).min(self.share(layer));
+        for n in &missing[stay..] {
+            let found = pool.reserve(record(layer, n.expert));
+            held.kept.extend(found.map(|found| (n.expert, found.slot)));
+        }
+        for n in &missing[..stay] {
+            pool.stream(record(layer, n.expert));
+        }
+        drop(pool);
+        held.missing = missing.iter().map(|n| n.expert).collect();
+        held.missing.sort_unstable();
+        Ok(held)
+    }
+
+    /// Starts to copy a record from one place of the store to another.
+    fn copy_record(
+        &self,
+        layer: usize,
+        (from, from_slot): (Destination, u32),
+        (to, to_slot): (Destination, u32),
+    ) -> Result<()> {
+        let Store::Vram(vram) = &self.store else { return Ok(()) };
+        for (index, part) in self.layers[layer].parts.iter().enumerate() {
+            let at = |place, slot: u32| {
+                self.store.offset(self.first_slot(layer, index, place))
+                    + u64::from(slot) * part.slot.stride as u64
+            };
+            vram.copy(at(from, from_slot), at(to, to_slot), part.bytes as u64)?;
+        }
+        Ok(())
+    }
+
+    /// Where the slots of `part` of `layer` begin.
+    pub(super) fn first_slot(&self, layer: usize, part: usize, place: Destination) -> *mut u8 {
+        let spec = &self.layers[layer];
+        match (place, &self.area) {
+            (Destination::Area, Some(area)) => {
+                let before: u64 = (0..part).map(|p| part_bytes(spec, p)).sum();
+                let offset = usize::try_from(area.offset + before).expect("an address");
+                self.store.base().wrapping_add(offset)
+            }
+            _ => self.classes[spec.class].parts[part].data.cast(),
+        }
+    }
+}
+
+impl Stage {
+    /// The tensor of `part`, as kernels get it: all experts of the layer, in order.
+    pub(crate) fn tensor(&self, part: usize) -> ggml_tensor {
+        let spec = &self.residency.layers[self.layer];
+        let mut tensor = self.residency.classes[spec.class].parts[part];
+        tensor.data = self.residency.first_slot(self.layer, part, Destination::Area).cast();
+        tensor.ne[2] = i64::from(spec.experts);
+        tensor.nb[3] = tensor.nb[2] * spec.experts as usize;
+        tensor
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        self.residency.area.as_ref().expect("it was taken").give_back();
+    }
+}
+
+/// What a batch holds of the pool while its layer is staged.
+struct Held {
+    residency: Arc<Residency>,
+    /// Resident records, pinned.
+    hits: Vec<(u32, Slot)>,
+    /// Experts to be read, ascending.
+    missing: Vec<u32>,
+    /// Of those, the ones that are to stay, and their slots.
+    kept: Vec<(u32, Slot)>,
+}
+
+impl Held {
+    /// What was to stay is in its slots.
+    fn commit(&mut self) {
+        let mut pool = self.residency.lock();
+        for (expert, slot) in self.kept.drain(..) {
+            pool.commit(slot);
+            self.hits.push((expert, slot));
+        }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let mut pool = self.residency.lock();
+        self.kept.drain(..).for_each(|(_, slot)| pool.abandon(slot));
+        self.hits.drain(..).for_each(|(_, slot)| pool.unpin(slot));
+        drop(pool);
+        self.residency.settled.notify_all();
+    }
+}

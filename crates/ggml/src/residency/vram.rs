@@ -1,0 +1,162 @@
+//! Slots in the memory of a GPU: addresses for all of them from the start, memory as they are used.
+//!
+//! Reads arrive in the reader's ring, which is pinned, and each chunk is copied to its slot from
+//! there, on a stream of our own, beside what the GPU computes. A chunk goes back to the ring when
+//! its copy is seen done.
+
+use std::collections::VecDeque;
+use std::ptr::NonNull;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tierstream_cuda::{Event, Region, Registered, Stream};
+use tierstream_io::{Chunk, Reader, Ring};
+
+use crate::abi::*;
+use crate::error::{Error, Result};
+use crate::placement::Gpu;
+
+/// Memory is mapped in pieces of this, bytes: the costs of mapping hardly depend on the size.
+const GRANULE_BYTES: u64 = 32 << 20;
+
+/// Bytes of finite numbers behind the last slot: kernels read a row in steps of 256 elements, and
+/// so beyond the end of a matrix whose rows are no multiple of that (mmq.cuh, `ITER_K`).
+const TAIL_BYTES: u64 = 4096;
+
+/// Copies from the ring that nobody has waited for. The reader needs the other buffers.
+const COPIES_IN_FLIGHT: usize = 4;
+
+/// The memory of one pool on a GPU.
+pub(super) struct Vram {
+    // In the order in which they are to be dropped: copies end before the ring is unpinned.
+    in_flight: Mutex<VecDeque<Event>>,
+    copies: Stream,
+    region: Region,
+    /// Held while memory is mapped, so that a granule is cleared before it is used.
+    growing: Mutex<()>,
+    /// What the tensors of the pool are said to lie in: a genuine buffer of ggml's, since kernels
+    /// are chosen by the buffer's kind and usage. Nothing is in it.
+    anchor: ggml_backend_buffer_t,
+    _ring: Registered<Arc<Ring>>,
+}
+
+// SAFETY: the buffer is only named in tensors, and freed once.
+unsafe impl Send for Vram {}
+// SAFETY: as above.
+unsafe impl Sync for Vram {}
+
+impl Vram {
+    /// Addresses for `bytes`, with no memory behind them yet. What `reader` reads will be copied
+    /// there.
+    pub(super) fn new(gpu: &Gpu, bytes: u64, reader: &Reader) -> Result<Self> {
+        let device = gpu.device();
+        let region = device.reserve(bytes + TAIL_BYTES, GRANULE_BYTES)?;
+        let copies = device.stream()?;
+        let ring = reader.ring().clone();
+        let base = NonNull::new(ring.base()).expect("a ring is mapped");
+        let size = ring.bytes();
+        // SAFETY: the ring is mapped as long as it lives; `Vram` ends its copies before it drops it.
+        let ring = unsafe { device.register(ring, base, size) }?;
+        // SAFETY: a device of ggml's registry; a buffer of its own kind.
+        let anchor = unsafe {
+            let buffer_type = ggml_backend_dev_buffer_type(gpu.inner().cast());
+            let anchor = ggml_backend_buft_alloc_buffer(buffer_type, 256);
+            if anchor.is_null() {
+                return Err(Error::OutOfMemory { bytes: 256, what: "a buffer on the GPU" });
+            }
+            ggml_backend_buffer_set_usage(anchor, GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
+            anchor.cast()
+        };
+        Ok(Self {
+            in_flight: Mutex::default(),
+            copies,
+            region,
+            growing: Mutex::new(()),
+            anchor,
+            _ring: ring,
+        })
+    }
+
+    /// Where the first byte is, in the device's address space.
+    pub(super) fn base(&self) -> *mut u8 {
+        // Kernels get it as the address of a tensor; nobody here reads or writes there.
+        std::ptr::without_provenance_mut(
+            usize::try_from(self.region.address()).expect("addresses have 64 bits"),
+        )
+    }
+
+    /// What tensors in this memory name as their buffer.
+    pub(super) fn buffer(&self) -> ggml_backend_buffer_t {
+        self.anchor
+    }
+
+    /// Bytes of the device's memory that are taken now.
+    pub(super) fn mapped_bytes(&self) -> u64 {
+        self.region.mapped_bytes()
+    }
+
+    /// Puts memory behind `bytes` from `offset` on, and what kernels may read behind them.
+    pub(super) fn back(&self, offset: u64, bytes: u64) -> Result<()> {
+        let size = self.region.granule_bytes();
+        let end = (offset + bytes + TAIL_BYTES).min(self.region.bytes());
+        let _growing = lock(&self.growing);
+        for granule in offset / size..end.div_ceil(size) {
+            let index = usize::try_from(granule).expect("granules are counted in usize");
+            if !self.region.is_mapped(index) {
+                self.region.map(index)?;
+                // Before the copies that follow on this stream.
+                self.copies.fill(self.region.span(granule * size, size)?, 0)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts to copy a chunk to `offset`, where there is memory. Comes from the reader's thread.
+    pub(super) fn upload(&self, chunk: Chunk, offset: u64) -> Result<()> {
+        let to = self.region.span(offset, chunk.len() as u64)?;
+        self.copies.upload(Arrived(chunk), to)?;
+        let event = self.copies.record()?;
+        let mut in_flight = lock(&self.in_flight);
+        in_flight.push_back(event);
+        // A copy takes some 20 us per MiB, less than the read of the next one.
+        while in_flight.len() > COPIES_IN_FLIGHT {
+            in_flight.pop_front().expect("there are some").wait()?;
+        }
+        Ok(())
+    }
+
+    /// Starts to copy within this memory, behind the uploads that were started.
+    pub(super) fn copy(&self, from: u64, to: u64, bytes: u64) -> Result<()> {
+        self.copies.copy_within(self.region.span(from, bytes)?, self.region.span(to, bytes)?)?;
+        Ok(())
+    }
+
+    /// Waits for every copy that was started.
+    pub(super) fn settle(&self) -> Result<()> {
+        let event = self.copies.record()?;
+        event.wait()?;
+        lock(&self.in_flight).clear();
+        Ok(())
+    }
+}
+
+impl Drop for Vram {
+    fn drop(&mut self) {
+        // On a lost device nothing is copied any more, whatever this says.
+        let _ = self.copies.synchronize();
+        // SAFETY: ours, freed once; whoever computes with tensors that name it is gone.
+        unsafe { ggml_backend_buffer_free(self.anchor.cast()) };
+    }
+}
+
+/// A chunk as the bytes of a copy.
+struct Arrived(Chunk);
+
+impl AsRef<[u8]> for Arrived {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,160 @@
+//! The executor for GPUs, over the stand-in: experts in memory of a device, which is mapped as it is
+//! used, is full of NaNs before, and kills whoever touches what is not mapped. The kernels are those
+//! of the CPU, so the output is that of the resident model, bit for bit.
+
+mod common;
+
+use std::path::Path;
+
+use common::{
+    Room, Run, Synth, assert_same_bits, attach, demo, faulty, load_on_stand_in, reader, stock,
+};
+use tierstream_cuda::standin::{Config, Fault, StandIn};
+use tierstream_ggml::{Error, Model};
+use tierstream_io::wrap::{Action, Rule};
+use tierstream_pool::Policy;
+use tierstream_synth::{Arch, Quant, Spec, TensorType};
+
+const ROOMS: [Room; 4] = [Room::Preloaded, Room::Share(1.0), Room::Share(0.4), Room::Floor(0)];
+
+fn stand_in() -> StandIn {
+    StandIn::new(Config::default()).unwrap()
+}
+
+fn streamed(path: &Path, room: Room) -> Model {
+    let model = load_on_stand_in(path, &stand_in(), reader());
+    assert!(model.is_streamed() && model.resident_blocks().is_empty());
+    attach(&model, room, Policy::Lru);
+    model
+}
+
+fn check(path: &Path, generate: usize) {
+    let reference_model = stock(path);
+    let vocab = reference_model.vocab().len();
+    for (prompt, n_batch) in [(12, 1), (80, 64), (200, 512)] {
+        let run = Run::new(&reference_model, prompt, generate, n_batch);
+        let reference = run.logits(&reference_model);
+        for room in ROOMS {
+            let what = format!("batch {n_batch}, {room:?}");
+            let model = streamed(path, room);
+            assert_same_bits(&reference, &run.logits(&model), vocab, &what);
+            let c = model.expert_counters();
+            assert!(c.requests > 0 && c.requests == c.hits + c.faults, "{what}: {c:?}");
+            match room {
+                Room::Preloaded => assert_eq!(c.bytes_read, model.expert_bytes(), "{what}: {c:?}"),
+                Room::Share(1.0) => assert!(c.faults > 0 && c.evictions == 0, "{what}: {c:?}"),
+                _ => assert!(c.faults > c.first_touches, "{what}: records come again: {c:?}"),
+            }
+        }
+    }
+}
+
+fn check_synth(spec: &Spec) {
+    check(&Synth::new(spec).path, 12);
+}
+
+#[test]
+fn demo_model() {
+    check(&demo(), 32);
+}
+
+#[test]
+fn qwen3moe_q4_k_m_of_several_size_classes() {
+    check_synth(&Spec::new(Arch::Qwen3Moe).quant(Quant::Q4_K_M));
+}
+
+#[test]
+fn gpt_oss_mxfp4() {
+    check_synth(&Spec::new(Arch::GptOss));
+}
+
+#[test]
+fn deepseek2_q8_0() {
+    check_synth(&Spec::new(Arch::DeepSeek2).quant(TensorType::Q8_0));
+}
+
+#[test]
+fn hy_v3_fused() {
+    check_synth(&Spec::new(Arch::HyV3));
+}
+
+/// Two contexts of one model at the same time, one with prompts, one with single tokens.
+#[test]
+fn contexts_share_slots_and_the_area() {
+    let synth = Synth::qwen();
+    let reference_model = stock(&synth.path);
+    let vocab = reference_model.vocab().len();
+    let runs = [(60, 4, 32), (6, 40, 1), (90, 2, 90)]
+        .map(|(prompt, n, batch)| Run::new(&reference_model, prompt, n, batch));
+    let expected: Vec<_> = runs.iter().map(|run| run.logits(&reference_model)).collect();
+    let model = streamed(&synth.path, Room::Share(0.4));
+    common::watched("contexts on one device", || {
+        std::thread::scope(|s| {
+            for (run, expected) in runs.iter().zip(&expected) {
+                let model = &model;
+                s.spawn(move || {
+                    for round in 0..3 {
+                        let what = format!("prompt {}, round {round}", run.prompt.len());
+                        assert_same_bits(expected, &run.logits(model), vocab, &what);
+                    }
+                });
+            }
+        });
+    });
+}
+
+/// The pool takes the device's memory as it fills, and gives all of it back.
+#[test]
+fn memory_is_taken_as_it_is_used() {
+    let synth = Synth::qwen();
+    let device = stand_in();
+    let free = || device.device().memory().unwrap().free_bytes;
+    let before = free();
+    let model = load_on_stand_in(&synth.path, &device, reader());
+    attach(&model, Room::Share(1.0), Policy::Lru);
+    assert_eq!((model.vram_bytes(), free()), (Some(0), before));
+    let run = Run::new(&model, 3, 0, 1);
+    run.logits(&model);
+    let taken = model.vram_bytes().unwrap();
+    assert!(taken > 0 && free() == before - taken);
+    drop(model);
+    assert_eq!((free(), device.pinned_bytes()), (before, 0));
+}
+
+/// A device without memory for more, a copy that fails, a read that fails: the decode says so, and
+/// the next one is right.
+#[test]
+fn what_goes_wrong_is_told_and_leaves_no_trace() {
+    let synth = Synth::qwen();
+    let reference_model = stock(&synth.path);
+    let vocab = reference_model.vocab().len();
+    for n_batch in [1, 32] {
+        let run = Run::new(&reference_model, 40, 4, n_batch);
+        let reference = run.logits(&reference_model);
+        for (fault, after) in
+            [(Fault::OutOfMemory, 0), (Fault::MapRefused, 0), (Fault::CopyRefused, 7)]
+        {
+            let device = stand_in();
+            let model = load_on_stand_in(&synth.path, &device, reader());
+            attach(&model, Room::Share(0.4), Policy::Lru);
+            device.inject(fault, after);
+            let mut context = run.context(&model);
+            let what = format!("batch {n_batch}, {fault:?}");
+            let error = run.logits_in(&mut context).map(drop).expect_err(&what);
+            assert!(matches!(error, Error::Gpu(_)), "{what}: {error:?}");
+            context.clear();
+            assert_same_bits(&reference, &run.logits_in(&mut context).unwrap(), vocab, &what);
+        }
+        for nth in [3, 30] {
+            let rule = Rule::all(Action::Errno(libc::EIO)).nth(nth..nth + 1);
+            let model = load_on_stand_in(&synth.path, &stand_in(), faulty(vec![rule]));
+            attach(&model, Room::Share(0.4), Policy::Lru);
+            let mut context = run.context(&model);
+            let what = format!("batch {n_batch}, read {nth}");
+            let error = run.logits_in(&mut context).map(drop).expect_err(&what);
+            assert!(matches!(error, Error::Io(_)), "{what}: {error:?}");
+            context.clear();
+            assert_same_bits(&reference, &run.logits_in(&mut context).unwrap(), vocab, &what);
+        }
+    }
+}
