@@ -7,10 +7,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use rustix::fs::OFlags;
 use support::{Collect, Fixture, Gate, Places, Random};
 use tierstream_io::wrap::{Action, Drive, Fault, Monitor, Rule, Throttle};
 use tierstream_io::{
-    Chunk, Config, EngineKind, Error, Extent, FileId, Place, Priority, Reader, Sink, Wrap,
+    Chunk, Config, EngineKind, Error, Extent, File, FileId, Place, Priority, Reader, Sink, Wrap,
 };
 
 /// Engines whose bytes are checked. `Noop` is exempt: it reads nothing.
@@ -251,7 +252,7 @@ fn memory_file_systems_are_read_through_the_cache_and_say_so() {
 #[test]
 fn direct_files_say_so() {
     let fixture = Fixture::new(10_000);
-    let state = tierstream_io::File::open(&fixture.path).unwrap().direct_state().clone();
+    let state = File::open(&fixture.path).unwrap().direct_state().clone();
     println!("direct reads: {state:?}");
     // Where the tests' own folder lies in memory, they say nothing of direct reads.
     assert!(state.direct || state.reason.is_some_and(|why| why.contains("refused")));
@@ -262,6 +263,17 @@ fn direct_files_say_so() {
         // Temporary files may lie in memory here; then there must be a reason.
         assert_ne!(status.direct, status.reason.is_some_and(|r| r.contains("page cache")));
     });
+}
+
+#[test]
+fn reads_of_an_open_file_may_block() {
+    let fixture = Fixture::new(10_000);
+    for opened in [File::open(&fixture.path), File::open_buffered(&fixture.path, "as asked")] {
+        let file = opened.unwrap();
+        let flags = rustix::fs::fcntl_getfl(file.handle()).unwrap();
+        assert!(!flags.contains(OFlags::NONBLOCK), "{flags:?}");
+        assert_eq!(flags.contains(OFlags::DIRECT), file.direct_state().direct, "{flags:?}");
+    }
 }
 
 #[test]
