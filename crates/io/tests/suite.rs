@@ -254,8 +254,8 @@ fn direct_files_say_so() {
     let fixture = Fixture::new(10_000);
     let state = File::open(&fixture.path).unwrap().direct_state().clone();
     println!("direct reads: {state:?}");
-    // Where the tests' own folder lies in memory, they say nothing of direct reads.
-    assert!(state.direct || state.reason.is_some_and(|why| why.contains("refused")));
+    // Which reason it is depends on the file system and the kernel.
+    assert_ne!(state.direct, state.reason.is_some(), "{state:?}");
     everywhere(|reader| {
         reader.open(&fixture.path).unwrap();
         let status = reader.status();
