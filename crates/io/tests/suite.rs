@@ -570,6 +570,31 @@ fn drop_at_any_moment() {
     });
 }
 
+/// Whichever of the two comes first, the request ends.
+#[test]
+fn cancel_and_drop_at_once() {
+    let fixture = Fixture::new(4 << 20);
+    for _ in 0..2000 {
+        let config = Config {
+            engine: EngineKind::Noop,
+            ring_bytes: 2 * 4096,
+            buffer_bytes: 4096,
+            depth: 2,
+            ..Config::default()
+        };
+        let reader = Reader::new(config).unwrap();
+        let file = reader.open(&fixture.path).unwrap();
+        let sink = Collect::new([100; 60]);
+        let ticket = reader.submit(Priority::Bulk, apart(file, 60), sink.clone());
+        std::thread::scope(|scope| {
+            scope.spawn(|| ticket.cancel());
+            drop(reader);
+        });
+        assert!(matches!(ticket.wait(), Ok(()) | Err(Error::Cancelled | Error::Closed)));
+        assert!(sink.take().iter().all(|piece| piece.result.is_some()));
+    }
+}
+
 /// Panics in `chunk` or `place` for one piece, counts the rest.
 struct Moody {
     piece: usize,

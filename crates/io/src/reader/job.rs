@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
 use std::thread::ThreadId;
 
-use super::queue::Chore;
 use super::reaper::Shared;
 use crate::engine::RawRead;
 use crate::error::{Error, Result, panic_message};
@@ -50,9 +49,9 @@ impl Ticket {
     /// are not done end with [`Error::Cancelled`]. After [`Ticket::wait`] has returned, the sink
     /// is not called any more and no place is written to.
     pub fn cancel(&self) {
-        self.job.cancelled.store(true, Ordering::Relaxed);
+        // Without a reader, the request has ended.
         if let Some(shared) = self.shared.upgrade() {
-            shared.add_chore(Chore::Cancel(Arc::clone(&self.job)));
+            shared.cancel(&self.job);
         }
     }
 }
@@ -69,6 +68,7 @@ pub(super) struct Job {
     /// Of the pieces that are read in place.
     places: Vec<Option<Place>>,
     reaper: ThreadId,
+    /// Set together with the chore that ends the request, see [`Shared::cancel`].
     cancelled: AtomicBool,
     /// Some piece has failed, so some reads may not be wanted any more.
     spoiled: AtomicBool,
@@ -139,6 +139,11 @@ impl Job {
         let mut progress = lock(&self.progress);
         progress.in_place -= 1;
         self.finish_if_over(progress);
+    }
+
+    /// From now on its reads are dropped, those that wait and those that arrive.
+    pub(super) fn cancel(&self) {
+        self.cancelled.store(true, Ordering::Relaxed);
     }
 
     /// Whether nobody wants any more of it.
