@@ -371,6 +371,62 @@ fn demand_overtakes_what_is_queued() {
     assert_eq!(reader.stats().in_flight_max, 1);
 }
 
+#[test]
+fn a_raised_request_overtakes_what_is_queued() {
+    let fixture = Fixture::new(1 << 20);
+    let (gate, wrap) = Gate::new();
+    let reader = small(4, 1, wrap);
+    let file = reader.open(&fixture.path).unwrap();
+    let submit = |priority, offset, count: u64| {
+        let extents: Vec<_> = (0..count).map(|n| extent(file, offset + n * 65536, 4096)).collect();
+        let sink = Collect::new(extents.iter().map(|e| e.len));
+        reader.submit(priority, extents, sink)
+    };
+    let k = 1024;
+    let begun = submit(Priority::Bulk, 0, 3);
+    assert_eq!(gate.wait_held(1), [0]);
+    let prefetch = submit(Priority::Prefetch, 600 * k, 1);
+    let waits = submit(Priority::Bulk, 500 * k, 1);
+    let demand = submit(Priority::Demand, 700 * k, 1);
+    waits.raise(Priority::Prefetch);
+    begun.raise(Priority::Demand);
+    // Neither of these is a raise.
+    begun.raise(Priority::Bulk);
+    demand.raise(Priority::Demand);
+    let mut order = Vec::new();
+    for _ in 0..6 {
+        order.extend(gate.wait_held(1));
+        gate.release_one();
+    }
+    assert_eq!(order, [0, 700 * k, 64 * k, 128 * k, 600 * k, 500 * k]);
+    for ticket in [begun, prefetch, waits, demand] {
+        ticket.wait().unwrap();
+        // What has ended cannot be raised, and comes to no harm.
+        ticket.raise(Priority::Demand);
+        ticket.wait().unwrap();
+    }
+}
+
+#[test]
+fn raised_requests_bring_their_bytes() {
+    let fixture = Fixture::new(777_777);
+    everywhere(|reader| {
+        let file = reader.open(&fixture.path).unwrap();
+        let extents: Vec<_> = (0..8).map(|n| extent(file, n * 90_001, 50_000)).collect();
+        let requests = [Priority::Bulk, Priority::Prefetch, Priority::Bulk].map(|priority| {
+            let sink = Collect::new(extents.iter().map(|e| e.len));
+            (reader.submit(priority, extents.clone(), sink.clone()), sink)
+        });
+        for (ticket, sink) in requests.into_iter().rev() {
+            ticket.raise(Priority::Demand);
+            ticket.wait().unwrap();
+            for (extent, piece) in extents.iter().zip(sink.take()) {
+                assert!(piece.bytes == fixture.slice(extent), "{extent:?}");
+            }
+        }
+    });
+}
+
 /// Keeps every chunk until told to let go.
 #[derive(Default)]
 struct Keep {
@@ -411,6 +467,10 @@ fn held_chunks_do_not_lock_demand_out() {
         drop(held);
         assert!(!ticket.is_finished());
         fixture.check(&reader, Priority::Demand, vec![extent(file, 4097, 300_000)]);
+        // The buffers that are kept for `Demand` are also there for what becomes it.
+        let raised = reader.submit(Priority::Prefetch, apart(file, 3), Collect::new([100; 3]));
+        raised.raise(Priority::Demand);
+        raised.wait().unwrap();
         assert_eq!(sink.chunks.lock().unwrap().len(), 6);
         // One at a time, from a thread that is not the reader's.
         while !ticket.is_finished() {

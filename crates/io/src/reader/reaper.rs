@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
 use super::job::Job;
-use super::queue::{Chore, Landed, Queue};
+use super::queue::{Chore, Landed, Priority, Queue};
 use crate::engine::{Engine, RawDone};
 use crate::error::{Error, panic_message};
 use crate::file::{File, FileId};
@@ -90,6 +90,14 @@ impl Shared {
             queue.chores.push_back(Chore::Cancel(Arc::clone(job)));
         }
         self.wake();
+    }
+
+    /// Lets the reads of a request that wait with a lower priority wait with this one.
+    pub(super) fn raise(&self, job: &Arc<Job>, to: Priority) {
+        if lock(&self.queue).raise(job, to) {
+            // There may be a buffer or a place in flight that only `Demand` may take.
+            self.pump();
+        }
     }
 
     /// Lets the reader's thread look around.
@@ -216,8 +224,8 @@ mod tests {
     use super::*;
     use crate::engine::Noop;
     use crate::error::Result;
-    use crate::plan::{Layout, Plan, Wanted};
-    use crate::reader::{Priority, Ticket};
+    use crate::reader::Ticket;
+    use crate::reader::job::tests::request;
     use crate::ring::PAGE;
     use crate::sink::{Chunk, Sink};
 
@@ -254,23 +262,14 @@ mod tests {
 
     /// Queues a request of one read per piece.
     fn queue(shared: &Arc<Shared>, pieces: usize, cancel_at: usize) -> Arc<Fickle> {
-        let wanted = (0..pieces).map(|piece| {
-            let offset = (piece * 16 * PAGE) as u64;
-            Wanted { piece, file: FileId(0), offset, len: 100, in_place: false }
-        });
-        let layout = |_| Layout { align: 4096, size: 1 << 20 };
-        let plan = Plan::new(wanted.collect(), layout, PAGE);
-        assert_eq!(plan.reads().len(), pieces);
         let sink = Arc::new(Fickle {
             cancel_at,
             chunks: AtomicUsize::new(0),
             ends: (0..pieces).map(|_| AtomicUsize::new(0)).collect(),
             ticket: OnceLock::new(),
         });
-        let lens = (0..pieces).map(|_| 100);
-        let of_job = Arc::clone(&sink) as Arc<dyn Sink>;
-        let reaper = std::thread::current().id();
-        let job = Arc::new(Job::new(plan, vec![None; pieces], lens, of_job, reaper));
+        let offsets: Vec<_> = (0..pieces).map(|piece| (piece * 16 * PAGE) as u64).collect();
+        let job = request(&offsets, Arc::clone(&sink) as Arc<dyn Sink>);
         lock(&shared.queue).push(Priority::Bulk, Arc::clone(&job));
         let ticket = Ticket { job, shared: Arc::downgrade(shared) };
         assert!(sink.ticket.set(ticket).is_ok());
