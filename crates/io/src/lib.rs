@@ -34,6 +34,9 @@ pub mod plan;
 mod reader;
 mod ring;
 mod sink;
+#[cfg(test)]
+#[path = "../tests/support/skip.rs"]
+mod skip;
 mod sync;
 pub mod wrap;
 

@@ -6,7 +6,7 @@ mod support;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use support::{Collect, Fixture, Places};
+use support::{Collect, Fixture, Places, start};
 use tierstream_io::engine::{RawDone, RawRead};
 use tierstream_io::{Config, Engine, EngineKind, Error, Extent, FileId, Priority, Reader, Ticket};
 
@@ -81,10 +81,7 @@ fn reader(engine: EngineKind, when: When, left: usize) -> Option<Reader> {
         wrap: Some(Box::new(move |inner| Box::new(Panics { inner, when, left: left.into() }))),
         ..Config::default()
     };
-    match Reader::new(config) {
-        Err(Error::Engine { engine: "uring", .. }) => None,
-        other => Some(other.unwrap()),
-    }
+    start(config)
 }
 
 fn extents(file: FileId, count: u64) -> Vec<Extent> {

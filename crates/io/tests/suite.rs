@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rustix::fs::OFlags;
-use support::{Collect, Fixture, Gate, Places, Random};
+use support::{Collect, Fixture, Gate, Places, Random, skip, start};
 use tierstream_io::wrap::{Action, Drive, Fault, Monitor, Rule, Throttle};
 use tierstream_io::{
     Chunk, Config, EngineKind, Error, Extent, File, FileId, Place, Priority, Reader, Sink, Wrap,
@@ -56,16 +56,6 @@ fn everywhere(test: impl Fn(&Reader)) {
                 assert_eq!(reader.in_flight(), 0);
             }
         }
-    }
-}
-
-fn start(config: Config) -> Option<Reader> {
-    match Reader::new(config) {
-        Err(Error::Engine { engine: "uring", source }) => {
-            println!("no io_uring here: {source}");
-            None
-        }
-        other => Some(other.unwrap()),
     }
 }
 
@@ -236,7 +226,7 @@ fn bad_extents_fail_and_good_ones_beside_them_do_not() {
 fn memory_file_systems_are_read_through_the_cache_and_say_so() {
     let shm = Path::new("/dev/shm");
     if !shm.is_dir() {
-        return;
+        return skip("no /dev/shm");
     }
     let fixture = Fixture::within(shm, 100_003);
     everywhere(|reader| {
@@ -256,6 +246,9 @@ fn direct_files_say_so() {
     println!("direct reads: {state:?}");
     // Which reason it is depends on the file system and the kernel.
     assert_ne!(state.direct, state.reason.is_some(), "{state:?}");
+    if let Some(reason) = state.reason {
+        skip(format_args!("no direct reads: {reason}"));
+    }
     everywhere(|reader| {
         reader.open(&fixture.path).unwrap();
         let status = reader.status();

@@ -1,12 +1,27 @@
 //! Files to read, sinks that check what they are given, an engine that holds its reads until told.
 
+mod skip;
+
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
 
 use tierstream_io::engine::{RawDone, RawRead};
-use tierstream_io::{Chunk, Engine, Error, Extent, Place, Priority, Reader, Sink, Wrap};
+use tierstream_io::{Chunk, Config, Engine, Error, Extent, Place, Priority, Reader, Sink, Wrap};
+
+pub(crate) use self::skip::skip;
+
+/// A reader, unless it is to run on an io_uring that the kernel refuses.
+pub(crate) fn start(config: Config) -> Option<Reader> {
+    match Reader::new(config) {
+        Err(Error::Engine { engine: "uring", source }) => {
+            skip(format_args!("no io_uring: {source}"));
+            None
+        }
+        other => Some(other.unwrap()),
+    }
+}
 
 /// Gathers pieces; panics on a byte that arrives twice and on any call after `done`.
 #[derive(Debug, Default)]
