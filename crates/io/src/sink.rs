@@ -13,7 +13,8 @@ use crate::ring::Buffer;
 /// Takes the bytes of one request. All calls come from the reader's own thread, one at a time, so
 /// a sink must neither block for long nor wait for this reader.
 ///
-/// A panic in a sink fails the piece with [`Error::SinkPanicked`](crate::Error::SinkPanicked) and nothing else.
+/// A panic in a sink fails the piece with [`Error::SinkPanicked`](crate::Error::SinkPanicked) and
+/// nothing else.
 pub trait Sink: Send + Sync {
     /// Some bytes of a piece, in any order, each byte once.
     fn chunk(&self, chunk: Chunk);
