@@ -247,11 +247,6 @@ impl Experts {
     pub fn dense_bytes(&self) -> u64 {
         self.dense_bytes
     }
-
-    /// Bytes of the biases and scales of experts.
-    pub fn small_bytes(&self) -> u64 {
-        self.layers.iter().flat_map(|layer| &layer.small).map(|small| small.extent.len).sum()
-    }
 }
 
 impl Part {

@@ -110,11 +110,6 @@ impl TensorType {
         .into())
     }
 
-    /// The type of this name, in any case: `Q4_K`, `q4_k`, `bf16`.
-    pub fn from_name(name: &str) -> Option<Self> {
-        Self::all().find(|ty| ty.name().eq_ignore_ascii_case(name))
-    }
-
     /// Every type, in the order of its number.
     pub fn all() -> impl Iterator<Item = Self> {
         (0..TYPES.len() as u8).map(|index| Self { index })
@@ -142,15 +137,6 @@ impl TensorType {
     /// Bytes of one block.
     pub fn block_bytes(self) -> u64 {
         u64::from(self.row().block_bytes)
-    }
-
-    /// Bytes of a row of `ne0` elements, or `None` if `ne0` is no multiple of the block or the size
-    /// overflows.
-    pub fn row_bytes(self, ne0: u64) -> Option<u64> {
-        if !ne0.is_multiple_of(self.block_elems()) {
-            return None;
-        }
-        (ne0 / self.block_elems()).checked_mul(self.block_bytes())
     }
 
     /// True for types with more than one element per block.
@@ -190,7 +176,6 @@ mod tests {
         assert_eq!(TensorType::Q4_0.name(), "Q4_0");
         assert_eq!(TensorType::MXFP4.id(), 39);
         assert_eq!(TensorType::Q2_0.id(), 42);
-        assert_eq!(TensorType::from_name("q4_k"), Some(TensorType::Q4_K));
     }
 
     #[test]
@@ -205,13 +190,5 @@ mod tests {
             ErrorKind::UnknownTensorType { id: 43 }
         ));
         assert!(TensorType::from_id(u32::MAX).is_err());
-    }
-
-    #[test]
-    fn rows_are_whole_blocks() {
-        assert_eq!(TensorType::Q4_0.row_bytes(256), Some(144));
-        assert_eq!(TensorType::Q4_0.row_bytes(33), None);
-        assert_eq!(TensorType::F64.row_bytes(u64::MAX), None);
-        assert_eq!(TensorType::Q4_K.row_bytes(0), Some(0));
     }
 }

@@ -1,7 +1,5 @@
 //! Makes GGUF headers: for packed copies of models and for the files that tests need.
 
-use std::io::Write;
-
 use crate::Result;
 use crate::error::{Error, ErrorKind};
 use crate::header::{DEFAULT_ALIGNMENT, Header, KEY_ALIGNMENT, MAGIC};
@@ -77,21 +75,6 @@ pub fn encode(metadata: &Metadata, tensors: &[TensorSpec]) -> Result<(Vec<u8>, H
     let file_len = (bytes.len() as u64).saturating_add(data_bytes);
     let header = Header::parse(bytes.as_slice(), file_len)?;
     Ok((bytes, header))
-}
-
-/// Writes what [`encode`] makes and returns the header as it will be read back.
-///
-/// # Errors
-///
-/// As [`encode`], and [`ErrorKind::Io`].
-pub fn write_header(
-    out: &mut impl Write,
-    metadata: &Metadata,
-    tensors: &[TensorSpec],
-) -> Result<Header> {
-    let (bytes, header) = encode(metadata, tensors)?;
-    out.write_all(&bytes).map_err(|source| Error::io("write the header", source))?;
-    Ok(header)
 }
 
 fn put_string(out: &mut Vec<u8>, string: &[u8]) {

@@ -48,7 +48,7 @@ fn records_are_slices_in_canonical_order() {
     assert_eq!(experts.token_cycle_bytes(), 2 * 2 * 288);
     assert_eq!(experts.expert_bytes(), 2 * 4 * 288);
     assert_eq!(experts.dense_bytes(), 8 * 3 * 4);
-    assert_eq!(experts.small_bytes(), 0);
+    assert!(experts.layers().iter().all(|layer| layer.small.is_empty()));
 }
 
 #[test]
@@ -105,16 +105,15 @@ fn fused_chunk_shared_and_small_tensors() {
     assert_eq!((chunk.layer, chunk.family, chunk.experts, chunk.used), (3, Family::Chunk, 2, 2));
     assert_eq!(routed.record_bytes, 4 * 34 + 2 * 34);
     let small: Vec<_> =
-        routed.small.iter().map(|small| (small.kind, small.role, small.bytes_per_expert)).collect();
+        routed.small.iter().map(|s| (s.kind, s.role, s.bytes_per_expert, s.extent.len)).collect();
     assert_eq!(
         small,
         [
-            (PartKind::GateUp, SmallRole::Bias, 16),
-            (PartKind::Down, SmallRole::Scale, 4),
-            (PartKind::Down, SmallRole::InputScale, 4),
+            (PartKind::GateUp, SmallRole::Bias, 16, 64),
+            (PartKind::Down, SmallRole::Scale, 4, 16),
+            (PartKind::Down, SmallRole::InputScale, 4, 16),
         ]
     );
-    assert_eq!(experts.small_bytes(), 64 + 16 + 16);
     assert_eq!(experts.expert_bytes(), 4 * 204 + 2 * 24);
     assert_eq!(experts.dense_bytes() + experts.expert_bytes(), model.tensor_bytes());
     assert_eq!(experts.token_cycle_bytes(), 3 * 204 + 2 * 24);

@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, Mode, OFlags, Stat, StatxFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, StatxFlags};
 use rustix::io::Errno;
 
 use crate::error::{Error, Result};
@@ -112,9 +112,10 @@ impl File {
     fn finish(path: &Path, handle: std::fs::File, state: DirectState) -> Result<Self> {
         let fail = open_error(path);
         let stat = rustix::fs::fstat(&handle).map_err(|e| fail(e.into()))?;
-        if !rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file() {
+        if !FileType::from_raw_mode(stat.st_mode).is_file() {
             return Err(fail(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")));
         }
+        block_again(&handle).map_err(|e| fail(e.into()))?;
         Ok(Self { path: path.into(), handle, identity: Identity::of(&stat), state })
     }
 
@@ -191,9 +192,17 @@ fn open_error(path: &Path) -> impl Fn(io::Error) -> Error {
 }
 
 fn open_fd(path: &Path, extra: OFlags) -> rustix::io::Result<std::fs::File> {
-    // NONBLOCK: opening a FIFO by mistake must not hang; regular files ignore it.
+    // NONBLOCK: opening a FIFO by mistake must not hang. See `block_again`.
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | extra;
     rustix::fs::open(path, flags, Mode::empty()).map(std::fs::File::from)
+}
+
+/// Takes `O_NONBLOCK` off again. pread(2) ignores it on regular files, io_uring does not: up to
+/// Linux 6.4 its reads fail with `EAGAIN` where the block device (dm-crypt, loop) cannot promise
+/// not to block.
+fn block_again(handle: &std::fs::File) -> rustix::io::Result<()> {
+    let flags = rustix::fs::fcntl_getfl(handle)?;
+    rustix::fs::fcntl_setfl(handle, flags - OFlags::NONBLOCK)
 }
 
 /// Alignment of direct reads, or why there can be none. What the kernel reports is tried too:
@@ -261,6 +270,19 @@ mod tests {
             let error = File::open(&path).unwrap_err();
             assert!(matches!(error, Error::Open { .. }), "{error:?}");
             assert_eq!(error.path(), Some(path.as_path()));
+        }
+    }
+
+    /// Whoever opens a FIFO blocks until somebody writes to it.
+    #[test]
+    fn a_fifo_is_refused_and_does_not_block() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("fifo");
+        let mode = Mode::RUSR | Mode::WUSR;
+        rustix::fs::mknodat(rustix::fs::CWD, &path, FileType::Fifo, mode, 0).unwrap();
+        for opened in [File::open(&path), File::open_buffered(&path, "asked")] {
+            let Err(Error::Open { source, .. }) = opened else { panic!("{opened:?}") };
+            assert_eq!(source.to_string(), "not a regular file");
         }
     }
 

@@ -21,8 +21,8 @@
 //! aligned reads of at most one buffer. They wait in the reader's queues, `Demand` before
 //! `Prefetch` before `Bulk`, until a buffer of the [`Ring`] and room in the [`Engine`] are free.
 //! The reader's one thread takes what arrives, submits the next reads, and only then gives the
-//! bytes to the [`Sink`], as [`Chunk`]s that hold their buffer until dropped. A piece whose sink has
-//! a [`Place`] that suits the drive's alignment needs no buffer: it is read straight there.
+//! bytes to the [`Sink`], as [`Chunk`]s that hold their buffer until dropped. A piece whose sink
+//! has a [`Place`] that suits the drive's alignment needs no buffer: it is read straight there.
 //!
 //! Nothing falls back in silence: [`Reader::status`] names the engine that really runs, whether
 //! reads pass the page cache, and why not.
@@ -34,6 +34,9 @@ pub mod plan;
 mod reader;
 mod ring;
 mod sink;
+#[cfg(test)]
+#[path = "../tests/support/skip.rs"]
+mod skip;
 mod sync;
 pub mod wrap;
 

@@ -79,8 +79,9 @@ impl Plan {
     /// Plans `wanted` into reads of at most `buffer_bytes`.
     ///
     /// Within a file, ranges that touch, overlap or lie closer than [`COALESCE_GAP_BYTES`] share
-    /// reads, unless one goes to a place of its own; a range longer than a buffer is cut into parts of nearly equal size, so that an
-    /// unaligned record of one buffer's length becomes two halves and not a whole and a crumb.
+    /// reads, unless one goes to a place of its own; a range longer than a buffer is cut into parts
+    /// of nearly equal size, so that an unaligned record of one buffer's length becomes two halves
+    /// and not a whole and a crumb.
     pub fn new(
         mut wanted: Vec<Wanted>,
         layout: impl Fn(FileId) -> Layout,

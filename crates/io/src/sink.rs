@@ -13,7 +13,8 @@ use crate::ring::Buffer;
 /// Takes the bytes of one request. All calls come from the reader's own thread, one at a time, so
 /// a sink must neither block for long nor wait for this reader.
 ///
-/// A panic in a sink fails the piece with [`Error::SinkPanicked`](crate::Error::SinkPanicked) and nothing else.
+/// A panic in a sink fails the piece with [`Error::SinkPanicked`](crate::Error::SinkPanicked) and
+/// nothing else.
 pub trait Sink: Send + Sync {
     /// Some bytes of a piece, in any order, each byte once.
     fn chunk(&self, chunk: Chunk);
@@ -182,7 +183,7 @@ mod tests {
             let plan = Plan::new(wanted, layout, 16 << 10);
             for read in plan.reads() {
                 let start = at as i64 + read.offset as i64 - offset as i64;
-                prop_assert!(start >= (at - before) as i64);
+                prop_assert!(start >= at as i64 - before as i64);
                 let end = start + read.len as i64;
                 prop_assert!(end <= at as i64 + len as i64 + after as i64);
                 let again = start + ((cut % read.len as u64) & !u64::from(offset_align - 1)) as i64;

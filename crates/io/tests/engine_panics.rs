@@ -1,14 +1,13 @@
 //! An engine that panics: nobody waits for ever, whichever thread the panic comes up on.
 
-#[allow(dead_code)] // shared with the suite, which uses all of it
 mod support;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use support::{Collect, Fixture, Places};
+use support::{Collect, Fixture, Places, apart, start};
 use tierstream_io::engine::{RawDone, RawRead};
-use tierstream_io::{Config, Engine, EngineKind, Error, Extent, FileId, Priority, Reader, Ticket};
+use tierstream_io::{Config, Engine, EngineKind, Error, FileId, Priority, Reader, Ticket};
 
 /// When to panic.
 #[derive(Clone, Copy, PartialEq)]
@@ -81,19 +80,12 @@ fn reader(engine: EngineKind, when: When, left: usize) -> Option<Reader> {
         wrap: Some(Box::new(move |inner| Box::new(Panics { inner, when, left: left.into() }))),
         ..Config::default()
     };
-    match Reader::new(config) {
-        Err(Error::Engine { engine: "uring", .. }) => None,
-        other => Some(other.unwrap()),
-    }
-}
-
-fn extents(file: FileId, count: u64) -> Vec<Extent> {
-    (0..count).map(|n| Extent { file, offset: n * 65536, len: 100 }).collect()
+    start(config)
 }
 
 fn submit(reader: &Reader, file: FileId, count: u64) -> (Ticket, Arc<Collect>) {
     let sink = Collect::new((0..count).map(|_| 100));
-    (reader.submit(Priority::Demand, extents(file, count), sink.clone()), sink)
+    (reader.submit(Priority::Demand, apart(file, count), sink.clone()), sink)
 }
 
 fn check(engine: EngineKind, when: When, left: usize, count: u64) {
@@ -101,12 +93,11 @@ fn check(engine: EngineKind, when: When, left: usize, count: u64) {
     let Some(reader) = reader(engine, when, left) else { return };
     let file = reader.open(&fixture.path).unwrap();
     // Several callers, of whom one at most sees the panic. One has places.
-    let places = Places::new(&extents(file, count));
+    let places = Places::new(&apart(file, count));
     let (sinks, in_place) = std::thread::scope(|scope| {
         let callers: Vec<_> =
             (0..3).map(|_| scope.spawn(|| submit(&reader, file, count))).collect();
-        let extents = extents(file, count);
-        let in_place = reader.submit(Priority::Demand, extents, places.clone());
+        let in_place = reader.submit(Priority::Demand, apart(file, count), places.clone());
         let sinks: Vec<_> = callers.into_iter().map(|caller| caller.join().unwrap()).collect();
         (sinks, in_place)
     });

@@ -3,18 +3,12 @@
 mod support;
 
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use support::{Collect, Fixture, Gate, Places, Random};
+use rustix::fs::OFlags;
+use support::{Collect, Fixture, Places, READING, Random, extent, skip, start};
 use tierstream_io::wrap::{Action, Drive, Fault, Monitor, Rule, Throttle};
-use tierstream_io::{
-    Chunk, Config, EngineKind, Error, Extent, FileId, Place, Priority, Reader, Sink, Wrap,
-};
-
-/// Engines whose bytes are checked. `Noop` is exempt: it reads nothing.
-const READING: [EngineKind; 3] = [EngineKind::Uring, EngineKind::Pread, EngineKind::Buffered];
+use tierstream_io::{Config, EngineKind, Error, File, FileId, Priority, Reader, Wrap};
 
 type Wrapper = fn() -> Option<Wrap>;
 
@@ -56,38 +50,6 @@ fn everywhere(test: impl Fn(&Reader)) {
             }
         }
     }
-}
-
-fn start(config: Config) -> Option<Reader> {
-    match Reader::new(config) {
-        Err(Error::Engine { engine: "uring", source }) => {
-            println!("no io_uring here: {source}");
-            None
-        }
-        other => Some(other.unwrap()),
-    }
-}
-
-/// A reader for tests of queues, where the mechanism does not matter.
-fn small(buffers: usize, depth: usize, wrap: Option<Wrap>) -> Reader {
-    let config = Config {
-        engine: EngineKind::Pread,
-        ring_bytes: buffers * 4096,
-        buffer_bytes: 4096,
-        depth,
-        register_buffers: false,
-        wrap,
-    };
-    Reader::new(config).unwrap()
-}
-
-fn extent(file: FileId, offset: u64, len: u64) -> Extent {
-    Extent { file, offset, len }
-}
-
-/// Extents too far apart to share a read.
-fn apart(file: FileId, count: u64) -> Vec<Extent> {
-    (0..count).map(|n| extent(file, n * 65536, 100)).collect()
 }
 
 #[test]
@@ -235,7 +197,7 @@ fn bad_extents_fail_and_good_ones_beside_them_do_not() {
 fn memory_file_systems_are_read_through_the_cache_and_say_so() {
     let shm = Path::new("/dev/shm");
     if !shm.is_dir() {
-        return;
+        return skip("no /dev/shm");
     }
     let fixture = Fixture::within(shm, 100_003);
     everywhere(|reader| {
@@ -251,10 +213,13 @@ fn memory_file_systems_are_read_through_the_cache_and_say_so() {
 #[test]
 fn direct_files_say_so() {
     let fixture = Fixture::new(10_000);
-    let state = tierstream_io::File::open(&fixture.path).unwrap().direct_state().clone();
+    let state = File::open(&fixture.path).unwrap().direct_state().clone();
     println!("direct reads: {state:?}");
-    // Where the tests' own folder lies in memory, they say nothing of direct reads.
-    assert!(state.direct || state.reason.is_some_and(|why| why.contains("refused")));
+    // Which reason it is depends on the file system and the kernel.
+    assert_ne!(state.direct, state.reason.is_some(), "{state:?}");
+    if let Some(reason) = state.reason {
+        skip(format_args!("no direct reads: {reason}"));
+    }
     everywhere(|reader| {
         reader.open(&fixture.path).unwrap();
         let status = reader.status();
@@ -265,280 +230,34 @@ fn direct_files_say_so() {
 }
 
 #[test]
-fn faults_fail_their_piece_only() {
-    let fixture = Fixture::new(1 << 20);
-    let cases = [
-        (Action::Errno(5), std::io::Error::from_raw_os_error(5).kind()),
-        (Action::Errno(11), std::io::ErrorKind::WouldBlock),
-        (Action::WrongLength(usize::MAX / 2), std::io::ErrorKind::InvalidData),
-    ];
-    for engine in READING {
-        for (action, expected) in cases {
-            let path = fixture.path.clone();
-            let rule = Rule::all(action).path(path).bytes(131_072..131_073);
-            let other = Rule::all(Action::Errno(5)).path("elsewhere");
-            let wrap: Wrap =
-                Box::new(|inner| Box::new(Fault::new(inner, vec![other, rule]).unwrap()));
-            let config = Config { engine, wrap: Some(wrap), ..Config::default() };
-            let Some(reader) = start(config) else { continue };
-            let file = reader.open(&fixture.path).unwrap();
-            let extents = apart(file, 5);
+fn reads_of_an_open_file_may_block() {
+    let fixture = Fixture::new(10_000);
+    for opened in [File::open(&fixture.path), File::open_buffered(&fixture.path, "as asked")] {
+        let file = opened.unwrap();
+        let flags = rustix::fs::fcntl_getfl(file.handle()).unwrap();
+        assert!(!flags.contains(OFlags::NONBLOCK), "{flags:?}");
+        assert_eq!(flags.contains(OFlags::DIRECT), file.direct_state().direct, "{flags:?}");
+    }
+}
+
+#[test]
+fn raised_requests_bring_their_bytes() {
+    let fixture = Fixture::new(777_777);
+    everywhere(|reader| {
+        let file = reader.open(&fixture.path).unwrap();
+        let extents: Vec<_> = (0..8).map(|n| extent(file, n * 90_001, 50_000)).collect();
+        let requests = [Priority::Bulk, Priority::Prefetch, Priority::Bulk].map(|priority| {
             let sink = Collect::new(extents.iter().map(|e| e.len));
-            let ticket = reader.submit(Priority::Demand, extents.clone(), sink.clone());
-            let error = ticket.wait().unwrap_err();
-            assert_eq!(io_error(&error).kind(), expected, "{action:?}: {error:?}");
-            assert_eq!(error.path(), Some(fixture.path.as_path()));
-            for (n, piece) in sink.take().into_iter().enumerate() {
-                if n == 2 {
-                    assert!(piece.result.unwrap().is_err());
-                } else {
-                    assert!(piece.bytes == fixture.slice(&extents[n]));
-                }
-            }
-            assert!(reader.stats().errors > 0 || matches!(action, Action::WrongLength(_)));
-        }
-    }
-}
-
-fn io_error(error: &Error) -> &std::io::Error {
-    match error {
-        Error::Read { source, .. } => source,
-        other => panic!("{other:?}"),
-    }
-}
-
-#[test]
-fn passing_errors_are_tried_again() {
-    let fixture = Fixture::new(100_000);
-    for errno in [4, 11] {
-        let rule = Rule::all(Action::Errno(errno)).nth(0..9);
-        let wrap: Wrap = Box::new(|inner| Box::new(Fault::new(inner, vec![rule]).unwrap()));
-        let reader = small(2, 2, Some(wrap));
-        let file = reader.open(&fixture.path).unwrap();
-        fixture.check(&reader, Priority::Demand, vec![extent(file, 5, 50_000)]);
-    }
-}
-
-#[test]
-fn a_length_that_is_too_small_is_read_on() {
-    let fixture = Fixture::new(100_000);
-    let rule = Rule::all(Action::WrongLength(4096)).nth(0..3);
-    let wrap: Wrap = Box::new(|inner| Box::new(Fault::new(inner, vec![rule]).unwrap()));
-    let config = Config { engine: EngineKind::Pread, wrap: Some(wrap), ..Config::default() };
-    let reader = Reader::new(config).unwrap();
-    let file = reader.open(&fixture.path).unwrap();
-    fixture.check(&reader, Priority::Demand, vec![extent(file, 0, 100_000)]);
-}
-
-#[test]
-fn demand_overtakes_what_is_queued() {
-    let fixture = Fixture::new(1 << 20);
-    let (gate, wrap) = Gate::new();
-    let reader = small(4, 1, wrap);
-    let file = reader.open(&fixture.path).unwrap();
-    let submit = |priority, offset, count: u64| {
-        let extents: Vec<_> = (0..count).map(|n| extent(file, offset + n * 65536, 4096)).collect();
-        let sink = Collect::new(extents.iter().map(|e| e.len));
-        reader.submit(priority, extents, sink)
-    };
-    let bulk = submit(Priority::Bulk, 0, 3);
-    assert_eq!(gate.wait_held(1), [0]);
-    let later_bulk = submit(Priority::Bulk, 500 * 1024, 1);
-    let prefetch = submit(Priority::Prefetch, 600 * 1024, 1);
-    let demand = submit(Priority::Demand, 700 * 1024, 2);
-    let mut order = Vec::new();
-    for _ in 0..7 {
-        order.extend(gate.wait_held(1));
-        gate.release_one();
-    }
-    let k = 1024;
-    assert_eq!(order, [0, 700 * k, 764 * k, 600 * k, 64 * k, 128 * k, 500 * k]);
-    for ticket in [bulk, later_bulk, prefetch, demand] {
-        ticket.wait().unwrap();
-    }
-    assert_eq!(reader.stats().in_flight_max, 1);
-}
-
-/// Keeps every chunk until told to let go.
-#[derive(Default)]
-struct Keep {
-    chunks: Mutex<Vec<Chunk>>,
-    changed: std::sync::Condvar,
-}
-
-impl Sink for Keep {
-    fn chunk(&self, chunk: Chunk) {
-        self.chunks.lock().unwrap().push(chunk);
-        self.changed.notify_all();
-    }
-    fn done(&self, _: usize, result: Result<(), Error>) {
-        result.unwrap();
-    }
-}
-
-#[test]
-fn held_chunks_do_not_lock_demand_out() {
-    let fixture = Fixture::new(1 << 20);
-    for engine in READING {
-        let config = Config {
-            engine,
-            ring_bytes: 8 * 4096,
-            buffer_bytes: 4096,
-            depth: 8,
-            ..Config::default()
-        };
-        let Some(reader) = start(config) else { continue };
-        let file = reader.open(&fixture.path).unwrap();
-        let sink = Arc::new(Keep::default());
-        let ticket = reader.submit(Priority::Bulk, apart(file, 12), sink.clone());
-        let mut held = sink.chunks.lock().unwrap();
-        while held.len() < 6 {
-            held = sink.changed.wait(held).unwrap();
-        }
-        assert_eq!(held.len(), 6);
-        drop(held);
-        assert!(!ticket.is_finished());
-        fixture.check(&reader, Priority::Demand, vec![extent(file, 4097, 300_000)]);
-        assert_eq!(sink.chunks.lock().unwrap().len(), 6);
-        // One at a time, from a thread that is not the reader's.
-        while !ticket.is_finished() {
-            if let Some(chunk) = sink.chunks.lock().unwrap().pop() {
-                assert_eq!(&*chunk, fixture.slice(&extent(file, chunk.piece as u64 * 65536, 100)));
-            }
-            std::thread::yield_now();
-        }
-        ticket.wait().unwrap();
-        // What is still held outlives the reader.
-        drop(reader);
-        for chunk in sink.chunks.lock().unwrap().drain(..) {
-            assert_eq!(&*chunk, fixture.slice(&extent(file, chunk.piece as u64 * 65536, 100)));
-        }
-    }
-}
-
-#[test]
-fn cancelled_requests_end_before_the_drive_answers() {
-    let fixture = Fixture::new(1 << 20);
-    let (gate, wrap) = Gate::new();
-    let reader = small(4, 1, wrap);
-    let file = reader.open(&fixture.path).unwrap();
-    let sink = Collect::new([100; 10]);
-    let ticket = reader.submit(Priority::Bulk, apart(file, 10), sink.clone());
-    let other = Collect::new([100; 3]);
-    let untouched = reader.submit(Priority::Bulk, apart(file, 3), other.clone());
-    assert_eq!(gate.wait_held(1), [0]);
-    ticket.cancel();
-    assert!(matches!(ticket.wait(), Err(Error::Cancelled)));
-    let pieces = sink.take();
-    assert!(pieces.iter().all(|p| matches!(p.result, Some(Err(Error::Cancelled)))));
-    // From here on any call of the sink would panic: it has no pieces.
-    gate.open();
-    untouched.wait().unwrap();
-    assert!(other.take().iter().all(|piece| matches!(piece.result, Some(Ok(())))));
-    // One that was in flight and 3 of the other request.
-    assert_eq!(reader.stats().reads, 4);
-    ticket.cancel();
-    assert!(matches!(ticket.wait(), Err(Error::Cancelled)));
-}
-
-/// Whoever waits for a request may use its places: no read into them is under way any more.
-#[test]
-fn cancelled_requests_wait_for_reads_into_their_places() {
-    let fixture = Fixture::new(1 << 20);
-    for engine in READING {
-        let (gate, wrap) = Gate::new();
-        let config = Config { engine, depth: 2, wrap, ..Config::default() };
-        let Some(reader) = start(config) else { continue };
-        let file = reader.open(&fixture.path).unwrap();
-        let extents = apart(file, 10);
-        let sink = Places::new(&extents);
-        let ticket = reader.submit(Priority::Bulk, extents, sink.clone());
-        gate.wait_held(2);
-        ticket.cancel();
-        // The pieces end at once, on the reader's thread, which this one follows.
-        let other = reader.submit(Priority::Bulk, vec![extent(file, 0, 0)], Collect::new([0]));
-        other.wait().unwrap();
-        let cancelled = |r: &Option<Result<(), Error>>| matches!(r, Some(Err(Error::Cancelled)));
-        assert!(sink.results().iter().all(cancelled));
-        assert!(!ticket.is_finished());
-        gate.release_one();
-        gate.open();
-        assert!(matches!(ticket.wait(), Err(Error::Cancelled)));
-        assert_eq!(reader.stats().reads, 2, "the others were not begun");
-        sink.check_guards();
-        fixture.check(&reader, Priority::Demand, apart(file, 3));
-    }
-}
-
-/// One read of a piece fails while others of it are under way.
-#[test]
-fn a_failed_piece_waits_for_reads_into_its_place() {
-    let fixture = Fixture::new(1 << 20);
-    for engine in READING {
-        let (gate, wrap) = Gate::new();
-        let gated = wrap.unwrap();
-        let rule = Rule::all(Action::Errno(5)).bytes(0..1);
-        let wrap: Wrap = Box::new(|inner| Box::new(Fault::new(gated(inner), vec![rule]).unwrap()));
-        let config = Config {
-            engine,
-            buffer_bytes: 1 << 16,
-            ring_bytes: 1 << 18,
-            depth: 4,
-            wrap: Some(wrap),
-            ..Config::default()
-        };
-        let Some(reader) = start(config) else { continue };
-        let file = reader.open(&fixture.path).unwrap();
-        let whole = vec![extent(file, 0, 1 << 20)];
-        let sink = Places::new(&whole);
-        let ticket = reader.submit(Priority::Demand, whole, sink.clone());
-        assert_eq!(gate.wait_held(4)[0], 0);
-        gate.release_one();
-        while sink.results()[0].is_none() {
-            std::thread::yield_now();
-        }
-        assert!(matches!(sink.results()[0], Some(Err(Error::Read { .. }))));
-        assert!(!ticket.is_finished());
-        gate.open();
-        assert!(matches!(ticket.wait(), Err(Error::Read { offset: 0, .. })));
-        sink.check_guards();
-    }
-}
-
-#[test]
-fn a_dropped_ticket_does_not_cancel() {
-    let fixture = Fixture::new(1 << 20);
-    let (gate, wrap) = Gate::new();
-    let reader = small(4, 1, wrap);
-    let file = reader.open(&fixture.path).unwrap();
-    let sink = Collect::new([100; 5]);
-    drop(reader.submit(Priority::Demand, apart(file, 5), sink.clone()));
-    gate.open();
-    // Demand goes first and one read at a time: when this has arrived, the sink has been served.
-    fixture.check(&reader, Priority::Bulk, apart(file, 1));
-    assert!(sink.take().iter().all(|piece| matches!(piece.result, Some(Ok(())))));
-}
-
-#[test]
-fn drop_with_reads_in_flight() {
-    let fixture = Fixture::new(1 << 20);
-    for engine in READING {
-        let (gate, wrap) = Gate::new();
-        let config = Config { engine, depth: 4, wrap, ..Config::default() };
-        let Some(reader) = start(config) else { continue };
-        let file = reader.open(&fixture.path).unwrap();
-        let sink = Collect::new([100; 10]);
-        let ticket = reader.submit(Priority::Demand, apart(file, 10), sink.clone());
-        gate.wait_held(4);
-        std::thread::scope(|scope| {
-            scope.spawn(|| drop(reader));
-            // Told before the drive answers, and the drop waits for the drive.
-            assert!(matches!(ticket.wait(), Err(Error::Closed)));
-            gate.open();
+            (reader.submit(priority, extents.clone(), sink.clone()), sink)
         });
-        assert!(sink.take().iter().all(|p| matches!(p.result, Some(Err(Error::Closed)))));
-        ticket.cancel();
-    }
+        for (ticket, sink) in requests.into_iter().rev() {
+            ticket.raise(Priority::Demand);
+            ticket.wait().unwrap();
+            for (extent, piece) in extents.iter().zip(sink.take()) {
+                assert!(piece.bytes == fixture.slice(extent), "{extent:?}");
+            }
+        }
+    });
 }
 
 #[test]
@@ -556,80 +275,6 @@ fn drop_at_any_moment() {
         drop(doomed);
         assert!(matches!(ticket.wait(), Ok(()) | Err(Error::Closed)));
     });
-}
-
-/// Panics in `chunk` or `place` for one piece, counts the rest.
-struct Moody {
-    piece: usize,
-    in_place: bool,
-    ended: AtomicUsize,
-}
-
-impl Sink for Moody {
-    fn chunk(&self, chunk: Chunk) {
-        assert!(chunk.piece != self.piece, "not this one");
-    }
-    fn place(&self, piece: usize) -> Option<Place> {
-        assert!(!(self.in_place && piece == self.piece), "not this one");
-        None
-    }
-    fn done(&self, piece: usize, result: Result<(), Error>) {
-        match result {
-            Ok(()) => assert_ne!(piece, self.piece),
-            Err(Error::SinkPanicked { message }) => {
-                assert!(message.contains("not this one"));
-                assert_eq!(piece, self.piece);
-            }
-            Err(other) => panic!("{other:?}"),
-        }
-        self.ended.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-#[test]
-fn a_panic_in_a_sink_fails_its_piece_only() {
-    let fixture = Fixture::new(1 << 20);
-    let reader = small(4, 2, None);
-    let file = reader.open(&fixture.path).unwrap();
-    for in_place in [false, true] {
-        let sink = Arc::new(Moody { piece: 3, in_place, ended: AtomicUsize::new(0) });
-        let ticket = reader.submit(Priority::Demand, apart(file, 6), sink.clone());
-        let error = ticket.wait().unwrap_err();
-        assert!(matches!(error, Error::SinkPanicked { .. }), "{error:?}");
-        assert_eq!(sink.ended.load(Ordering::Relaxed), 6);
-        fixture.check(&reader, Priority::Demand, apart(file, 6));
-    }
-}
-
-/// Misuses the reader from its own thread, then drops the last handle to it there.
-struct Reentrant(Mutex<Option<Arc<Reader>>>, Extent);
-
-impl Sink for Reentrant {
-    fn chunk(&self, _: Chunk) {
-        let reader = self.0.lock().unwrap().take().unwrap();
-        assert!(matches!(reader.read(self.1, &mut [0; 100]), Err(Error::InsideSink)));
-        let ticket = reader.submit(Priority::Demand, vec![self.1], Collect::new([100]));
-        assert!(matches!(ticket.wait(), Err(Error::InsideSink)));
-    }
-    fn done(&self, _: usize, result: Result<(), Error>) {
-        result.unwrap();
-    }
-}
-
-#[test]
-fn a_sink_that_waits_for_its_reader_or_drops_it_does_not_hang() {
-    let fixture = Fixture::new(1 << 20);
-    for engine in READING {
-        let Some(reader) = start(Config { engine, ..Config::default() }) else { continue };
-        let reader = Arc::new(reader);
-        let file = reader.open(&fixture.path).unwrap();
-        let extent = apart(file, 1)[0];
-        let sink = Arc::new(Reentrant(Mutex::new(None), extent));
-        *sink.0.lock().unwrap() = Some(Arc::clone(&reader));
-        let ticket = reader.submit(Priority::Demand, vec![extent], sink);
-        drop(reader);
-        ticket.wait().unwrap();
-    }
 }
 
 #[test]

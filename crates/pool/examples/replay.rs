@@ -10,7 +10,7 @@
 
 use std::time::Instant;
 
-use tierstream_pool::{Config, LayerSpec, Lookup, Policy, Pool, Record};
+use tierstream_pool::{Config, LayerCounters, LayerSpec, Lookup, Policy, Pool, Record};
 
 const LAYERS: u32 = 48;
 const EXPERTS: u32 = 128;
@@ -40,7 +40,7 @@ fn main() {
         let start = Instant::now();
         replay(&mut pool, &trace);
         let spent = start.elapsed().as_nanos() as f64;
-        let total = pool.total();
+        let total: LayerCounters = pool.counters().iter().copied().sum();
         println!(
             "{policy:<8}  {:6.2}  {:10.1}  {:8.1}  {:4.1}",
             100.0 * total.hit_rate(),
@@ -53,10 +53,20 @@ fn main() {
 
 /// Slots in the spans of all layers per resident record.
 fn spread(pool: &Pool) -> f64 {
-    let spans = (0..LAYERS).filter_map(|layer| pool.span(layer));
-    let slots: u32 = spans.map(|(low, high)| high - low + 1).sum();
+    let span = |layer| {
+        let held = || (0..EXPERTS).filter_map(move |expert| at(pool, Record { layer, expert }));
+        Some(held().max()? - held().min()? + 1)
+    };
+    let slots: u32 = (0..LAYERS).filter_map(span).sum();
     let held: u32 = (0..LAYERS).map(|layer| pool.resident(layer)).sum();
     f64::from(slots) / f64::from(held)
+}
+
+fn at(pool: &Pool, record: Record) -> Option<u32> {
+    match pool.peek(record) {
+        Lookup::Resident(slot) | Lookup::Loading(slot) => Some(slot.index),
+        Lookup::Absent => None,
+    }
 }
 
 fn replay(pool: &mut Pool, trace: &[u8]) {

@@ -19,7 +19,7 @@
 //!     free ----------> loading ----------> resident --+
 //!      ^ ^                |                           | evicted by a reserve: loading again
 //!      | +---- abandon ---+                           |
-//!      +-------------- evict_layer, clear ------------+
+//!      +----------------- evict, clear ---------------+
 //! ```
 //!
 //! # Pins

@@ -301,36 +301,25 @@ impl Pool {
         forgotten
     }
 
-    /// Forgets every record of this layer that is resident and not pinned; returns how many. They
-    /// do not count as evictions.
-    pub fn evict_layer(&mut self, layer: u32) -> u32 {
-        let &Layer { class, base, experts, .. } = &self.layers[layer as usize];
+    /// Forgets every record that is resident and not pinned; returns how many. They do not count
+    /// as evictions. Counters, and what the policies have learned about absent records, stay.
+    pub fn clear(&mut self) -> u32 {
         let mut forgotten = 0;
-        for slot_of in &mut self.slot_of[base as usize..(base + experts) as usize] {
-            if *slot_of != ABSENT && self.classes[class as usize].forget(*slot_of) {
-                *slot_of = ABSENT;
-                forgotten += 1;
+        for &Layer { class, base, experts, .. } in &self.layers {
+            for slot_of in &mut self.slot_of[base as usize..(base + experts) as usize] {
+                if *slot_of != ABSENT && self.classes[class as usize].forget(*slot_of) {
+                    *slot_of = ABSENT;
+                    forgotten += 1;
+                }
             }
         }
         forgotten
-    }
-
-    /// Forgets every record that is resident and not pinned; returns how many. Counters, and what
-    /// the policies have learned about absent records, stay.
-    pub fn clear(&mut self) -> u32 {
-        (0..self.layers.len() as u32).map(|layer| self.evict_layer(layer)).sum()
     }
 
     /// What was counted so far, one entry per layer.
     #[must_use]
     pub fn counters(&self) -> &[LayerCounters] {
         &self.counters
-    }
-
-    /// The sum of [`counters`](Self::counters).
-    #[must_use]
-    pub fn total(&self) -> LayerCounters {
-        self.counters.iter().copied().sum()
     }
 
     /// Number of resident records of a layer; those being loaded do not count.
@@ -345,29 +334,6 @@ impl Pool {
     pub fn resident_bytes(&self) -> u64 {
         let layers = (0u32..).zip(&self.layers);
         layers.map(|(id, layer)| u64::from(self.resident(id)) * layer.record_bytes).sum()
-    }
-
-    /// Index of the lowest and of the highest slot that hold a record of this layer or wait for
-    /// one, `None` if there is none. Looks at every expert of the layer.
-    #[must_use]
-    pub fn span(&self, layer: u32) -> Option<(u32, u32)> {
-        let &Layer { base, experts, .. } = &self.layers[layer as usize];
-        let slots = &self.slot_of[base as usize..(base + experts) as usize];
-        let held = || slots.iter().copied().filter(|&slot| slot != ABSENT);
-        Some((held().min()?, held().max()?))
-    }
-
-    /// All resident records and their slots, by layer and expert.
-    pub fn resident_records(&self) -> impl Iterator<Item = (Record, Slot)> + '_ {
-        (0u32..).zip(&self.layers).flat_map(move |(layer, spec)| {
-            (0..spec.experts).filter_map(move |expert| {
-                let record = Record { layer, expert };
-                match self.peek(record) {
-                    Lookup::Resident(slot) => Some((record, slot)),
-                    Lookup::Loading(_) | Lookup::Absent => None,
-                }
-            })
-        })
     }
 
     /// The record that is resident in a slot or being loaded into it.

@@ -212,9 +212,9 @@ impl Model {
         }
     }
 
-    fn evict_layer(&mut self, layer: u32) -> u32 {
+    fn forget(&mut self, wanted: impl Fn(Record) -> bool) -> u32 {
         let mut forgotten = 0;
-        for s in self.slots.iter_mut().filter(|s| s.evictable() && s.record.layer == layer) {
+        for s in self.slots.iter_mut().filter(|s| s.evictable() && wanted(s.record)) {
             s.state = State::Free;
             forgotten += 1;
         }
@@ -302,15 +302,15 @@ impl Run {
                 format!("{held:?}")
             }
             98 => {
-                let forgotten = self.pool.evict_layer(layer);
-                assert_eq!(forgotten, self.model.evict_layer(layer));
+                let evictable = self.pool.is_evictable(record);
+                let forgotten = self.pool.evict(record);
+                assert_eq!(evictable, forgotten);
+                assert_eq!(u32::from(forgotten), self.model.forget(|r| r == record));
                 format!("{forgotten}")
             }
             _ => {
                 let forgotten = self.pool.clear();
-                let layers = 0..self.model.config.layers.len() as u32;
-                let expected = layers.map(|layer| self.model.evict_layer(layer)).sum::<u32>();
-                assert_eq!(forgotten, expected);
+                assert_eq!(forgotten, self.model.forget(|_| true));
                 format!("{forgotten}")
             }
         };
@@ -380,7 +380,7 @@ impl Run {
     fn check(&self) {
         let Self { pool, model, .. } = self;
         assert_eq!(pool.counters(), model.counters);
-        for counters in pool.counters().iter().chain([&pool.total()]) {
+        for counters in pool.counters() {
             let answers = counters.hits + counters.hits_in_flight + counters.faults;
             assert_eq!(counters.requests, answers);
         }
@@ -390,17 +390,15 @@ impl Run {
         for s in &model.slots {
             assert_eq!(pool.record_in(s.slot), s.holds().then_some(s.record));
         }
-        let resident = pool.resident_records().collect::<Vec<_>>();
+        let is_resident = |&record: &Record| matches!(pool.peek(record), Lookup::Resident(_));
+        let resident: Vec<_> = model.records().filter(is_resident).collect();
         for (layer, spec) in (0u32..).zip(&model.config.layers) {
-            let count = resident.iter().filter(|(record, _)| record.layer == layer).count();
+            let count = resident.iter().filter(|record| record.layer == layer).count();
             assert_eq!(pool.resident(layer) as usize, count);
             assert!(count <= spec.experts as usize);
         }
         let bytes = |record: &Record| model.config.layers[record.layer as usize].record_bytes;
-        assert_eq!(pool.resident_bytes(), resident.iter().map(|(r, _)| bytes(r)).sum::<u64>());
-        for &(record, slot) in &resident {
-            assert_eq!(pool.peek(record), Lookup::Resident(slot));
-        }
+        assert_eq!(pool.resident_bytes(), resident.iter().map(bytes).sum::<u64>());
         for layer in 0..model.config.layers.len() as u32 {
             self.check_reservable(layer);
         }

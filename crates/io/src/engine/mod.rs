@@ -1,7 +1,7 @@
 //! Engines: the mechanisms that move bytes from a file into a buffer, behind one trait.
 //!
 //! To add one: implement [`Engine`] in a file of its own here, name it in [`EngineKind`] and
-//! [`build`], and add it to the list at the top of `tests/suite.rs`.
+//! [`build`], and add it to the engines at the top of `tests/support/mod.rs`.
 
 mod buffered;
 mod inbox;

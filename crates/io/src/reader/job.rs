@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
 use std::thread::ThreadId;
 
-use super::queue::Chore;
+use super::queue::Priority;
 use super::reaper::Shared;
 use crate::engine::RawRead;
 use crate::error::{Error, Result, panic_message};
@@ -50,9 +50,18 @@ impl Ticket {
     /// are not done end with [`Error::Cancelled`]. After [`Ticket::wait`] has returned, the sink
     /// is not called any more and no place is written to.
     pub fn cancel(&self) {
-        self.job.cancelled.store(true, Ordering::Relaxed);
+        // Without a reader, the request has ended.
         if let Some(shared) = self.shared.upgrade() {
-            shared.add_chore(Chore::Cancel(Arc::clone(&self.job)));
+            shared.cancel(&self.job);
+        }
+    }
+
+    /// Lets the reads that are queued go with those of `priority`, behind the ones that wait there
+    /// already: somebody now waits for what was to be read some time. Does nothing to a request
+    /// that has this priority or a higher one, nor to reads in flight.
+    pub fn raise(&self, priority: Priority) {
+        if let Some(shared) = self.shared.upgrade() {
+            shared.raise(&self.job, priority);
         }
     }
 }
@@ -69,6 +78,7 @@ pub(super) struct Job {
     /// Of the pieces that are read in place.
     places: Vec<Option<Place>>,
     reaper: ThreadId,
+    /// Set together with the chore that ends the request, see [`Shared::cancel`].
     cancelled: AtomicBool,
     /// Some piece has failed, so some reads may not be wanted any more.
     spoiled: AtomicBool,
@@ -139,6 +149,11 @@ impl Job {
         let mut progress = lock(&self.progress);
         progress.in_place -= 1;
         self.finish_if_over(progress);
+    }
+
+    /// From now on its reads are dropped, those that wait and those that arrive.
+    pub(super) fn cancel(&self) {
+        self.cancelled.store(true, Ordering::Relaxed);
     }
 
     /// Whether nobody wants any more of it.
@@ -256,4 +271,32 @@ impl Job {
 
 pub(super) fn sink_panicked(panic: &(dyn Any + Send)) -> Error {
     Error::SinkPanicked { message: panic_message(panic) }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::file::FileId;
+    use crate::plan::{Layout, Wanted};
+    use crate::ring::PAGE;
+
+    /// What [`request`] asks of each of its pieces, in bytes.
+    pub(in crate::reader) const PIECE_BYTES: u64 = 100;
+
+    /// A request of one read for each of these offsets of a file, which lie some pages apart.
+    pub(in crate::reader) fn request(offsets: &[u64], sink: Arc<dyn Sink>) -> Arc<Job> {
+        let wanted = offsets.iter().enumerate().map(|(piece, &offset)| Wanted {
+            piece,
+            file: FileId(0),
+            offset,
+            len: PIECE_BYTES,
+            in_place: false,
+        });
+        let layout = |_| Layout { align: 4096, size: 1 << 40 };
+        let plan = Plan::new(wanted.collect(), layout, PAGE);
+        assert_eq!(plan.reads().len(), offsets.len());
+        let lens = offsets.iter().map(|_| PIECE_BYTES);
+        let reaper = std::thread::current().id();
+        Arc::new(Job::new(plan, vec![None; offsets.len()], lens, sink, reaper))
+    }
 }

@@ -11,7 +11,8 @@ use crate::file::File;
 use crate::ring::{Buffer, Ring};
 
 /// Which reads go first: every queued `Demand` read before every queued `Prefetch` read, and those
-/// before `Bulk`. First come, first served within one. A lower one may wait for ever.
+/// before `Bulk`. First come, first served within one. A lower one may wait for ever, or until
+/// [`Ticket::raise`](crate::Ticket::raise).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Priority {
     /// Somebody waits for it.
@@ -113,6 +114,20 @@ impl Queue {
         for queue in &mut self.waiting {
             queue.retain(|waiting| !Arc::ptr_eq(&waiting.job, job));
         }
+    }
+
+    /// Moves a job that waits with a lower priority to the end of the queue of `to`; says whether
+    /// there was one to move.
+    pub(super) fn raise(&mut self, job: &Arc<Job>, to: Priority) -> bool {
+        let (upto, lower) = self.waiting.split_at_mut(to as usize + 1);
+        for queue in lower {
+            let at = queue.iter().position(|waiting| Arc::ptr_eq(&waiting.job, job));
+            if let Some(waiting) = at.and_then(|at| queue.remove(at)) {
+                upto[to as usize].push_back(waiting);
+                return true;
+            }
+        }
+        false
     }
 
     /// Empties the queues; returns every job that is not finished. Reads in flight stay.
@@ -224,4 +239,99 @@ impl Queue {
 
 fn is_passing(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::error::Result;
+    use crate::reader::job::tests::request;
+    use crate::ring::PAGE;
+    use crate::sink::{Chunk, Sink};
+
+    struct Nobody;
+
+    impl Sink for Nobody {
+        fn chunk(&self, _: Chunk) {}
+        fn done(&self, _: usize, _: Result<()>) {}
+    }
+
+    #[derive(Debug, Clone)]
+    enum Op {
+        /// So many reads.
+        Push(Priority, u64),
+        /// One of the jobs so far.
+        Raise(usize, Priority),
+        Next,
+    }
+
+    fn ops() -> impl Strategy<Value = Vec<Op>> {
+        let priority =
+            || prop::sample::select(&[Priority::Demand, Priority::Prefetch, Priority::Bulk][..]);
+        let op = prop_oneof![
+            (priority(), 1u64..4).prop_map(|(priority, reads)| Op::Push(priority, reads)),
+            (any::<usize>(), priority()).prop_map(|(job, to)| Op::Raise(job, to)),
+            Just(Op::Next),
+            Just(Op::Next),
+        ];
+        prop::collection::vec(op, 1..60)
+    }
+
+    /// A job as the model has it: where it waits, since when, and the offsets it has yet to read.
+    struct Waits {
+        priority: Priority,
+        since: usize,
+        offsets: VecDeque<u64>,
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..Default::default() })]
+
+        /// The next read is the first of the job that has waited longest with the highest
+        /// priority; to be raised is to wait anew, to be raised to less is nothing.
+        #[test]
+        fn reads_go_by_priority_then_by_arrival(ops in ops()) {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("f");
+            std::fs::write(&path, [0]).unwrap();
+            let file = Arc::new(File::open_buffered(&path, "nothing is read").unwrap());
+            let ring = Ring::new(PAGE, 2).unwrap();
+            let mut queue = Queue::new(1);
+            let (mut jobs, mut model) = (Vec::new(), Vec::<Waits>::new());
+            for (now, op) in ops.into_iter().chain([(); 200].map(|()| Op::Next)).enumerate() {
+                match op {
+                    Op::Push(priority, reads) => {
+                        let offset = |n| (jobs.len() as u64 * 8 + n) * 16 * PAGE as u64;
+                        let offsets: VecDeque<_> = (0..reads).map(offset).collect();
+                        let job = request(offsets.as_slices().0, Arc::new(Nobody));
+                        queue.push(priority, Arc::clone(&job));
+                        jobs.push(job);
+                        model.push(Waits { priority, since: now, offsets });
+                    }
+                    Op::Raise(job, to) if !jobs.is_empty() => {
+                        let at = job % jobs.len();
+                        queue.raise(&jobs[at], to);
+                        if to < model[at].priority {
+                            (model[at].priority, model[at].since) = (to, now);
+                        }
+                    }
+                    Op::Raise(..) => {}
+                    Op::Next => {
+                        let next = queue.next(&ring, |_, _| Arc::clone(&file));
+                        let waiting = model.iter_mut().filter(|job| !job.offsets.is_empty());
+                        let first = waiting.min_by_key(|job| (job.priority, job.since));
+                        let expected = first.and_then(|job| job.offsets.pop_front());
+                        prop_assert_eq!(next.as_ref().map(RawRead::offset), expected);
+                        if let Some(read) = next {
+                            let done = RawDone { result: Ok(read.len()), read };
+                            prop_assert!(queue.land(done).is_some());
+                        }
+                    }
+                }
+            }
+            prop_assert!(model.iter().all(|job| job.offsets.is_empty()));
+        }
+    }
 }

@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
 use super::job::Job;
-use super::queue::{Chore, Landed, Queue};
+use super::queue::{Chore, Landed, Priority, Queue};
 use crate::engine::{Engine, RawDone};
 use crate::error::{Error, panic_message};
 use crate::file::{File, FileId};
@@ -74,6 +74,30 @@ impl Shared {
     pub(super) fn add_chore(&self, chore: Chore) {
         lock(&self.queue).chores.push_back(chore);
         self.wake();
+    }
+
+    /// Drops the reads of a request that has not ended; the reader's thread ends it.
+    pub(super) fn cancel(&self, job: &Arc<Job>) {
+        {
+            let mut queue = lock(&self.queue);
+            // Closing ends every request, and the reader's thread may be gone after it.
+            if queue.closed {
+                return;
+            }
+            // Under one lock: once its reads are dropped, only the chore leads to the job, and
+            // closing must find it.
+            job.cancel();
+            queue.chores.push_back(Chore::Cancel(Arc::clone(job)));
+        }
+        self.wake();
+    }
+
+    /// Lets the reads of a request that wait with a lower priority wait with this one.
+    pub(super) fn raise(&self, job: &Arc<Job>, to: Priority) {
+        if lock(&self.queue).raise(job, to) {
+            // There may be a buffer or a place in flight that only `Demand` may take.
+            self.pump();
+        }
     }
 
     /// Lets the reader's thread look around.
@@ -189,6 +213,118 @@ impl Shared {
             } else {
                 job.deliver(slice, buffer.as_ref(), &self.bytes_wanted);
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+    use crate::engine::Noop;
+    use crate::error::Result;
+    use crate::reader::Ticket;
+    use crate::reader::job::tests::request;
+    use crate::ring::PAGE;
+    use crate::sink::{Chunk, Sink};
+
+    /// Cancels its own request at one of its chunks, and counts how often each piece ends.
+    struct Fickle {
+        cancel_at: usize,
+        chunks: AtomicUsize,
+        ends: Vec<AtomicUsize>,
+        ticket: OnceLock<Ticket>,
+    }
+
+    impl Sink for Fickle {
+        fn chunk(&self, _: Chunk) {
+            if self.chunks.fetch_add(1, Ordering::Relaxed) == self.cancel_at {
+                self.ticket.get().unwrap().cancel();
+            }
+        }
+        fn done(&self, piece: usize, _: Result<()>) {
+            self.ends[piece].fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// A reader of two reads in flight that has no thread.
+    fn threadless(file: &Arc<File>) -> Arc<Shared> {
+        Arc::new(Shared {
+            engine: Monitor::new(Box::new(Noop::new(2))),
+            ring: Ring::new(PAGE, 2).unwrap(),
+            files: RwLock::new(vec![Arc::clone(file)]),
+            queue: Mutex::new(Queue::new(2)),
+            bytes_wanted: AtomicU64::new(0),
+            death: OnceLock::new(),
+        })
+    }
+
+    /// Queues a request of one read per piece.
+    fn queue(shared: &Arc<Shared>, pieces: usize, cancel_at: usize) -> Arc<Fickle> {
+        let sink = Arc::new(Fickle {
+            cancel_at,
+            chunks: AtomicUsize::new(0),
+            ends: (0..pieces).map(|_| AtomicUsize::new(0)).collect(),
+            ticket: OnceLock::new(),
+        });
+        let offsets: Vec<_> = (0..pieces).map(|piece| (piece * 16 * PAGE) as u64).collect();
+        let job = request(&offsets, Arc::clone(&sink) as Arc<dyn Sink>);
+        lock(&shared.queue).push(Priority::Bulk, Arc::clone(&job));
+        let ticket = Ticket { job, shared: Arc::downgrade(shared) };
+        assert!(sink.ticket.set(ticket).is_ok());
+        sink
+    }
+
+    #[derive(Debug, Clone, Copy)]
+    enum Step {
+        /// Some thread starts what it can.
+        Pump,
+        /// The reader's thread looks around, if it still lives.
+        Turn,
+        Cancel,
+        Drop,
+    }
+
+    const STEPS: [Step; 4] = [Step::Pump, Step::Turn, Step::Cancel, Step::Drop];
+
+    /// A request that is cancelled, by its sink or by others, while the reader closes: whatever
+    /// comes first, it has ended when the reader's thread has.
+    #[test]
+    fn a_request_ends_in_every_order_of_cancelling_and_closing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        std::fs::write(&path, [0]).unwrap();
+        let file = Arc::new(File::open_buffered(&path, "nothing is read").unwrap());
+        for (n, pieces, cancel_at) in (0..4usize.pow(5))
+            .flat_map(|n| [2, 3].map(|pieces| (n, pieces)))
+            .flat_map(|(n, pieces)| [0, 1, 9].map(|at| (n, pieces, at)))
+        {
+            let mut steps: Vec<_> = (0..5).map(|at| STEPS[n / 4usize.pow(at) % 4]).collect();
+            steps.push(Step::Drop);
+            let shared = threadless(&file);
+            let sink = queue(&shared, pieces, cancel_at);
+            let ticket = sink.ticket.get().unwrap();
+            let mut hands = Hands::default();
+            let mut lives = true;
+            let mut turn = || {
+                // Else it waits for what this thread has yet to do.
+                shared.wake();
+                lives = lives && shared.turn(&mut hands);
+                lives
+            };
+            for step in &steps {
+                match step {
+                    Step::Pump => shared.pump(),
+                    Step::Turn => _ = turn(),
+                    Step::Cancel => ticket.cancel(),
+                    Step::Drop => shared.add_chore(Chore::Close),
+                }
+            }
+            while turn() {}
+            let what = format!("{steps:?}, {pieces} pieces, cancelled at chunk {cancel_at}");
+            assert!(ticket.is_finished(), "{what}");
+            assert!(sink.ends.iter().all(|ends| ends.load(Ordering::Relaxed) == 1), "{what}");
         }
     }
 }

@@ -118,21 +118,7 @@ impl Fault {
 }
 
 impl Engine for Fault {
-    fn name(&self) -> &'static str {
-        self.inner.name()
-    }
-
-    fn depth(&self) -> usize {
-        self.inner.depth()
-    }
-
-    fn direct(&self) -> bool {
-        self.inner.direct()
-    }
-
-    fn remark(&self) -> Option<String> {
-        self.inner.remark()
-    }
+    pass_on!();
 
     fn submit(&self, reads: &mut dyn Iterator<Item = RawRead>) {
         self.inner.submit(&mut reads.inspect(|read| {
@@ -161,9 +147,5 @@ impl Engine for Fault {
             }
         }
         self.delay.take_due(done);
-    }
-
-    fn wake(&self) {
-        self.inner.wake();
     }
 }

@@ -124,21 +124,7 @@ impl<E: Engine> Monitor<E> {
 }
 
 impl<E: Engine> Engine for Monitor<E> {
-    fn name(&self) -> &'static str {
-        self.inner.name()
-    }
-
-    fn depth(&self) -> usize {
-        self.inner.depth()
-    }
-
-    fn direct(&self) -> bool {
-        self.inner.direct()
-    }
-
-    fn remark(&self) -> Option<String> {
-        self.inner.remark()
-    }
+    pass_on!();
 
     fn submit(&self, reads: &mut dyn Iterator<Item = RawRead>) {
         self.inner.submit(&mut reads.inspect(|_| self.counts.starts()));
@@ -148,9 +134,5 @@ impl<E: Engine> Engine for Monitor<E> {
         let before = done.len();
         self.inner.wait(done);
         self.counts.count(&done[before..]);
-    }
-
-    fn wake(&self) {
-        self.inner.wake();
     }
 }

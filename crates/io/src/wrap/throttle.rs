@@ -56,21 +56,7 @@ impl Throttle {
 }
 
 impl Engine for Throttle {
-    fn name(&self) -> &'static str {
-        self.inner.name()
-    }
-
-    fn depth(&self) -> usize {
-        self.inner.depth()
-    }
-
-    fn direct(&self) -> bool {
-        self.inner.direct()
-    }
-
-    fn remark(&self) -> Option<String> {
-        self.inner.remark()
-    }
+    pass_on!();
 
     fn submit(&self, reads: &mut dyn Iterator<Item = RawRead>) {
         let now = Instant::now();
@@ -100,9 +86,5 @@ impl Engine for Throttle {
             self.delay.hold(due.unwrap_or_else(Instant::now), read);
         }
         self.delay.take_due(done);
-    }
-
-    fn wake(&self) {
-        self.inner.wake();
     }
 }

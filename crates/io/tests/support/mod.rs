@@ -1,4 +1,9 @@
-//! Files to read, sinks that check what they are given, an engine that holds its reads until told.
+//! Engines to test, files to read, sinks that check what they are given, an engine that holds its
+//! reads until told.
+
+#![allow(dead_code)] // each file of tests uses a part
+
+mod skip;
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
@@ -6,7 +11,48 @@ use std::ptr::NonNull;
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
 
 use tierstream_io::engine::{RawDone, RawRead};
-use tierstream_io::{Chunk, Engine, Error, Extent, Place, Priority, Reader, Sink, Wrap};
+use tierstream_io::{
+    Chunk, Config, Engine, EngineKind, Error, Extent, FileId, Place, Priority, Reader, Sink, Wrap,
+};
+
+pub(crate) use self::skip::skip;
+
+/// Engines whose bytes are checked. `Noop` is exempt: it reads nothing.
+pub(crate) const READING: [EngineKind; 3] =
+    [EngineKind::Uring, EngineKind::Pread, EngineKind::Buffered];
+
+/// A reader, unless it is to run on an io_uring that the kernel refuses.
+pub(crate) fn start(config: Config) -> Option<Reader> {
+    match Reader::new(config) {
+        Err(Error::Engine { engine: "uring", source }) => {
+            skip(format_args!("no io_uring: {source}"));
+            None
+        }
+        other => Some(other.unwrap()),
+    }
+}
+
+/// A reader for tests of queues, where the mechanism does not matter.
+pub(crate) fn small(buffers: usize, depth: usize, wrap: Option<Wrap>) -> Reader {
+    let config = Config {
+        engine: EngineKind::Pread,
+        ring_bytes: buffers * 4096,
+        buffer_bytes: 4096,
+        depth,
+        register_buffers: false,
+        wrap,
+    };
+    Reader::new(config).unwrap()
+}
+
+pub(crate) fn extent(file: FileId, offset: u64, len: u64) -> Extent {
+    Extent { file, offset, len }
+}
+
+/// Extents too far apart to share a read.
+pub(crate) fn apart(file: FileId, count: u64) -> Vec<Extent> {
+    (0..count).map(|n| extent(file, n * 65536, 100)).collect()
+}
 
 /// Gathers pieces; panics on a byte that arrives twice and on any call after `done`.
 #[derive(Debug, Default)]
