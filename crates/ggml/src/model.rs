@@ -17,7 +17,7 @@ use crate::abi::*;
 use crate::context::{Context, ContextOptions};
 use crate::error::{Error, Result};
 use crate::log;
-use crate::placement::Placement;
+use crate::placement::{Gpu, Placement};
 use crate::precheck;
 use crate::proxy::{Device, OwnedDevice};
 use crate::residency::{ExpertCounters, Layer, Residency, Spec, layer_bytes};
@@ -286,7 +286,13 @@ impl Model {
         let streamed = self.inner.streamed.as_ref().expect("called for streamed models");
         let pooled: u64 =
             streamed.layers.iter().map(|l| l.record_bytes() * u64::from(l.experts)).sum();
-        let rest = file.file_bytes() - pooled;
+        // Embeddings that serve as the output's weights too are read for both where those are on a
+        // GPU and the first layer is not.
+        let tied = match file.tensor("output.weight") {
+            None if device.on_gpu() => file.tensor("token_embd.weight").map_or(0, |t| t.len),
+            _ => 0,
+        };
+        let rest = file.file_bytes() - pooled + tied;
         let headers = file.files().iter().map(|f| f.data_offset).sum();
         let most = most_read_bytes(rest, headers, file.tensors().len());
         match read {
@@ -376,6 +382,11 @@ impl Model {
     pub fn area_bytes(&self) -> u64 {
         let streamed = self.inner.streamed.as_ref().filter(|s| s.placement.gpu().is_some());
         streamed.map_or(0, |s| s.layers.iter().map(layer_bytes).max().unwrap_or(0))
+    }
+
+    /// The GPU that a streamed model computes on, if it does.
+    pub fn gpu(&self) -> Option<&Gpu> {
+        self.inner.streamed.as_ref().and_then(|s| s.placement.gpu())
     }
 
     /// Bytes of a GPU's memory that the pool has taken so far; none on the CPU.

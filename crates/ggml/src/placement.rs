@@ -29,7 +29,8 @@ impl Placement {
         }
     }
 
-    pub(crate) fn gpu(&self) -> Option<&Gpu> {
+    /// The GPU, if it is one.
+    pub fn gpu(&self) -> Option<&Gpu> {
         match self {
             Placement::Cpu => None,
             Placement::Gpu(gpu) => Some(gpu),
@@ -107,8 +108,16 @@ impl Gpu {
     }
 
     /// The driver's side of it.
-    pub fn device(&self) -> &Device {
+    pub(crate) fn device(&self) -> &Device {
         &self.device
+    }
+
+    /// Bytes of its memory that nobody uses now, other programs included.
+    ///
+    /// # Errors
+    /// [`Error::Gpu`]: what the driver says.
+    pub fn free_bytes(&self) -> Result<u64> {
+        Ok(self.device.memory()?.free_bytes)
     }
 
     /// Lets the driver and ggml take what they take of the device's memory before anything of a

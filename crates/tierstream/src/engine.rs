@@ -17,6 +17,7 @@ use tierstream_pool::Policy;
 use crate::budget::{Budget, Requirement};
 use crate::error::{Error, Result};
 use crate::size::PoolShare;
+use crate::vram::Vram;
 
 /// Context length when none is asked for, tokens; less if the model was trained with less.
 pub const DEFAULT_CTX: u32 = 4096;
@@ -36,7 +37,7 @@ pub struct Options {
     /// Whether records are read before they are asked for.
     pub prefetch: Prefetch,
     /// Compute threads; default: one less than the processors, so that reads find one free, but
-    /// at least two where there are two.
+    /// at least two where there are two; one with a GPU, which leaves them next to nothing to do.
     pub threads: Option<u32>,
     /// Tokens of context; default: [`DEFAULT_CTX`].
     pub ctx: Option<u32>,
@@ -168,22 +169,31 @@ impl Engine {
         let trained = file.arch_u32("context_length")?.unwrap_or(0);
         let context = context_options(&options, trained);
         let budget = Budget { ram: options.ram_bytes, experts: options.experts };
+        let vram = Vram::before(&options)?;
         let reader = Arc::new(Reader::new(options.io)?);
-        if options.weights == Weights::Streamed {
+        if options.weights == Weights::Streamed && vram.is_none() {
             budget.check_file(&file, &experts, &reader, &context)?;
         }
         let model = Model::load(&file, options.weights, &options.placement, reader, progress)?;
         let context = Context::new(model.clone(), &context)?;
         let requirement = Requirement::measured(&model, &context, &experts);
         let mut notes = notes(&model, &experts);
+        if vram.is_some() && options.prefetch != Prefetch::Off {
+            notes.push("--prefetch: nothing is read ahead on a GPU yet".to_owned());
+        }
         if model.is_streamed() {
             let pool = PoolOptions {
-                size: budget.pool_size(&requirement, &mut notes)?,
+                size: match &vram {
+                    Some(vram) => vram.pool_size(&model, options.experts)?,
+                    None => budget.pool_size(&requirement, &mut notes)?,
+                },
                 policy: options.policy,
                 seed: options.seed,
                 preload: options.preload,
             };
             model.attach_pool(&pool, progress)?;
+        } else if let Some(vram) = &vram {
+            vram.check()?;
         } else if let Some(ram) = options.ram_bytes {
             requirement.left_of(ram)?;
         }
@@ -329,7 +339,10 @@ pub(crate) fn context_options(options: &Options, trained: u32) -> ContextOptions
     ContextOptions {
         n_ctx: options.ctx.unwrap_or(default),
         n_batch: options.batch,
-        n_threads: options.threads.unwrap_or_else(default_threads),
+        n_threads: options.threads.unwrap_or_else(|| match options.placement {
+            Placement::Cpu => default_threads(),
+            Placement::Gpu(_) => 1,
+        }),
         keep: options.keep,
         prefetch: options.prefetch,
     }

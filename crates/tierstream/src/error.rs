@@ -33,6 +33,17 @@ pub enum Error {
         /// compute buffers and the program itself.
         pool_bytes: u64,
     },
+    /// `--vram` is below what the model needs.
+    #[error(
+        "{} is too little memory of the GPU for this model: it needs at least {}",
+        Bytes(*.vram_bytes), Bytes(*.least_bytes).rounded_up()
+    )]
+    Vram {
+        /// The budget.
+        vram_bytes: u64,
+        /// The least budget that works.
+        least_bytes: u64,
+    },
     /// `--experts` is below what one token needs.
     #[error(
         "an expert pool of {} is too small: this model needs at least {} (the experts that one \
@@ -114,6 +125,13 @@ impl Error {
             Error::Ram { least_bytes, .. } => {
                 Some(format!("give it --ram {}, or a smaller --ctx", round_up_mib(*least_bytes)))
             }
+            Error::Vram { least_bytes, .. } => {
+                Some(format!("give it --vram {}, or a smaller --ctx", round_up_mib(*least_bytes)))
+            }
+            Error::Engine(E::Backend(_)) => Some(
+                "./x cuda builds it, where there is nvcc; TIERSTREAM_BACKENDS names it elsewhere"
+                    .to_owned(),
+            ),
             Error::PoolTooSmall { least_bytes, .. } => {
                 Some(format!("give it --experts {}", round_up_mib(*least_bytes)))
             }

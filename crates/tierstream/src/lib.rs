@@ -38,6 +38,7 @@ pub mod memory;
 mod random;
 pub mod size;
 mod verify;
+mod vram;
 
 pub use budget::{Forecast, Requirement};
 pub use engine::{

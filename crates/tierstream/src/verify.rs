@@ -99,8 +99,8 @@ pub struct Requests {
     pub bytes_read: u64,
 }
 
-/// Runs the model at `path` twice in step, resident (stock llama.cpp, mapped file, not repacked)
-/// and as `options` say, and compares. A pool that `options` do not size holds a quarter of the
+/// Runs the model at `path` twice in step, resident (stock llama.cpp on the same processor or GPU,
+/// mapped file, not repacked) and as `options` say, and compares. A pool that `options` do not size holds a quarter of the
 /// experts, or those that one token uses if they are more.
 ///
 /// # Errors
@@ -120,12 +120,14 @@ pub fn verify(
     }
     // The first load of a big model is the streamed one: it tells quickly what is wrong.
     let (batch, ctx, threads) = (options.batch, options.ctx, options.threads);
+    let placement = options.placement.clone();
     let mut loading = |done| progress(Stage::Loading, done);
     let mut streamed = Engine::load(path, options, &mut loading)?;
     // A dense model is loaded alike in both runs.
     let repack = streamed.experts().is_empty();
     let weights = Weights::Stock { mmap: !repack, repack };
-    let reference = Options { weights, batch, ctx, threads, keep: Keep::All, ..Options::default() };
+    let keep = Keep::All;
+    let reference = Options { weights, placement, batch, ctx, threads, keep, ..Options::default() };
     let mut resident = Engine::load(path, reference, &mut loading)?;
 
     let vocab = resident.model().vocab();

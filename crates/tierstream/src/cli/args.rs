@@ -82,6 +82,12 @@ pub(crate) struct LoadArgs {
     /// All host memory for this model: dense weights, KV cache, compute, experts (8GiB, 800MB)
     #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
     pub(crate) ram: Option<Bytes>,
+    /// Compute on this GPU, with the experts in its memory: its number, or `none`
+    #[arg(long, value_name = "N|none", default_value = "none", value_parser = gpu)]
+    pub(crate) gpu: GpuArg,
+    /// With --gpu: all of the GPU's memory for this model (8GiB) [default: 90 % of what is free]
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
+    pub(crate) vram: Option<Bytes>,
     /// Eviction policy: lru, lfu[:half-life], lfru, fifo, random
     #[arg(long, default_value_t)]
     pub(crate) policy: Policy,
@@ -91,7 +97,7 @@ pub(crate) struct LoadArgs {
     /// How files are read: auto, uring, pread, buffered
     #[arg(long, default_value_t = EngineKind::Auto, value_parser = io_engine)]
     pub(crate) io: EngineKind,
-    /// Compute threads [default: one less than the processors, at least 2]
+    /// Compute threads [default: one less than the processors, at least 2; with --gpu 1]
     #[arg(long, short, allow_negative_numbers = true, value_parser = whole(1..=512u32))]
     pub(crate) threads: Option<u32>,
     /// Tokens of context [default: 4096, or what the model was trained with if that is less]
@@ -314,6 +320,29 @@ pub(crate) struct Doctor {
     /// copies to the GPU
     #[arg(long)]
     pub(crate) no_measure: bool,
+}
+
+/// Which GPU computes, if one does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct GpuArg(pub(crate) Option<usize>);
+
+impl Display for GpuArg {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            Some(n) => n.fmt(f),
+            None => f.write_str("none"),
+        }
+    }
+}
+
+fn gpu(text: &str) -> Result<GpuArg, String> {
+    match text {
+        "none" => Ok(GpuArg(None)),
+        n => match n.parse() {
+            Ok(n) => Ok(GpuArg(Some(n))),
+            Err(_) => Err("it takes the number of a GPU, from 0 on, or none".to_owned()),
+        },
+    }
 }
 
 /// An engine that reads; `noop` is for measuring the reader itself.

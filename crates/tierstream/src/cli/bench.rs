@@ -85,7 +85,10 @@ pub(crate) fn decode(cli: &Cli, args: &BenchDecode) -> anyhow::Result<ExitCode> 
     let path = open::path(&args.model)?;
     let file = tierstream::gguf::Model::open(&path).map_err(tierstream::Error::from)?;
     let experts = tierstream::gguf::Experts::group(&file).map_err(tierstream::Error::from)?;
-    let sizes = sizes_that_fit(&args.experts, experts.expert_bytes())?;
+    let sizes = match args.model.gpu.0 {
+        None => sizes_that_fit(&args.experts, experts.expert_bytes())?,
+        Some(_) => args.experts.clone(),
+    };
     let tokens = serde_json::to_string(&tokens(args, &path, sizes[0])?)?;
     let mut notes = Notes::default();
 
@@ -116,7 +119,7 @@ pub(crate) fn turn(args: &BenchTurn) -> anyhow::Result<ExitCode> {
     // Whoever starts it may be ended by a signal, and then nobody wants the result.
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))?;
     let tokens: Vec<Token> = serde_json::from_str(&token_text(&args.token_file)?)?;
-    let mut options = open::options(&args.model.load, args.model.experts);
+    let mut options = open::options(&args.model.load, args.model.experts)?;
     options.ctx.get_or_insert(u32::try_from(tokens.len().next_multiple_of(256))?);
     match args.peer {
         Some(Peer::Stock) => options.weights = Weights::Stock { mmap: true, repack: false },
@@ -164,7 +167,7 @@ fn sizes_that_fit(asked: &[PoolShare], expert_bytes: u64) -> anyhow::Result<Vec<
 /// The tokens that every turn decodes.
 fn tokens(args: &BenchDecode, path: &Path, size: PoolShare) -> anyhow::Result<Vec<Token>> {
     let n = (args.n + args.warmup) as usize;
-    let mut options = open::options(&args.model, Some(size));
+    let mut options = open::options(&args.model, Some(size))?;
     options.ctx.get_or_insert(u32::try_from(n.next_multiple_of(256))?);
     options.preload = false;
     // What there is to note, the turns do.
@@ -235,6 +238,8 @@ fn turn_command(
         PoolShare::Bytes(bytes) => format!("{}B", bytes.0),
         PoolShare::Share(_) => size.to_string(),
     };
+    option("--gpu", m.gpu.0.map(|n| n.to_string()));
+    option("--vram", m.vram.filter(|_| peer.is_none()).map(|b| format!("{}B", b.0)));
     option("--ram", m.ram.filter(|_| peer.is_none()).map(|b| format!("{}B", b.0)));
     option("--threads", m.threads.map(|t| t.to_string()));
     option("--ctx", m.ctx.map(|c| c.to_string()));

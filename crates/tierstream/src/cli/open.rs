@@ -2,9 +2,10 @@
 
 use std::borrow::Cow;
 use std::path::Path;
+use std::sync::Once;
 
 use tierstream::size::{Bytes, PoolShare};
-use tierstream::{Engine, Keep, Options, Placement, Weights, demo, gguf, io_config};
+use tierstream::{Engine, Gpu, Keep, Options, Placement, Weights, demo, gguf, io_config};
 
 use super::args::LoadArgs;
 use super::interrupt;
@@ -30,9 +31,9 @@ pub(crate) fn named(model: &Path) -> anyhow::Result<Cow<'_, Path>> {
     Ok(Cow::Owned(demo.path))
 }
 
-/// The flags as the library takes them.
-pub(crate) fn options(args: &LoadArgs, experts: Option<PoolShare>) -> Options {
-    Options {
+/// The flags as the library takes them. Loads ggml's [`backends`] where a GPU is asked for.
+pub(crate) fn options(args: &LoadArgs, experts: Option<PoolShare>) -> anyhow::Result<Options> {
+    Ok(Options {
         ram_bytes: args.ram.map(|b| b.0),
         experts,
         policy: args.policy,
@@ -43,19 +44,37 @@ pub(crate) fn options(args: &LoadArgs, experts: Option<PoolShare>) -> Options {
         keep: Keep::Last,
         seed: u64::from(args.seed()),
         weights: Weights::Streamed,
-        placement: Placement::Cpu,
-        vram_bytes: None,
+        placement: placement(args)?,
+        vram_bytes: args.vram.map(|b| b.0),
         preload: true,
         io: io_config(args.io),
+    })
+}
+
+fn placement(args: &LoadArgs) -> anyhow::Result<Placement> {
+    let Some(index) = args.gpu.0 else {
+        anyhow::ensure!(args.vram.is_none(), "--vram is for --gpu: no GPU is to be used");
+        return Ok(Placement::Cpu);
+    };
+    backends();
+    let mut gpus = Gpu::all().map_err(tierstream::Error::from)?;
+    if index >= gpus.len() {
+        let last = gpus.len() - 1;
+        let hint = "`tierstream doctor` lists them";
+        return Err(Failure::error(format!("there is no GPU {index}: the last is {last}"), hint));
     }
+    Ok(Placement::Gpu(gpus.swap_remove(index)))
 }
 
 /// Loads the ggml backends beside the program, usually none, and those of `TIERSTREAM_BACKENDS`.
 /// What cannot be used is noted.
 pub(crate) fn backends() {
-    for refused in tierstream::ggml::load_backends(None).into_iter().filter_map(Result::err) {
-        output::note(refused);
-    }
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        for refused in tierstream::ggml::load_backends(None).into_iter().filter_map(Result::err) {
+            output::note(refused);
+        }
+    });
 }
 
 /// Loads the model in `path`; notes go to stderr. A request of [`interrupt`] ends it.

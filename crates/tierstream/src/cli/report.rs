@@ -39,6 +39,7 @@ pub(crate) struct RunJson<'a> {
     stall_s: f64,
     stall_share: f64,
     experts: ExpertsJson,
+    gpu: Option<GpuJson>,
     io: IoJson,
     peak_rss_bytes: u64,
 }
@@ -56,6 +57,12 @@ struct ExpertsJson {
     read_ahead: u64,
     read_ahead_used: u64,
     bytes_read: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct GpuJson {
+    name: String,
+    pool_bytes: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -135,14 +142,19 @@ impl<'a> Report<'a> {
             Bytes(resident)
         );
         let hits = self.hit_rate().map_or_else(|| "no requests".to_owned(), percent);
-        vec![
-            ("expert pool", pool),
+        let mut rows = vec![("expert pool", pool)];
+        rows.extend(self.engine.model().gpu().map(|gpu| {
+            let taken = Bytes(self.engine.model().vram_bytes().unwrap_or(0));
+            ("GPU", format!("{}, {taken} of its memory taken for the pool", gpu.name()))
+        }));
+        rows.extend([
             ("hit rate", format!("{hits} ({} of {})", used.hits, used.requests)),
             ("faults", format!("{} ({per_token:.1} per token)", used.faults)),
             ("bytes read", Bytes(used.bytes_read).to_string()),
             ("stall share", percent(self.stall_share())),
             ("io path", read_way(status.engine, status.direct, status.reason.as_deref())),
-        ]
+        ]);
+        rows
     }
 
     pub(crate) fn json(&self, text: &'a str) -> RunJson<'a> {
@@ -178,6 +190,10 @@ impl<'a> Report<'a> {
                 read_ahead_used: used.read_ahead_used,
                 bytes_read: used.bytes_read,
             },
+            gpu: model.gpu().map(|gpu| GpuJson {
+                name: gpu.name().to_owned(),
+                pool_bytes: model.vram_bytes().unwrap_or(0),
+            }),
             io: match status {
                 Some(s) => IoJson { engine: Some(s.engine), direct: s.direct, reason: s.reason },
                 None => {

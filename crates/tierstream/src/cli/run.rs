@@ -39,7 +39,7 @@ pub(crate) fn run(cli: &Cli, args: &Run) -> anyhow::Result<ExitCode> {
     if !matches!(input, Input::Tokens(_)) {
         open::check_takes_text(&path)?;
     }
-    let options = Options { seed: u64::from(seed), ..open::options(load, args.model.experts) };
+    let options = Options { seed: u64::from(seed), ..open::options(load, args.model.experts)? };
     // To the end of the report, which a signal must not cut.
     let running = Running::start(None);
     let mut engine = open::engine(load, &path, options)?;

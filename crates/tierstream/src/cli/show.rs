@@ -98,7 +98,7 @@ pub(crate) fn show(cli: &Cli, args: &Show) -> anyhow::Result<ExitCode> {
         ram: args.model.load.ram.map(|b| b.0),
         experts: args.model.experts,
     };
-    let options = open::options(&args.model.load, args.model.experts);
+    let options = open::options(&args.model.load, args.model.experts)?;
     let forecast = file.check_ggml().is_ok().then(|| forecast(&file, options)).flatten();
     let info = Info::new(&file, &asked, forecast.as_ref().map(Memory::from))?;
     if cli.json {

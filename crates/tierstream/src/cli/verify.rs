@@ -20,7 +20,7 @@ pub(crate) fn verify(cli: &Cli, args: &Verify) -> anyhow::Result<ExitCode> {
         seed: args.model.load.seed(),
     };
     let path = open::path(&args.model.load)?;
-    let options = open::options(&args.model.load, args.model.experts);
+    let options = open::options(&args.model.load, args.model.experts)?;
     open::backends();
     let progress = Progress::start("loading");
     let outcome = verify_model(&path, options, &what, &mut |stage, done| {
