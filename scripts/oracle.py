@@ -12,6 +12,7 @@ quarter of its experts in memory) and for a real dense model, SmolLM2-135M-Instr
 
 import importlib.util
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -20,7 +21,7 @@ import llama_cpp
 import numpy
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-LOGITS = ROOT / "target/release/examples/logits"
+EXAMPLES = ROOT / os.environ.get("CARGO_TARGET_DIR", "target") / "release/examples"
 TOKENS, TOP, TOLERANCE = 64, 50, 1e-3
 
 PROMPTS = [
@@ -66,7 +67,7 @@ class Theirs:
 
 def ours(path, prompt, share):
     """The same of our program: stock loading, or `share` of the experts in the pool."""
-    command = [LOGITS, path, prompt, str(TOKENS), str(TOP)] + ([share] if share else [])
+    command = [EXAMPLES / "logits", path, prompt, str(TOKENS), str(TOP)] + ([share] if share else [])
     return json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
 
 
