@@ -12,6 +12,7 @@ quarter of its experts in memory) and for a real dense model, SmolLM2-135M-Instr
 
 import importlib.util
 import json
+import logging
 import os
 import pathlib
 import subprocess
@@ -68,7 +69,7 @@ class Theirs:
 def ours(path, prompt, share):
     """The same of our program: stock loading, or `share` of the experts in the pool."""
     command = [EXAMPLES / "logits", path, prompt, str(TOKENS), str(TOP)] + ([share] if share else [])
-    return json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
 
 
 def compare(name, expected, got):
@@ -103,5 +104,7 @@ def main():
     sys.exit(0 if good else 1)
 
 
+# Else thousands of lines about every model; errors stay.
+logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)
 llama_cpp.llama_backend_init()
 main()
