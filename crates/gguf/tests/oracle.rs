@@ -1,5 +1,5 @@
 //! Agreement with the format authors' own Python reader; see `oracle.py` for how its tables are
-//! made.
+//! made. They need no Python: `./x oracle` asks that reader itself, for more files and metadata too.
 
 use std::path::Path;
 

@@ -1,6 +1,8 @@
-//! Greedy tokens and the log-probabilities of the most likely ones, as JSON, for comparing with
-//! other engines: `logits MODEL PROMPT TOKENS TOP [POOL_SHARE]`.
+//! Greedy tokens and the logits that each was chosen by, for comparing with other engines:
+//! `logits MODEL PROMPT TOKENS [POOL_SHARE]`. Prints a line of JSON and then, as bytes, a row of
+//! little-endian f32 for every token: the logit of each id of the vocabulary.
 
+use std::io::Write;
 use std::path::Path;
 
 use serde_json::json;
@@ -8,10 +10,10 @@ use tierstream::{Engine, Keep, Options, Token, Weights, demo};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let args: Vec<String> = std::env::args().collect();
-    let [_, model, prompt, tokens, top, rest @ ..] = &args[..] else {
-        return Err("usage: logits MODEL PROMPT TOKENS TOP [POOL_SHARE]".into());
+    let [_, model, prompt, tokens, rest @ ..] = &args[..] else {
+        return Err("usage: logits MODEL PROMPT TOKENS [POOL_SHARE]".into());
     };
-    let (tokens, top): (usize, usize) = (tokens.parse()?, top.parse()?);
+    let tokens: usize = tokens.parse()?;
     let path = if model == "demo" { demo::file()?.path } else { Path::new(model).to_owned() };
     let mut options = Options { ctx: Some(1024), threads: Some(2), ..Options::default() };
     match rest.first() {
@@ -24,24 +26,22 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut made = Vec::new();
     let mut rows = Vec::new();
     for _ in 0..tokens {
-        let mut row = Vec::new();
-        engine.context().decode(&next, Keep::Last, |_, logits| row = logits.to_vec())?;
-        let best = most_likely(&row, top);
-        next = vec![best[0].0];
-        made.push(best[0].0);
-        rows.push(best);
+        let mut best = 0;
+        engine.context().decode(&next, Keep::Last, |_, logits| {
+            best = most_likely(logits);
+            rows.extend(logits.iter().flat_map(|logit| logit.to_le_bytes()));
+        })?;
+        next = vec![best];
+        made.push(best);
     }
-    println!("{}", json!({ "prompt_tokens": prompt_tokens, "tokens": made, "top": rows }));
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{}", json!({ "prompt_tokens": prompt_tokens, "tokens": made }))?;
+    out.write_all(&rows)?;
     Ok(())
 }
 
-/// The `top` most likely ids and their log-probabilities, most likely first.
-fn most_likely(logits: &[f32], top: usize) -> Vec<(Token, f64)> {
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = logits.iter().map(|&l| f64::from(l - max).exp()).sum();
-    let mut all: Vec<(Token, f64)> =
-        (0..).zip(logits).map(|(id, &l)| (id, f64::from(l - max) - sum.ln())).collect();
-    all.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-    all.truncate(top);
-    all
+/// The id of the largest logit, the lowest such id where several are as large.
+fn most_likely(logits: &[f32]) -> Token {
+    let best = (0..).zip(logits).max_by(|a, b| a.1.total_cmp(b.1).then(b.0.cmp(&a.0)));
+    best.map_or(0, |(id, _)| id)
 }
