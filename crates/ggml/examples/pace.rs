@@ -81,7 +81,13 @@ fn load(path: &Path, weights: Weights) -> Result<Model, Box<dyn std::error::Erro
 }
 
 fn attach(model: &Model, share: f64, preload: bool) -> tierstream_ggml::Result<()> {
-    let pool = PoolOptions { size: PoolSize::Share(share), policy: Policy::Lru, seed: 1, preload };
+    let pool = PoolOptions {
+        size: PoolSize::Share(share),
+        policy: Policy::Lru,
+        seed: 1,
+        preload,
+        below: None,
+    };
     model.attach_pool(&pool, &mut |_| true)
 }
 

@@ -23,7 +23,7 @@ use crate::executor::Executor;
 use crate::memory;
 use crate::plan::{Plan, Plans, Routing, Segment, nodes};
 use crate::pooled::Pooled;
-use crate::residency::{Residency, Stage, Step};
+use crate::residency::{Residency, Stage, Step, Waits};
 use crate::routed::{Routed, slot_range};
 use crate::segment::{Patch, Run, outcome, run_nodes, run_resident, synchronize};
 
@@ -122,7 +122,8 @@ impl OnGpu {
         let cancelled = || control.is_cancelled();
         let mut wait = |ticket: &Arc<Ticket>| stall(&control, || control.wait_for(ticket));
         let needs = self.routed.needs();
-        let stage = residency.stage(routing.layer, needs, &cancelled, &mut wait)?;
+        let waits = Waits { cancelled: &cancelled, ticket: &mut wait };
+        let stage = residency.stage(routing.layer, needs, waits)?;
         self.run_over_area(graph, segment, routing, &stage)?;
         self.held = Some(Held::Stage { _stage: stage });
         Ok(())
@@ -142,10 +143,9 @@ impl OnGpu {
             1 => {
                 let parts: Vec<usize> = routing.ops().map(|op| op.part).collect();
                 let load = step.load(&parts, 0, Priority::Demand);
-                stall(&self.control, || {
-                    step.tickets(load).try_for_each(|ticket| self.control.wait_for(ticket))?;
-                    step.arrived(load)
-                })?;
+                let mut ticket = |ticket: &Arc<Ticket>| self.control.wait_for(ticket);
+                let waits = Waits { cancelled: &cancelled, ticket: &mut ticket };
+                stall(&self.control, || step.wait(load, waits))?;
             }
             _ => return Ok(None),
         }

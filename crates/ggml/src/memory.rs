@@ -25,6 +25,8 @@ pub(crate) struct Memory {
 
 // SAFETY: a buffer of host memory has no ties to a thread.
 unsafe impl Send for Memory {}
+// SAFETY: `&Memory` gives away addresses and sizes, no contents.
+unsafe impl Sync for Memory {}
 
 impl Memory {
     /// Of a buffer's base and least size, bytes.

@@ -68,6 +68,8 @@ pub(crate) struct Inner {
 /// What a pool is made from.
 struct Streamed {
     layers: Vec<Layer>,
+    /// The same, as they lie in host memory, where `layers` do not.
+    layers_below: Vec<Layer>,
     placement: Placement,
     reader: Arc<Reader>,
     files: Vec<FileId>,
@@ -101,6 +103,9 @@ pub struct PoolOptions {
     pub seed: u64,
     /// Read every record at once if all of them fit; otherwise records come when routed to.
     pub preload: bool,
+    /// On a GPU, whose memory the pool above is in: a pool in host memory below it, pinned, of this
+    /// size. Without one, records come from the drive straight away.
+    pub below: Option<PoolSize>,
 }
 
 impl Model {
@@ -147,17 +152,19 @@ impl Model {
         // loaded as llama.cpp does it. That is known once a graph was built.
         loop {
             let skip: BTreeSet<u32> = resident.iter().map(|(block, _)| *block).collect();
-            // A GPU's kernels want records side by side, and nothing is read there in place.
-            let align = match placement {
-                Placement::Cpu => block_bytes(&reader, &files)?,
-                Placement::Gpu(_) => 1,
+            let align = block_bytes(&reader, &files)?;
+            let on_host = pooled_layers(file, experts, &files, align, &skip);
+            let (layers, layers_below) = match placement {
+                Placement::Cpu => (on_host, Vec::new()),
+                // Kernels want records side by side there, and nothing is read in place.
+                Placement::Gpu(_) => (pooled_layers(file, experts, &files, 1, &skip), on_host),
             };
-            let layers = pooled_layers(file, experts, &files, align, &skip);
             if layers.is_empty() {
                 return Self::load_stock(file, false, false, placement, resident, progress);
             }
             let (reader, files) = (reader.clone(), files.clone());
-            let streamed = Streamed { layers, placement: placement.clone(), reader, files };
+            let placement = placement.clone();
+            let streamed = Streamed { layers, layers_below, placement, reader, files };
             let before = thread_read_bytes();
             let kept = resident.clone();
             let model = Self::load_on_device(file, streamed, kept, experts, false, progress)?;
@@ -186,7 +193,7 @@ impl Model {
         let align = block_bytes(reader, &files)?;
         let layers = pooled_layers(file, &experts, &files, align, &BTreeSet::new());
         let (placement, reader) = (Placement::Cpu, reader.clone());
-        let streamed = Streamed { layers, placement, reader, files };
+        let streamed = Streamed { layers, layers_below: Vec::new(), placement, reader, files };
         Self::load_on_device(file, streamed, Vec::new(), &experts, true, &mut |_| true)
     }
 
@@ -344,17 +351,32 @@ impl Model {
         let slots = slots_for(&streamed.layers, options.size)?;
         let all = all_slots(&streamed.layers);
         let whole = slots.iter().zip(&all).all(|(have, all)| have >= all);
-        let spec = Spec {
-            layers: streamed.layers.clone(),
+        let spec = |layers: &[Layer], slots| Spec {
+            layers: layers.to_vec(),
             slots,
             policy: options.policy,
             seed: options.seed,
         };
-        let reader = streamed.reader.clone();
-        let residency = Residency::new(spec, &streamed.placement, reader)?;
+        let total: u64 = self.expert_bytes();
+        let mut told = |done| progress(done as f32 / total as f32);
+        let reader = || streamed.reader.clone();
+        let below = match (streamed.placement.gpu(), options.below) {
+            (Some(gpu), Some(size)) if !whole => {
+                let layers = &streamed.layers_below;
+                let slots = slots_for(layers, size)?;
+                let whole = slots == all_slots(layers);
+                let below = Residency::below(spec(layers, slots), gpu, reader())?;
+                if whole && options.preload {
+                    below.load_all(&mut told)?;
+                }
+                Some(below)
+            }
+            _ => None,
+        };
+        let placement = &streamed.placement;
+        let residency = Residency::new(spec(&streamed.layers, slots), placement, below, reader())?;
         if whole && options.preload {
-            let total: u64 = self.expert_bytes();
-            residency.load_all(&mut |done| progress(done as f32 / total as f32))?;
+            residency.load_all(&mut told)?;
         }
         if device.pooled().attach(residency) { Ok(()) } else { Err(Error::HasPool) }
     }
@@ -422,6 +444,19 @@ impl Model {
     /// Bytes of all slots, and bytes of the records in them.
     pub fn pool_bytes(&self) -> (u64, u64) {
         self.residency().map_or((0, 0), |r| (r.budget_bytes(), r.resident_bytes()))
+    }
+
+    /// Bytes of all slots of the pool in host memory below a GPU's, and bytes of the records in them;
+    /// none without one.
+    pub fn pool_below_bytes(&self) -> Option<(u64, u64)> {
+        let below = self.residency()?.below_pool()?;
+        Some((below.budget_bytes(), below.resident_bytes()))
+    }
+
+    /// The smallest pool below a GPU's that works, and one of all experts, bytes.
+    pub fn below_bytes(&self) -> (u64, u64) {
+        let layers = self.inner.streamed.as_ref().map_or(&[][..], |s| &s.layers_below);
+        (pool_bytes(layers, &Spec::least_slots(layers)), pool_bytes(layers, &all_slots(layers)))
     }
 
     /// Share of all streamed experts that the pool has slots for, by bytes, 0 to 1; none without a
@@ -551,7 +586,8 @@ mod tests {
             let records: u64 = experts.expert_bytes() / all.len() as u64;
             assert_eq!(model.expert_bytes(), records * streamed as u64);
             let size = PoolSize::Share(0.25);
-            let pool = PoolOptions { size, policy: Policy::Lru, seed: 1, preload: false };
+            let pool =
+                PoolOptions { size, policy: Policy::Lru, seed: 1, preload: false, below: None };
             model.attach_pool(&pool, &mut |_| true).unwrap();
             assert!(logits(&model) == expected, "{blocks:?}");
         }
@@ -571,7 +607,8 @@ mod tests {
             let decoded = context.decode(&[1], Keep::Last, |_, _| ());
             assert!(matches!(decoded, Err(Error::Rehearsal)), "{decoded:?}");
             let size = PoolSize::Share(1.0);
-            let pool = PoolOptions { size, policy: Policy::Lru, seed: 1, preload: true };
+            let pool =
+                PoolOptions { size, policy: Policy::Lru, seed: 1, preload: true, below: None };
             let attached = model.attach_pool(&pool, &mut |_| true);
             assert!(matches!(attached, Err(Error::Rehearsal)), "{attached:?}");
         }

@@ -3,15 +3,19 @@
 //! Joins the three that know nothing of each other: the pool's bookkeeping
 //! ([`tierstream_pool`]), the reads ([`tierstream_io`]) and the tensors that kernels read.
 
+use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
+use tierstream_cuda::Registered;
 use tierstream_io::{Priority, Reader};
 use tierstream_pool::{LayerCounters, Lookup, Pool, Record};
 
 pub(crate) use self::ahead::Ahead;
 pub(crate) use self::layer::{Layer, Part, SlotPart, Spec};
+use self::load::Destination;
+pub(crate) use self::load::Waits;
 use self::stage::Area;
 pub(crate) use self::stage::{Stage, layer_bytes};
 use self::step::Slots;
@@ -20,9 +24,10 @@ use self::vram::Vram;
 use crate::abi::*;
 use crate::error::{Error, Result};
 use crate::memory::{self, Memory};
-use crate::placement::Placement;
+use crate::placement::{Gpu, Placement};
 
 mod ahead;
+mod below;
 mod layer;
 mod load;
 mod stage;
@@ -37,11 +42,13 @@ pub struct ExpertCounters {
     pub requests: u64,
     /// Of those, resident (or on their way for another context).
     pub hits: u64,
-    /// Of those, read from the drive.
+    /// Of those, missing in the pool.
     pub faults: u64,
+    /// Of the faults, served by the pool below, in host memory; the others are read.
+    pub ram_hits: u64,
     /// Records that gave their slot to another.
     pub evictions: u64,
-    /// Bytes of faulted records.
+    /// Bytes of the records that were read.
     pub bytes_read: u64,
     /// Records asked for at least once.
     pub first_touches: u64,
@@ -58,6 +65,7 @@ impl ExpertCounters {
             requests: self.requests - before.requests,
             hits: self.hits - before.hits,
             faults: self.faults - before.faults,
+            ram_hits: self.ram_hits - before.ram_hits,
             evictions: self.evictions - before.evictions,
             bytes_read: self.bytes_read - before.bytes_read,
             first_touches: self.first_touches - before.first_touches,
@@ -82,6 +90,8 @@ pub(crate) struct Residency {
     slot_bytes: usize,
     /// Behind the slots, for whole layers; on a GPU.
     area: Option<Area>,
+    /// The pool that records come from; without one they are read.
+    below: Option<Arc<Residency>>,
     pool: Mutex<Pool>,
     /// Signalled when slots settle: loads end, pins are dropped.
     settled: Condvar,
@@ -98,8 +108,8 @@ pub(crate) struct Residency {
 
 /// The memory that slots are in.
 enum Store {
-    /// The host's, which reads go to.
-    Host(Memory),
+    /// The host's, which reads go to. Pinned where it is below a GPU's.
+    Host { _pin: Option<Registered<Arc<Memory>>>, memory: Arc<Memory> },
     /// A GPU's, to which is copied what was read.
     Vram(Vram),
 }
@@ -107,14 +117,14 @@ enum Store {
 impl Store {
     fn base(&self) -> *mut u8 {
         match self {
-            Store::Host(memory) => memory.base(),
+            Store::Host { memory, .. } => memory.base(),
             Store::Vram(vram) => vram.base(),
         }
     }
 
     fn buffer(&self) -> ggml_backend_buffer_t {
         match self {
-            Store::Host(memory) => memory.buffer(),
+            Store::Host { memory, .. } => memory.buffer(),
             Store::Vram(vram) => vram.buffer(),
         }
     }
@@ -145,8 +155,47 @@ unsafe impl Sync for Residency {}
 const CANCEL_LOOKED_FOR_EVERY: Duration = Duration::from_millis(20);
 
 impl Residency {
-    /// Makes the pool, in memory that takes room only as slots fill.
-    pub(crate) fn new(spec: Spec, placement: &Placement, reader: Arc<Reader>) -> Result<Arc<Self>> {
+    /// Makes the pool that executors compute with, in memory that takes room only as slots fill.
+    /// One in a GPU's memory may get its records from another one, `below`.
+    pub(crate) fn new(
+        spec: Spec,
+        placement: &Placement,
+        below: Option<Arc<Residency>>,
+        reader: Arc<Reader>,
+    ) -> Result<Arc<Self>> {
+        Self::build(spec, reader, below, |total, spec, reader| {
+            Ok(match placement {
+                Placement::Cpu => {
+                    let memory = Arc::new(Memory::weights(total)?);
+                    (Store::Host { _pin: None, memory }, None)
+                }
+                Placement::Gpu(gpu) => {
+                    let area = Area::new(total as u64, &spec.layers);
+                    (Store::Vram(Vram::new(gpu, area.end(), reader)?), Some(area))
+                }
+            })
+        })
+    }
+
+    /// Makes a pool in host memory for the one of a GPU to get its records from. All of its memory
+    /// is taken, and pinned, at once.
+    pub(crate) fn below(spec: Spec, gpu: &Gpu, reader: Arc<Reader>) -> Result<Arc<Self>> {
+        Self::build(spec, reader, None, |total, _, _| {
+            let memory = Arc::new(Memory::weights(total)?);
+            let base = NonNull::new(memory.base()).expect("memory is not at address 0");
+            // SAFETY: mapped as long as the memory is held; who copies from slots holds the pool.
+            let pin = unsafe { gpu.device().register(memory.clone(), base, memory.bytes()) }?;
+            Ok((Store::Host { _pin: Some(pin), memory }, None))
+        })
+    }
+
+    /// `store` makes memory for so many bytes of slots.
+    fn build(
+        spec: Spec,
+        reader: Arc<Reader>,
+        below: Option<Arc<Residency>>,
+        store: impl FnOnce(usize, &Spec, &Reader) -> Result<(Store, Option<Area>)>,
+    ) -> Result<Arc<Self>> {
         let pool = Pool::new(tierstream_pool::Config {
             layers: layer::specs(&spec.layers, Some(&spec.slots)),
             slots: spec.slots.clone(),
@@ -162,13 +211,7 @@ impl Residency {
         let total: usize = by_class()
             .flat_map(|(class, slots)| parts_of(class).iter().map(move |p| part_bytes(p, slots)))
             .sum();
-        let (store, area) = match placement {
-            Placement::Cpu => (Store::Host(Memory::weights(total)?), None),
-            Placement::Gpu(gpu) => {
-                let area = Area::new(total as u64, &spec.layers);
-                (Store::Vram(Vram::new(gpu, area.end(), &reader)?), Some(area))
-            }
-        };
+        let (store, area) = store(total, &spec, &reader)?;
         let mut at = store.base();
         let mut classes = Vec::with_capacity(spec.slots.len());
         for (class, slots) in by_class() {
@@ -189,6 +232,7 @@ impl Residency {
             store,
             slot_bytes: total,
             area,
+            below,
             pool: Mutex::new(pool),
             settled: Condvar::new(),
             reader,
@@ -215,7 +259,7 @@ impl Residency {
     /// Bytes of a GPU's memory that the pool has taken so far.
     pub(crate) fn vram_bytes(&self) -> Option<u64> {
         match &self.store {
-            Store::Host(_) => None,
+            Store::Host { .. } => None,
             Store::Vram(vram) => Some(vram.mapped_bytes()),
         }
     }
@@ -244,17 +288,30 @@ impl Residency {
             sum.bytes_read += c.bytes_faulted;
             sum.first_touches += c.first_touches;
         }
+        if let Some(below) = &self.below {
+            let below = below.counters();
+            (sum.ram_hits, sum.bytes_read) = (below.hits, below.bytes_read);
+        }
         sum
     }
 
+    /// Of the pool whose faults are read.
     pub(crate) fn layer_counters(&self) -> Vec<LayerCounters> {
-        self.lock().counters().to_vec()
+        self.below.as_ref().map_or_else(|| self.lock().counters().to_vec(), |b| b.layer_counters())
+    }
+
+    /// The pool below this one.
+    pub(crate) fn below_pool(&self) -> Option<&Arc<Residency>> {
+        self.below.as_ref()
     }
 
     /// Forgets every record that is not in use. Waits for graphs that compute without pins.
     pub(crate) fn clear(&self) {
         *self.identity.write().unwrap_or_else(PoisonError::into_inner) = None;
         self.lock().clear();
+        if let Some(below) = &self.below {
+            below.clear();
+        }
     }
 
     /// Per layer the slot of expert 0, if all records are resident in expert order; they stay so
@@ -413,13 +470,28 @@ impl Residency {
         Ok(step)
     }
 
+    /// Where `part` of a record of `layer` lies in a slot.
+    fn part_in(&self, layer: usize, part: usize, place: Destination, slot: u32) -> *mut u8 {
+        let lies = self.layers[layer].parts[part].slot;
+        let first = self.first_slot(layer, part, place);
+        first.wrapping_add(slot as usize * lies.stride + lies.position)
+    }
+
+    /// Waits for the copies into this pool that were started.
+    fn settle(&self) -> Result<()> {
+        match &self.store {
+            Store::Host { .. } => Ok(()),
+            Store::Vram(vram) => vram.settle(),
+        }
+    }
+
     /// Makes sure that there is memory behind a slot.
     fn back(&self, layer: usize, slot: u32) -> Result<()> {
         let Store::Vram(vram) = &self.store else { return Ok(()) };
-        let Layer { class, parts, .. } = &self.layers[layer];
-        for (part, tensor) in parts.iter().zip(&self.classes[*class].parts) {
-            let first = self.store.offset(tensor.data.cast());
-            vram.back(first + u64::from(slot) * part.slot.stride as u64, part.bytes as u64)?;
+        let parts = &self.layers[layer].parts;
+        for (index, part) in parts.iter().enumerate() {
+            let at = self.part_in(layer, index, Destination::Slots, slot);
+            vram.back(self.store.offset(at), part.bytes as u64)?;
         }
         Ok(())
     }
@@ -543,7 +615,7 @@ mod tests {
         };
         let spec = Spec { layers: vec![layer], slots: vec![4], policy: Policy::Lru, seed: 1 };
         let reader = Arc::new(Reader::new(tierstream_io::Config::default()).unwrap());
-        let residency = Residency::new(spec, &Placement::Cpu, reader).unwrap();
+        let residency = Residency::new(spec, &Placement::Cpu, None, reader).unwrap();
         let (done, ended) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
             // The same expert twice breaks the contract.

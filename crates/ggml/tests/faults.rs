@@ -163,8 +163,13 @@ fn the_failed_batch_can_be_decoded_again() {
 fn a_failed_read_while_preloading_leaves_a_model_without_pool() {
     let case = Case::new();
     let model = load_with(case.path(), Weights::Streamed, fails_at(20..21, Action::Errno(EIO)));
-    let pool =
-        PoolOptions { size: PoolSize::Share(1.0), policy: Policy::Lru, seed: 1, preload: true };
+    let pool = PoolOptions {
+        size: PoolSize::Share(1.0),
+        policy: Policy::Lru,
+        seed: 1,
+        preload: true,
+        below: None,
+    };
     let error = model.attach_pool(&pool, &mut go_on).unwrap_err();
     assert!(matches!(error, Error::Io(tierstream_io::Error::Read { .. })), "{error:?}");
     assert_eq!(model.pool_bytes(), (0, 0));
@@ -236,8 +241,13 @@ fn a_file_modified_before_the_preload_is_an_error() {
     let case = Case::new();
     let model = load_with(case.path(), Weights::Streamed, reader());
     modify(case.path());
-    let pool =
-        PoolOptions { size: PoolSize::Share(1.0), policy: Policy::Lru, seed: 1, preload: true };
+    let pool = PoolOptions {
+        size: PoolSize::Share(1.0),
+        policy: Policy::Lru,
+        seed: 1,
+        preload: true,
+        below: None,
+    };
     let error = model.attach_pool(&pool, &mut go_on).unwrap_err();
     assert!(matches!(error, Error::Io(tierstream_io::Error::Changed { .. })), "{error:?}");
 }
@@ -511,8 +521,13 @@ fn progress_that_stops_cancels() {
         assert!(matches!(error, Error::Cancelled), "{error:?}");
     }
     let model = load_with(case.path(), Weights::Streamed, reader());
-    let pool =
-        PoolOptions { size: PoolSize::Share(1.0), policy: Policy::Lru, seed: 1, preload: true };
+    let pool = PoolOptions {
+        size: PoolSize::Share(1.0),
+        policy: Policy::Lru,
+        seed: 1,
+        preload: true,
+        below: None,
+    };
     let error = model.attach_pool(&pool, &mut |done| done < 0.5).unwrap_err();
     assert!(matches!(error, Error::Cancelled), "{error:?}");
 }

@@ -10,7 +10,7 @@ use common::{
     Room, Run, Synth, assert_same_bits, attach, demo, faulty, load_on_stand_in, reader, stock,
 };
 use tierstream_cuda::standin::{Config, Fault, StandIn};
-use tierstream_ggml::{Error, Model};
+use tierstream_ggml::{Error, Model, PoolOptions, PoolSize};
 use tierstream_io::wrap::{Action, Rule};
 use tierstream_pool::Policy;
 use tierstream_synth::{Arch, Quant, Spec, TensorType};
@@ -101,6 +101,71 @@ fn contexts_share_slots_and_the_area() {
             }
         });
     });
+}
+
+/// Records that come from a pool in host memory, of all records and of very few, which take turns
+/// in its slots when a layer is staged.
+#[test]
+fn three_tiers() {
+    for spec in [
+        Spec::new(Arch::Qwen3Moe).quant(Quant::Q4_K_M),
+        Spec::new(Arch::Mixtral).quant(TensorType::F16),
+    ] {
+        let synth = Synth::new(&spec);
+        let reference_model = stock(&synth.path);
+        let vocab = reference_model.vocab().len();
+        for (prompt, n_batch) in [(12, 1), (80, 40)] {
+            let run = Run::new(&reference_model, prompt, 16, n_batch);
+            let reference = run.logits(&reference_model);
+            for (above, below, preload) in [(0.4, 1.0, true), (0.4, 1.0, false), (0.3, 0.6, true)] {
+                let what = format!("batch {n_batch}, {above} over {below}, {preload}");
+                let device = stand_in();
+                let model = load_on_stand_in(&synth.path, &device, reader());
+                let pool = PoolOptions {
+                    size: PoolSize::Share(above),
+                    policy: Policy::Lru,
+                    seed: 1,
+                    preload,
+                    below: Some(PoolSize::Share(below)),
+                };
+                model.attach_pool(&pool, &mut |_| true).unwrap();
+                assert!(device.pinned_bytes() > model.pool_below_bytes().unwrap().0, "{what}");
+                assert_same_bits(&reference, &run.logits(&model), vocab, &what);
+                let c = model.expert_counters();
+                assert!(0 < c.ram_hits && c.ram_hits <= c.faults, "{what}: {c:?}");
+                let all = model.expert_bytes();
+                match (below, preload) {
+                    (1.0, true) => {
+                        assert_eq!((c.bytes_read, c.ram_hits), (all, c.faults), "{what}")
+                    }
+                    (1.0, false) => assert!(c.bytes_read <= all, "{what}: {c:?}"),
+                    _ => assert!(c.ram_hits < c.faults, "{what}: {c:?}"),
+                }
+                drop(model);
+                assert_eq!(device.pinned_bytes(), 0);
+            }
+        }
+    }
+}
+
+/// The smallest pools that work, one above the other.
+#[test]
+fn two_floors() {
+    let synth = Synth::qwen();
+    let reference_model = stock(&synth.path);
+    let run = Run::new(&reference_model, 60, 8, 24);
+    let reference = run.logits(&reference_model);
+    let model = load_on_stand_in(&synth.path, &stand_in(), reader());
+    let pool = PoolOptions {
+        size: PoolSize::Bytes(model.least_pool_bytes()),
+        policy: Policy::Lru,
+        seed: 1,
+        preload: true,
+        below: Some(PoolSize::Bytes(model.below_bytes().0)),
+    };
+    model.attach_pool(&pool, &mut |_| true).unwrap();
+    let logits = run.logits(&model);
+    assert_same_bits(&reference, &logits, reference_model.vocab().len(), "floors");
 }
 
 /// The pool takes the device's memory as it fills, and gives all of it back.

@@ -60,8 +60,13 @@ fn a_replaced_file_is_told() {
 fn a_pool_is_attached_once_even_at_the_same_time() {
     let synth = Synth::qwen();
     let model = load_with(&synth.path, Weights::Streamed, reader());
-    let options =
-        |preload| PoolOptions { size: PoolSize::Share(1.0), policy: Policy::Lru, seed: 1, preload };
+    let options = |preload| PoolOptions {
+        size: PoolSize::Share(1.0),
+        policy: Policy::Lru,
+        seed: 1,
+        preload,
+        below: None,
+    };
     let attach = || model.attach_pool(&options(false), &mut go_on);
     // A second caller while the first one preloads, which is stopped then.
     let mut second = None;

@@ -217,7 +217,7 @@ impl Budget {
 
 /// Refuses a pool that the machine has no memory for. It would fill slot by slot, until something is
 /// killed.
-fn check_available(pool_bytes: u64) -> Result<()> {
+pub(crate) fn check_available(pool_bytes: u64) -> Result<()> {
     let available_bytes = memory::available_bytes();
     if pool_bytes > available_bytes {
         return Err(Error::NotAvailable { pool_bytes, available_bytes });

@@ -28,7 +28,8 @@ const RING_BYTES: usize = 16 << 20;
 /// What a model may take and how it is run.
 #[derive(Debug)]
 pub struct Options {
-    /// All host memory of this process, bytes: dense weights, KV cache, compute, experts.
+    /// All host memory of this process, bytes: dense weights, KV cache, compute, experts. With a GPU:
+    /// the pinned memory for experts that do not fit the GPU's; none of it if 0.
     pub ram_bytes: Option<u64>,
     /// The expert pool alone. Wins over what `ram_bytes` leaves for it, if it is smaller.
     pub experts: Option<PoolShare>,
@@ -190,6 +191,10 @@ impl Engine {
                 policy: options.policy,
                 seed: options.seed,
                 preload: options.preload,
+                below: match &vram {
+                    Some(vram) => vram.below_size(&model, &mut notes)?,
+                    None => None,
+                },
             };
             model.attach_pool(&pool, progress)?;
         } else if let Some(vram) = &vram {

@@ -44,6 +44,18 @@ pub enum Error {
         /// The least budget that works.
         least_bytes: u64,
     },
+    /// `--ram`, with a GPU, is below what one token needs.
+    #[error(
+        "{} of host memory are too little for the experts that do not fit the GPU's: those of one \
+         token take {}",
+        Bytes(*.ram_bytes), Bytes(*.least_bytes)
+    )]
+    RamBelow {
+        /// The budget.
+        ram_bytes: u64,
+        /// The least that works.
+        least_bytes: u64,
+    },
     /// `--experts` is below what one token needs.
     #[error(
         "an expert pool of {} is too small: this model needs at least {} (the experts that one \
@@ -125,6 +137,10 @@ impl Error {
             Error::Ram { least_bytes, .. } => {
                 Some(format!("give it --ram {}, or a smaller --ctx", round_up_mib(*least_bytes)))
             }
+            Error::RamBelow { least_bytes, .. } => Some(format!(
+                "give it --ram {}, or --ram 0 to read them from the drive each time",
+                round_up_mib(*least_bytes)
+            )),
             Error::Vram { least_bytes, .. } => {
                 Some(format!("give it --vram {}, or a smaller --ctx", round_up_mib(*least_bytes)))
             }

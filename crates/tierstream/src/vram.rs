@@ -6,12 +6,17 @@
 
 use tierstream_ggml::{Gpu, Model, PoolSize};
 
+use crate::budget::check_available;
 use crate::engine::Options;
 use crate::error::{Error, Result};
-use crate::size::PoolShare;
+use crate::memory;
+use crate::size::{Bytes, PoolShare};
 
 /// Share of the free memory that is used when no budget is given.
 const DEFAULT_SHARE: f64 = 0.9;
+
+/// Share of the available host memory that is used for experts when no budget is given.
+const DEFAULT_RAM_SHARE: f64 = 0.5;
 
 /// What computing takes beyond what is allocated when the pool is made: ggml's buffers for
 /// intermediate results, and up to a granule of the pool that is used in part. Bytes.
@@ -22,24 +27,22 @@ pub(crate) struct Vram {
     gpu: Gpu,
     budget_bytes: u64,
     free_before: u64,
+    /// For experts, in host memory.
+    ram_bytes: Option<u64>,
 }
 
 impl Vram {
     /// None without a GPU. Lets the GPU be started, so that what that takes does not count.
     ///
     /// # Errors
-    /// [`Error::Engine`] if it cannot be; [`Error::Request`] for flags that do not go with one.
+    /// [`Error::Engine`] if it cannot be.
     pub(crate) fn before(options: &Options) -> Result<Option<Self>> {
         let Some(gpu) = options.placement.gpu().cloned() else { return Ok(None) };
-        if options.ram_bytes.is_some() {
-            let what = "--ram does not go with --gpu yet: experts lie in the GPU's memory alone";
-            return Err(Error::Request(what.to_owned()));
-        }
         gpu.warm_up()?;
         let free_before = gpu.free_bytes()?;
         let default = (free_before as f64 * DEFAULT_SHARE) as u64;
         let budget_bytes = options.vram_bytes.unwrap_or(default);
-        Ok(Some(Self { gpu, budget_bytes, free_before }))
+        Ok(Some(Self { gpu, budget_bytes, free_before, ram_bytes: options.ram_bytes }))
     }
 
     /// Size of the pool of a model that is loaded, and has its context.
@@ -61,6 +64,42 @@ impl Vram {
             None => (PoolSize::Share(1.0), model.whole_pool_bytes()),
         };
         Ok(if bytes <= left { size } else { PoolSize::Bytes(left) })
+    }
+
+    /// Size of the pool in host memory below, if there is to be one.
+    ///
+    /// # Errors
+    /// [`Error::RamBelow`] if the budget is too small, [`Error::NotAvailable`] if it is too large.
+    pub(crate) fn below_size(
+        &self,
+        model: &Model,
+        notes: &mut Vec<String>,
+    ) -> Result<Option<PoolSize>> {
+        let (least, whole) = model.below_bytes();
+        let available = memory::available_bytes();
+        match self.ram_bytes {
+            Some(0) => Ok(None),
+            Some(ram) if ram < least => Err(Error::RamBelow { ram_bytes: ram, least_bytes: least }),
+            Some(ram) => {
+                check_available(ram.min(whole))?;
+                Ok(Some(PoolSize::Bytes(ram)))
+            }
+            None => {
+                let spare = (available as f64 * DEFAULT_RAM_SHARE) as u64;
+                if spare < least {
+                    let what = "there is no memory for experts below the GPU's: all are read";
+                    notes.push(what.to_owned());
+                    return Ok(None);
+                }
+                if spare < whole {
+                    notes.push(format!(
+                        "no --ram given: {} of host memory are pinned for experts",
+                        Bytes(spare)
+                    ));
+                }
+                Ok(Some(PoolSize::Bytes(spare)))
+            }
+        }
     }
 
     /// Refuses a model without a pool that has taken more than the budget.

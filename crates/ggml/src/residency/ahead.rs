@@ -40,7 +40,7 @@ impl Fetch {
     }
 
     fn is_over(&self) -> bool {
-        self.loads().all(|load| load.ticket().is_finished())
+        self.loads().filter_map(|load| load.ticket()).all(|ticket| ticket.is_finished())
     }
 }
 
@@ -123,8 +123,8 @@ impl Ahead {
 
     /// Nobody needs what is left: reads that have not begun are dropped.
     pub(super) fn give_up(&self) {
-        for load in self.fetches.iter().flat_map(Fetch::loads) {
-            load.ticket().cancel();
+        for ticket in self.fetches.iter().flat_map(Fetch::loads).filter_map(|l| l.ticket()) {
+            ticket.cancel();
         }
     }
 
@@ -146,7 +146,8 @@ impl Drop for Ahead {
     fn drop(&mut self) {
         self.give_up();
         let fetches = std::mem::take(&mut self.fetches);
-        fetches.iter().flat_map(Fetch::loads).for_each(|load| drop(load.ticket().wait()));
+        let tickets = fetches.iter().flat_map(Fetch::loads).filter_map(|load| load.ticket());
+        tickets.for_each(|ticket| drop(ticket.wait()));
         let mut pool = self.residency.lock();
         self.held.drain(..).for_each(|slot| pool.unpin(slot));
         self.end(&mut pool, fetches);

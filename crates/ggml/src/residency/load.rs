@@ -5,16 +5,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tierstream_io::{Chunk, Extent, FileId, Place, Priority, Sink, Ticket};
 
+use super::below::Below;
 use super::layer::IN_PLACE_LEAST_BYTES;
 use super::{Placed, Residency, Store};
 use crate::error::{Error, Result};
 
-/// Reads of some parts of some records of a layer, under way.
-pub(super) struct Load {
-    ticket: Arc<Ticket>,
-    /// Where the parts are; almost always one file.
-    files: Vec<FileId>,
-    arrival: Arc<dyn Arrive>,
+/// Parts of some records of a layer on their way.
+pub(super) enum Load {
+    /// Reads that are under way.
+    Reads(Reads),
+    /// Records that will come from the tier below when they are waited for.
+    Below(Below),
 }
 
 /// What the slots of a [`Load`]'s records are numbers in.
@@ -26,10 +27,70 @@ pub(super) enum Destination {
     Area,
 }
 
+/// How somebody waits.
+pub(crate) struct Waits<'a> {
+    /// Whether they want to give up.
+    pub(crate) cancelled: &'a dyn Fn() -> bool,
+    /// Waits for reads.
+    pub(crate) ticket: &'a mut dyn FnMut(&Arc<Ticket>) -> Result<()>,
+}
+
 impl Load {
-    /// Starts to read `parts` of the records in `placed`, whose slots are reserved for them, and
-    /// backed by memory, until the ticket has been waited for.
+    /// Starts to bring `parts` of the records in `placed`, whose slots are reserved for them, and
+    /// backed by memory, until it has been waited for.
     pub(super) fn start(
+        residency: &Arc<Residency>,
+        layer: usize,
+        parts: &[usize],
+        placed: &[Placed],
+        to: Destination,
+        priority: Priority,
+    ) -> Self {
+        match &residency.below {
+            None => Load::Reads(Reads::start(residency, layer, parts, placed, to, priority)),
+            Some(_) => {
+                Load::Below(Below { layer, parts: parts.to_vec(), placed: placed.to_vec(), to })
+            }
+        }
+    }
+
+    /// Of its reads, to wait for them or to cancel them.
+    pub(super) fn ticket(&self) -> Option<&Arc<Ticket>> {
+        match self {
+            Load::Reads(reads) => Some(&reads.ticket),
+            Load::Below(_) => None,
+        }
+    }
+
+    /// Waits until all is where it was to go. Fails also if the file was written to since it was
+    /// opened.
+    pub(super) fn arrived(&self, residency: &Residency) -> Result<()> {
+        let waits = Waits { cancelled: &|| false, ticket: &mut |ticket| Ok(ticket.wait()?) };
+        self.wait(residency, waits)
+    }
+
+    /// The same, waiting as `waits` does.
+    pub(super) fn wait(&self, residency: &Residency, waits: Waits<'_>) -> Result<()> {
+        match self {
+            Load::Reads(reads) => {
+                (waits.ticket)(&reads.ticket)?;
+                reads.arrived(residency)
+            }
+            Load::Below(below) => below.bring(residency, waits),
+        }
+    }
+}
+
+/// Reads of some parts of some records of a layer, under way.
+pub(super) struct Reads {
+    ticket: Arc<Ticket>,
+    /// Where the parts are; almost always one file.
+    files: Vec<FileId>,
+    arrival: Arc<dyn Arrive>,
+}
+
+impl Reads {
+    fn start(
         residency: &Arc<Residency>,
         layer: usize,
         parts: &[usize],
@@ -42,7 +103,6 @@ impl Load {
         let mut files = Vec::with_capacity(1);
         for &part in parts {
             let source = &residency.layers[layer].parts[part];
-            let base = residency.first_slot(layer, part, to);
             if !files.contains(&source.file) {
                 files.push(source.file);
             }
@@ -52,9 +112,8 @@ impl Load {
                     offset: source.offset + u64::from(p.expert) * source.bytes as u64,
                     len: source.bytes as u64,
                 });
-                let first = p.slot as usize * source.slot.stride + source.slot.position;
                 targets.push(Target {
-                    data: base.wrapping_add(first),
+                    data: residency.part_in(layer, part, to, p.slot),
                     bytes: source.bytes,
                     before: source.slot.position,
                     after: source.slot.room(source.bytes),
@@ -63,7 +122,7 @@ impl Load {
         }
         let residency = residency.clone();
         let arrival: Arc<dyn Arrive> = match &residency.store {
-            Store::Host(_) => Arc::new(InMemory { targets, _residency: residency.clone() }),
+            Store::Host { .. } => Arc::new(InMemory { targets, _residency: residency.clone() }),
             Store::Vram(_) => {
                 Arc::new(Upload { targets, residency: residency.clone(), failed: Mutex::default() })
             }
@@ -72,14 +131,8 @@ impl Load {
         Self { ticket, files, arrival }
     }
 
-    /// To wait for it, or to cancel it.
-    pub(super) fn ticket(&self) -> &Arc<Ticket> {
-        &self.ticket
-    }
-
-    /// Waits until all is where it was to go. Fails also if the file was written to since it was
-    /// opened.
-    pub(super) fn arrived(&self, residency: &Residency) -> Result<()> {
+    /// Of reads that are over.
+    fn arrived(&self, residency: &Residency) -> Result<()> {
         self.ticket.wait()?;
         self.arrival.settle()?;
         for &file in &self.files {
@@ -171,7 +224,7 @@ impl Sink for Upload {
     fn chunk(&self, chunk: Chunk) {
         let Store::Vram(vram) = &self.residency.store else { return };
         let offset = self.residency.store.offset(self.targets[chunk.piece].at(&chunk));
-        if let Err(error) = vram.upload(chunk, offset) {
+        if let Err(error) = vram.upload_chunk(chunk, offset) {
             self.failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
         }
     }
@@ -184,7 +237,7 @@ impl Arrive for Upload {
         let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner).clone();
         failed.map_or(Ok(()), Err)?;
         match &self.residency.store {
-            Store::Host(_) => Ok(()),
+            Store::Host { .. } => Ok(()),
             Store::Vram(vram) => vram.settle(),
         }
     }

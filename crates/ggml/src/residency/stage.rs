@@ -7,10 +7,10 @@
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
-use tierstream_io::{Priority, Ticket};
+use tierstream_io::Priority;
 use tierstream_pool::{Lookup, Slot};
 
-use super::load::{Destination, Load};
+use super::load::{Destination, Load, Waits};
 use super::{
     CANCEL_LOOKED_FOR_EVERY, Layer, Need, PAGE, Placed, Residency, Store, index32, record,
 };
@@ -74,21 +74,19 @@ pub(crate) struct Stage {
 
 impl Residency {
     /// Brings the records of `need` (distinct experts, at least one) into the area, from slots and
-    /// from files, and those of the last rows into slots, as far as there are some. `wait` waits
-    /// for reads.
+    /// from files, and those of the last rows into slots, as far as there are some.
     pub(crate) fn stage(
         self: &Arc<Self>,
         layer: usize,
         need: &[Need],
-        cancelled: &dyn Fn() -> bool,
-        wait: &mut dyn FnMut(&Arc<Ticket>) -> Result<()>,
+        waits: Waits<'_>,
     ) -> Result<Stage> {
         let area = self.area.as_ref().ok_or_else(|| Error::Internal("no area".into()))?;
-        area.take(cancelled)?;
+        area.take(waits.cancelled)?;
         let stage = Stage { residency: self.clone(), layer };
         let Store::Vram(vram) = &self.store else { return Ok(stage) };
         vram.back(area.offset, layer_bytes(&self.layers[layer]))?;
-        let mut held = self.hold(layer, need, cancelled)?;
+        let mut held = self.hold(layer, need, waits.cancelled)?;
         for (expert, slot) in &held.hits {
             self.copy_record(
                 layer,
@@ -102,11 +100,12 @@ impl Residency {
             let placed: Vec<Placed> = held.missing.iter().map(in_order).collect();
             let to = Destination::Area;
             let load = Load::start(self, layer, &parts, &placed, to, Priority::Demand);
-            let read = wait(load.ticket()).and_then(|()| load.arrived(self));
-            if let Err(error) = read {
+            if let Err(error) = load.wait(self, waits) {
                 // The area may be used again when nothing is on its way there.
-                load.ticket().cancel();
-                let _ = load.ticket().wait();
+                if let Some(ticket) = load.ticket() {
+                    ticket.cancel();
+                    let _ = ticket.wait();
+                }
                 let _ = vram.settle();
                 return Err(error);
             }
@@ -185,10 +184,7 @@ impl Residency {
     ) -> Result<()> {
         let Store::Vram(vram) = &self.store else { return Ok(()) };
         for (index, part) in self.layers[layer].parts.iter().enumerate() {
-            let at = |place, slot: u32| {
-                self.store.offset(self.first_slot(layer, index, place))
-                    + u64::from(slot) * part.slot.stride as u64
-            };
+            let at = |place, slot| self.store.offset(self.part_in(layer, index, place, slot));
             vram.copy(at(from, from_slot), at(to, to_slot), part.bytes as u64)?;
         }
         Ok(())

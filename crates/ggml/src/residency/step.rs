@@ -7,7 +7,7 @@ use tierstream_pool::Slot;
 
 use super::Residency;
 use super::ahead::{Ahead, Fetch};
-use super::load::{Destination, Load};
+use super::load::{Destination, Load, Waits};
 use crate::error::Result;
 
 /// One expert that a batch needs, with the last row of the batch that needs it.
@@ -112,7 +112,16 @@ impl Step {
 
     /// To wait for one [`Step::load`], or to cancel it.
     pub(crate) fn tickets(&self, load: usize) -> impl Iterator<Item = &Arc<Ticket>> {
-        self.loads[load].iter().map(|load| load.ticket())
+        self.loads[load].iter().filter_map(|load| load.ticket())
+    }
+
+    /// Waits for one [`Step::load`], as `waits` does, until it has [arrived](Self::arrived).
+    pub(crate) fn wait(&self, load: usize, waits: Waits<'_>) -> Result<()> {
+        let Waits { cancelled, ticket } = waits;
+        let each = |load: &Arc<Load>| {
+            load.wait(&self.residency, Waits { cancelled, ticket: &mut *ticket })
+        };
+        self.loads[load].iter().try_for_each(each)
     }
 
     /// Waits until the reads of one [`Step::load`] have arrived. Fails also if the file was
@@ -129,8 +138,8 @@ impl Step {
     /// The layer is computed, with every part of its records loaded and [`Step::arrived`]: what was
     /// loaded last is resident from now on. If something has not arrived after all, nothing is.
     pub(crate) fn finish(mut self) -> Result<()> {
-        for load in self.all_loads() {
-            load.ticket().wait()?;
+        for ticket in self.all_loads().filter_map(|load| load.ticket()) {
+            ticket.wait()?;
         }
         self.loads.clear();
         self.begun.clear();
@@ -145,10 +154,11 @@ impl Step {
 
 impl Drop for Step {
     fn drop(&mut self) {
-        self.all_loads().for_each(|load| load.ticket().cancel());
+        let tickets = || self.all_loads().filter_map(|load| load.ticket());
+        tickets().for_each(|ticket| ticket.cancel());
         // Whatever it returns, nobody writes into the slots after it, or the reader is dead and
         // they are never filled again.
-        self.all_loads().for_each(|load| drop(load.ticket().wait()));
+        tickets().for_each(|ticket| drop(ticket.wait()));
         let mut pool = self.residency.lock();
         for slot in self.reserved.drain(..) {
             pool.abandon(slot);

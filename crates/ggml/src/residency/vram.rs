@@ -110,10 +110,18 @@ impl Vram {
         Ok(())
     }
 
-    /// Starts to copy a chunk to `offset`, where there is memory. Comes from the reader's thread.
-    pub(super) fn upload(&self, chunk: Chunk, offset: u64) -> Result<()> {
-        let to = self.region.span(offset, chunk.len() as u64)?;
-        self.copies.upload(Arrived(chunk), to)?;
+    /// Starts to copy pinned memory to `offset`, where there is memory.
+    pub(super) fn upload<T>(&self, from: T, offset: u64) -> Result<()>
+    where
+        T: AsRef<[u8]> + Send + 'static,
+    {
+        let to = self.region.span(offset, from.as_ref().len() as u64)?;
+        Ok(self.copies.upload(from, to)?)
+    }
+
+    /// The same with a chunk of the ring. Comes from the reader's thread.
+    pub(super) fn upload_chunk(&self, chunk: Chunk, offset: u64) -> Result<()> {
+        self.upload(Arrived(chunk), offset)?;
         let event = self.copies.record()?;
         let mut in_flight = lock(&self.in_flight);
         in_flight.push_back(event);

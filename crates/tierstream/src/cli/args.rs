@@ -79,7 +79,8 @@ pub(crate) struct ModelArgs {
 pub(crate) struct LoadArgs {
     /// A GGUF file (the first one of a split model), or `demo`
     pub(crate) model: PathBuf,
-    /// All host memory for this model: dense weights, KV cache, compute, experts (8GiB, 800MB)
+    /// All host memory for this model: dense weights, KV cache, compute, experts (8GiB, 800MB). With
+    /// --gpu: pinned memory for experts that do not fit the GPU's [default: half of what is free]
     #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
     pub(crate) ram: Option<Bytes>,
     /// Compute on this GPU, with the experts in its memory: its number, or `none`

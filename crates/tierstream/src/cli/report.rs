@@ -53,6 +53,7 @@ struct ExpertsJson {
     hits: u64,
     hit_rate: Option<f64>,
     faults: u64,
+    ram_hits: u64,
     evictions: u64,
     read_ahead: u64,
     read_ahead_used: u64,
@@ -149,12 +150,27 @@ impl<'a> Report<'a> {
         }));
         rows.extend([
             ("hit rate", format!("{hits} ({} of {})", used.hits, used.requests)),
-            ("faults", format!("{} ({per_token:.1} per token)", used.faults)),
+            ("faults", self.faults_text(per_token)),
             ("bytes read", Bytes(used.bytes_read).to_string()),
             ("stall share", percent(self.stall_share())),
             ("io path", read_way(status.engine, status.direct, status.reason.as_deref())),
         ]);
         rows
+    }
+
+    fn faults_text(&self, per_token: f64) -> String {
+        let used = &self.made.experts;
+        let mut text = format!("{} ({per_token:.1} per token)", used.faults);
+        if let Some((room, resident)) = self.engine.model().pool_below_bytes() {
+            let _ = write!(
+                text,
+                ", {} of them served from host memory ({} of {} filled)",
+                used.ram_hits,
+                Bytes(resident),
+                Bytes(room)
+            );
+        }
+        text
     }
 
     pub(crate) fn json(&self, text: &'a str) -> RunJson<'a> {
@@ -185,6 +201,7 @@ impl<'a> Report<'a> {
                 hits: used.hits,
                 hit_rate: self.hit_rate(),
                 faults: used.faults,
+                ram_hits: used.ram_hits,
                 evictions: used.evictions,
                 read_ahead: used.read_ahead,
                 read_ahead_used: used.read_ahead_used,
