@@ -210,6 +210,10 @@ impl Budget {
         };
         let left = requirement.left_of(ram)?;
         check_available(asked_bytes.min(left))?;
+        if asked_bytes > left && self.experts.is_some() {
+            let (left, all) = (Bytes(left), Bytes(asked_bytes));
+            notes.push(format!("--ram leaves {left} for the experts, not the {all} of --experts"));
+        }
         // A share is exact in records; bytes round down.
         Ok(if asked_bytes <= left { asked } else { PoolSize::Bytes(left) })
     }

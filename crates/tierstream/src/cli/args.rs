@@ -140,7 +140,7 @@ pub(crate) struct Run {
     pub(crate) model: ModelArgs,
     /// The prompt; what is piped in stands before it. `-`, or none: standard input
     pub(crate) prompt: Option<String>,
-    /// Token ids instead of text, for models without a tokenizer (1,2,3)
+    /// Token ids instead of text, for models without a tokenizer: 1,2,3
     #[arg(
         long,
         value_delimiter = ',',
@@ -182,7 +182,7 @@ fn whole<T>(
 where
     T: FromStr + PartialOrd + Display + Clone + Send + Sync + 'static,
 {
-    move |text| match text.parse() {
+    move |text| match text.trim().parse() {
         Ok(n) if range.contains(&n) => Ok(n),
         _ => Err(format!("it takes a whole number from {} to {}", range.start(), range.end())),
     }

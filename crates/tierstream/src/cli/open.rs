@@ -82,7 +82,11 @@ pub(crate) fn engine(args: &LoadArgs, path: &Path, options: Options) -> anyhow::
     backends();
     let experts = options.experts;
     let engine = quiet_engine(path, options)?;
-    let flags = [beyond_training(args.ctx, &engine), more_than_all(experts, &engine)];
+    let flags = [
+        beyond_training(args.ctx, &engine),
+        more_than_all(experts, &engine),
+        args.threads.and_then(more_than_processors),
+    ];
     for note in engine.notes().iter().chain(flags.iter().flatten()) {
         output::note(note);
     }
@@ -116,10 +120,23 @@ fn beyond_training(ctx: Option<u32>, engine: &Engine) -> Option<String> {
     ))
 }
 
+/// Compute threads wait for each other by spinning.
+fn more_than_processors(threads: u32) -> Option<String> {
+    let usable = std::thread::available_parallelism().map_or(usize::MAX, |n| n.get());
+    (threads as usize > usable).then(|| {
+        format!(
+            "--threads {threads}: there are {usable} processors; more threads than that slow each \
+             other down a hundredfold"
+        )
+    })
+}
+
 fn more_than_all(experts: Option<PoolShare>, engine: &Engine) -> Option<String> {
     let all = engine.model().whole_pool_bytes();
     match experts {
-        Some(PoolShare::Bytes(asked)) if engine.model().is_streamed() && asked.0 > all => {
+        Some(PoolShare::Bytes(asked))
+            if engine.model().pool_share() == Some(1.0) && asked.0 > all =>
+        {
             Some(format!("--experts {asked}: all experts of this model fit, {}", Bytes(all)))
         }
         _ => None,
