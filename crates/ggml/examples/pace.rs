@@ -36,7 +36,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     // SAFETY: takes nothing, writes dirty pages.
     unsafe { libc::sync() };
-    let stock = load(&path, Weights::Stock { mmap: true, repack: false })?;
+    let stock = load(&path, Weights::Stock { mmap: true, repack: false, cpu_experts: false })?;
     let resident = load(&path, Weights::Streamed)?;
     attach(&resident, 1.0, true)?;
     for round in 0..REPEATS {

@@ -14,6 +14,7 @@ use crate::log;
 use crate::memory::give_back_freed_memory;
 use crate::model::Model;
 use crate::proxy::proc_of;
+use crate::replay::Replay;
 use crate::vocab::Token;
 use crate::workspace::Needs;
 
@@ -392,6 +393,14 @@ impl Context {
     pub fn stall(&self) -> Duration {
         let ns = self.cancel.control.as_ref().map_or(0, |c| c.stall_ns.load(Ordering::Relaxed));
         Duration::from_nanos(ns)
+    }
+
+    /// Gives single tokens the routing of `replay` from now on, the first one first, or the router's
+    /// own again. Only where experts are streamed, and not all resident in order; on a GPU.
+    pub fn replay(&mut self, replay: Option<Replay>) {
+        if let Some(control) = &self.cancel.control {
+            control.set_replay(replay.map(Arc::new));
+        }
     }
 
     /// Puts the compute threads to sleep until the next decode. They spin for a while otherwise,

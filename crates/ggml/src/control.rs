@@ -11,6 +11,7 @@ use crate::abi::*;
 use crate::error::{Error, Result};
 use crate::host::Prefetch;
 use crate::memory::Memory;
+use crate::replay::Replay;
 use crate::workspace::{Needs, Workspace, take_work_buffer};
 
 /// What a context and its backend share.
@@ -29,6 +30,8 @@ pub(crate) struct Control {
     needs: Mutex<Option<Needs>>,
     /// Allocated with the context, for the executor to take; and [`Workspace::mappings`].
     scratch: Mutex<Option<(Memory, usize)>>,
+    /// Routing in place of the router's.
+    replay: Mutex<Option<Arc<Replay>>>,
     /// Time that the compute thread waited for reads, nanoseconds.
     pub(crate) stall_ns: AtomicU64,
 }
@@ -45,6 +48,7 @@ impl Control {
             prefetch,
             needs: Mutex::new(Some(Needs::default())),
             scratch: Mutex::new(None),
+            replay: Mutex::new(None),
             stall_ns: AtomicU64::new(0),
         }
     }
@@ -52,6 +56,15 @@ impl Control {
     /// Whether the executor reads ahead.
     pub(crate) fn prefetch(&self) -> Prefetch {
         self.prefetch
+    }
+
+    /// Routing in place of the router's, if there is one.
+    pub(crate) fn replay(&self) -> Option<Arc<Replay>> {
+        self.replay.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn set_replay(&self, replay: Option<Arc<Replay>>) {
+        *self.replay.lock().unwrap_or_else(PoisonError::into_inner) = replay;
     }
 
     /// The inner backend is about to be freed.

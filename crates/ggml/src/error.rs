@@ -102,6 +102,21 @@ pub enum Error {
         /// For what.
         what: &'static str,
     },
+    /// Recorded routing is of another model than this one.
+    #[error(
+        "the recorded routing does not fit: it has experts {found:?} for MoE layer {layer}, of which \
+         a token uses {used} of {experts}"
+    )]
+    Replay {
+        /// Index among the MoE layers.
+        layer: usize,
+        /// What is recorded.
+        found: Vec<u32>,
+        /// Experts that a token uses.
+        used: usize,
+        /// Experts of the layer.
+        experts: u32,
+    },
     /// The model has a pool, or is being given one by another thread.
     #[error("the model has an expert pool already")]
     HasPool,

@@ -34,6 +34,8 @@ pub(crate) struct OnGpu {
     plans: Plans,
     routed: Routed,
     ids: Option<Ids>,
+    /// Single tokens computed with replayed routing.
+    replayed: usize,
     /// What the layer uses that is being computed.
     held: Option<Held>,
 }
@@ -60,7 +62,7 @@ impl Executor for OnGpu {
 impl OnGpu {
     pub(crate) fn new(inner: ggml_backend_t, control: Arc<Control>) -> Self {
         let (plans, routed) = (Plans::new(false), Routed::default());
-        Self { inner, control, plans, routed, ids: None, held: None }
+        Self { inner, control, plans, routed, ids: None, replayed: 0, held: None }
     }
 
     fn run_plan(&mut self, pooled: &Pooled, graph: &ggml_cgraph, plan: &Plan) -> Run {
@@ -110,6 +112,14 @@ impl OnGpu {
             .map_err(|reason| Error::Graph { layer: layer.block, reason })?;
         if self.routed.pairs() == 0 {
             return run_nodes(self.inner, graph, segment.start, segment.end, 0);
+        }
+        if self.routed.n_tokens == 1
+            && let Some(replay) = self.control.replay()
+        {
+            let shape = (self.routed.n_used, layer.experts);
+            let experts = replay.experts(self.replayed, routing.layer, shape)?;
+            self.routed.replace(experts, layer.experts);
+            self.replayed += usize::from(routing.layer + 1 == residency.layers().len());
         }
         if self.routed.n_tokens == 1
             && let Some(step) = self.bring_to_slots(residency, routing)?

@@ -39,6 +39,8 @@ pub enum Weights {
         /// Let the CPU backend repack weights into layouts of its own. Faster, and with other
         /// last bits; records in a pool cannot be repacked.
         repack: bool,
+        /// With a GPU: keep the experts in host memory, and compute with them there.
+        cpu_experts: bool,
     },
 }
 
@@ -63,6 +65,14 @@ pub(crate) struct Inner {
     path: PathBuf,
     /// Whether only the header was read: there are no weights to compute with.
     rehearsal: bool,
+}
+
+/// How llama.cpp loads a model by itself: as [`Weights::Stock`].
+#[derive(Clone, Copy)]
+struct Stock {
+    mmap: bool,
+    repack: bool,
+    cpu_experts: bool,
 }
 
 /// What a pool is made from.
@@ -129,11 +139,11 @@ impl Model {
         precheck::check(file)?;
         let experts = tierstream_gguf::Experts::group(file)?;
         if weights != Weights::Streamed || experts.is_empty() {
-            let (mmap, repack) = match weights {
-                Weights::Streamed => (false, true),
-                Weights::Stock { mmap, repack } => (mmap, repack),
+            let how = match weights {
+                Weights::Streamed => Stock { mmap: false, repack: true, cpu_experts: false },
+                Weights::Stock { mmap, repack, cpu_experts } => Stock { mmap, repack, cpu_experts },
             };
-            return Self::load_stock(file, mmap, repack, placement, Vec::new(), progress);
+            return Self::load_stock(file, how, placement, Vec::new(), progress);
         }
         Self::load_streamed(file, &experts, placement, reader, Vec::new(), progress)
     }
@@ -160,7 +170,8 @@ impl Model {
                 Placement::Gpu(_) => (pooled_layers(file, experts, &files, 1, &skip), on_host),
             };
             if layers.is_empty() {
-                return Self::load_stock(file, false, false, placement, resident, progress);
+                let how = Stock { mmap: false, repack: false, cpu_experts: false };
+                return Self::load_stock(file, how, placement, resident, progress);
             }
             let (reader, files) = (reader.clone(), files.clone());
             let placement = placement.clone();
@@ -199,8 +210,7 @@ impl Model {
 
     fn load_stock(
         file: &tierstream_gguf::Model,
-        mmap: bool,
-        repack: bool,
+        how: Stock,
         placement: &Placement,
         resident: Vec<Resident>,
         progress: Progress<'_>,
@@ -211,8 +221,20 @@ impl Model {
         let mut params = unsafe { llama_model_default_params() };
         params.devices = devices.as_mut_ptr();
         params.n_gpu_layers = if device.is_null() { 0 } else { -1 };
-        params.load_mode = if mmap { LLAMA_LOAD_MODE_MMAP } else { LLAMA_LOAD_MODE_DIRECT_IO };
-        params.use_extra_bufts = repack;
+        params.load_mode = if how.mmap { LLAMA_LOAD_MODE_MMAP } else { LLAMA_LOAD_MODE_DIRECT_IO };
+        params.use_extra_bufts = how.repack;
+        // As llama.cpp's `--cpu-moe`.
+        let mut on_cpu = [
+            llama_model_tensor_buft_override {
+                pattern: c"\\.ffn_(up|down|gate|gate_up)_(ch|)exps".as_ptr(),
+                // SAFETY: lives for ever.
+                buft: unsafe { ggml_backend_cpu_buffer_type() },
+            },
+            llama_model_tensor_buft_override { pattern: ptr::null(), buft: ptr::null_mut() },
+        ];
+        if how.cpu_experts {
+            params.tensor_buft_overrides = on_cpu.as_mut_ptr();
+        }
         let path = first_path(file);
         let llama = call_loader(&path, params, progress)?;
         let inner = Inner {
@@ -564,7 +586,7 @@ mod tests {
         let file = tierstream_gguf::Model::open(&written.files[0]).unwrap();
         let experts = tierstream_gguf::Experts::group(&file).unwrap();
         let reader = || Arc::new(Reader::new(Config::default()).unwrap());
-        let stock = Weights::Stock { mmap: true, repack: false };
+        let stock = Weights::Stock { mmap: true, repack: false, cpu_experts: false };
         let expected =
             logits(&Model::load(&file, stock, &Placement::Cpu, reader(), &mut |_| true).unwrap());
         let all: Vec<u32> = experts.layers().iter().map(|l| l.layer).collect();

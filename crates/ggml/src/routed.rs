@@ -31,6 +31,13 @@ impl Routed {
         Ok(())
     }
 
+    /// Takes `experts` for those of the only token.
+    pub(crate) fn replace(&mut self, experts: &[u32], n_experts: u32) {
+        self.experts.clear();
+        self.experts.extend_from_slice(experts);
+        self.index(n_experts);
+    }
+
     /// Sorts the pairs by expert (counting sort) and lists the distinct experts.
     fn index(&mut self, n_experts: u32) {
         self.starts.clear();

@@ -10,7 +10,7 @@ use common::{
     Room, Run, Synth, assert_same_bits, attach, demo, faulty, load_on_stand_in, reader, stock,
 };
 use tierstream_cuda::standin::{Config, Fault, StandIn};
-use tierstream_ggml::{Error, Model, PoolOptions, PoolSize};
+use tierstream_ggml::{Error, Model, PoolOptions, PoolSize, Replay};
 use tierstream_io::wrap::{Action, Rule};
 use tierstream_pool::Policy;
 use tierstream_synth::{Arch, Quant, Spec, TensorType};
@@ -146,6 +146,27 @@ fn three_tiers() {
             }
         }
     }
+}
+
+/// Recorded routing takes the place of the router's for single tokens, round and round.
+#[test]
+fn replayed_routing_decides_what_is_moved() {
+    let synth = Synth::qwen();
+    let model = streamed(&synth.path, Room::Share(0.5));
+    let run = Run::new(&model, 4, 0, 1);
+    let layers = 6;
+    let of = |first: u32| vec![(first..first + 8).collect::<Vec<u32>>(); layers];
+    let mut context = run.context(&model);
+    context.replay(Some(Replay::new(vec![of(0), of(8)])));
+    run.logits_in(&mut context).unwrap();
+    let c = model.expert_counters();
+    let records = 8 * layers as u64;
+    assert_eq!((c.requests, c.faults, c.first_touches), (4 * records, 2 * records, 2 * records));
+    // Of another model.
+    context.replay(Some(Replay::new(vec![vec![vec![64; 8]; layers]])));
+    context.clear();
+    let error = run.logits_in(&mut context).map(drop).unwrap_err();
+    assert!(matches!(error, Error::Replay { layer: 0, .. }), "{error:?}");
 }
 
 /// The smallest pools that work, one above the other.

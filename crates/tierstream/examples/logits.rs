@@ -18,7 +18,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut options = Options { ctx: Some(1024), threads: Some(2), ..Options::default() };
     match rest.first() {
         Some(share) => options.experts = Some(share.parse()?),
-        None => options.weights = Weights::Stock { mmap: true, repack: false },
+        None => options.weights = Weights::Stock { mmap: true, repack: false, cpu_experts: false },
     }
     let mut engine = Engine::load(&path, options, &mut |_| true)?;
     let mut next = engine.model().vocab().tokenize(prompt, true, false)?;

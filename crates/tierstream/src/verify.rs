@@ -125,7 +125,7 @@ pub fn verify(
     let mut streamed = Engine::load(path, options, &mut loading)?;
     // A dense model is loaded alike in both runs.
     let repack = streamed.experts().is_empty();
-    let weights = Weights::Stock { mmap: !repack, repack };
+    let weights = Weights::Stock { mmap: !repack, repack, cpu_experts: false };
     let keep = Keep::All;
     let reference = Options { weights, placement, batch, ctx, threads, keep, ..Options::default() };
     let mut resident = Engine::load(path, reference, &mut loading)?;

@@ -18,7 +18,7 @@ use tierstream_pool::Policy;
 use tierstream_synth::{Arch, Spec};
 
 /// Stock llama.cpp with the kernels that streaming uses too.
-pub(crate) const STOCK: Weights = Weights::Stock { mmap: true, repack: false };
+pub(crate) const STOCK: Weights = Weights::Stock { mmap: true, repack: false, cpu_experts: false };
 
 /// Progress that never stops.
 pub(crate) fn go_on(_: f32) -> bool {

@@ -257,7 +257,7 @@ pub(crate) struct BenchDecode {
     #[command(flatten)]
     pub(crate) model: LoadArgs,
     /// What to run beside it, in turns: stock (llama.cpp with the same kernels, mapped file),
-    /// stock-repack (with its repacked CPU kernels)
+    /// stock-repack (with its repacked CPU kernels), stock-cpu-moe (with --gpu: experts on the CPU)
     #[arg(long, value_delimiter = ',')]
     pub(crate) against: Vec<Peer>,
     /// Tokens measured in a turn
@@ -287,6 +287,10 @@ pub(crate) struct BenchDecode {
     /// Empty the page cache before each turn (needs root)
     #[arg(long)]
     pub(crate) cold: bool,
+    /// With --gpu: replay recorded routing instead of the router's (a `route_trace v1` CSV), so that a
+    /// model of random weights moves the experts that a real one would
+    #[arg(long, value_name = "TRACE", requires = "gpu")]
+    pub(crate) routing: Option<PathBuf>,
 }
 
 /// Something to measure against.
@@ -296,12 +300,17 @@ pub(crate) enum Peer {
     Stock,
     /// llama.cpp as it is, with weights repacked at load.
     StockRepack,
+    /// With --gpu: llama.cpp as it is, with the experts on the CPU, repacked.
+    StockCpuMoe,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct BenchTurn {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
+    /// Recorded routing
+    #[arg(long)]
+    pub(crate) routing: Option<PathBuf>,
     /// Run a peer instead of streaming
     #[arg(long)]
     pub(crate) peer: Option<Peer>,

@@ -17,7 +17,7 @@ use tierstream::{Token, Weights, demo, memory};
 
 use super::args::{BenchDecode, BenchTurn, Cli, Peer};
 use super::report::read_way;
-use super::{open, output};
+use super::{open, output, routing};
 
 /// The answer of `bench decode`.
 #[derive(Debug, Serialize)]
@@ -122,12 +122,23 @@ pub(crate) fn turn(args: &BenchTurn) -> anyhow::Result<ExitCode> {
     let mut options = open::options(&args.model.load, args.model.experts)?;
     options.ctx.get_or_insert(u32::try_from(tokens.len().next_multiple_of(256))?);
     match args.peer {
-        Some(Peer::Stock) => options.weights = Weights::Stock { mmap: true, repack: false },
-        Some(Peer::StockRepack) => options.weights = Weights::Stock { mmap: true, repack: true },
+        Some(Peer::Stock) => {
+            options.weights = Weights::Stock { mmap: true, repack: false, cpu_experts: false }
+        }
+        Some(Peer::StockRepack) => {
+            options.weights = Weights::Stock { mmap: true, repack: true, cpu_experts: false }
+        }
+        Some(Peer::StockCpuMoe) => {
+            options.weights = Weights::Stock { mmap: true, repack: true, cpu_experts: true };
+            options.threads.get_or_insert_with(tierstream::default_threads);
+        }
         None => {}
     }
     let path = open::path(&args.model.load)?;
     let mut engine = open::engine(&args.model.load, &path, options)?;
+    if let Some(file) = args.routing.as_ref().filter(|_| args.peer.is_none()) {
+        engine.context().replay(Some(routing::read(file)?));
+    }
     let turn = bench::turn(&mut engine, &tokens, args.warmup as usize)?;
     output::print(&format!("{}\n", serde_json::to_string(&turn)?))?;
     Ok(ExitCode::SUCCESS)
@@ -137,6 +148,7 @@ fn name(peer: Peer) -> &'static str {
     match peer {
         Peer::Stock => "stock",
         Peer::StockRepack => "stock-repack",
+        Peer::StockCpuMoe => "stock-cpu-moe",
     }
 }
 
@@ -244,6 +256,8 @@ fn turn_command(
     option("--threads", m.threads.map(|t| t.to_string()));
     option("--ctx", m.ctx.map(|c| c.to_string()));
     option("--experts", size.map(exact));
+    let routing = args.routing.as_ref().map(|file| file.display().to_string());
+    option("--routing", routing.filter(|_| peer.is_none()));
     option("--peer", peer.and_then(|p| p.to_possible_value()).map(|v| v.get_name().to_owned()));
     Ok(command)
 }

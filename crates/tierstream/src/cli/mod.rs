@@ -10,6 +10,7 @@ pub(crate) mod man;
 pub(crate) mod open;
 pub(crate) mod output;
 pub(crate) mod report;
+mod routing;
 pub(crate) mod run;
 pub(crate) mod show;
 pub(crate) mod verify;
