@@ -53,6 +53,9 @@ impl Executor for OnGpu {
         let run = self.run_plan(pooled, graph, &plan);
         self.plans.put(graph, plan);
         // Other contexts may wait for what the last layer uses.
+        if self.held.is_some() {
+            synchronize(self.inner);
+        }
         let released = self.release();
         let status = outcome(run)?;
         released.map(|()| status)
@@ -86,13 +89,11 @@ impl OnGpu {
         Ok(())
     }
 
-    /// Waits until everything is computed, and gives up what it used.
+    /// Gives up what the layer used that was computed last. Everything has been waited for.
     fn release(&mut self) -> Result<()> {
-        let Some(held) = self.held.take() else { return Ok(()) };
-        synchronize(self.inner);
-        match held {
-            Held::Step(step) => step.finish(),
-            Held::Stage { .. } => Ok(()),
+        match self.held.take() {
+            Some(Held::Step(step)) => step.finish(),
+            Some(Held::Stage { .. }) | None => Ok(()),
         }
     }
 
@@ -104,9 +105,10 @@ impl OnGpu {
         segment: &Segment,
         routing: &Routing,
     ) -> Run {
+        // Until the router has spoken: reading a tensor does not wait for what computes it.
+        synchronize(self.inner);
         self.release()?;
         let layer = residency.layer(routing.layer);
-        // Waits for the router.
         self.routed
             .read(routing, layer.experts)
             .map_err(|reason| Error::Graph { layer: layer.block, reason })?;
@@ -211,6 +213,7 @@ impl OnGpu {
 impl Drop for OnGpu {
     fn drop(&mut self) {
         // A backend that is freed may still compute.
+        synchronize(self.inner);
         let _ = self.release();
     }
 }
