@@ -1,0 +1,94 @@
+#!/usr/bin/env bash
+# What a GPU machine has to show, in one command: that streamed output equals the resident one, how
+# fast tokens come with less and less of the experts in the GPU's memory, and what is taken of it.
+# Prints a table; all figures go to OUT/gpu-check.json.
+#
+#   gpu-check.sh PROGRAMS OUT [TRACE]
+#
+# PROGRAMS is a folder with tierstream, tierstream-synth and ggml's libraries (target/release after
+# `./x cuda` and `cargo build --release -p tierstream-synth`); TRACE a `route_trace v1` CSV of a model
+# with 48 layers of 128 experts, of which a token uses 6, to be replayed. Takes 20 GB of TMPDIR, as
+# much host memory, and some minutes.
+set -euo pipefail
+programs=$(realpath "$1") out=$(realpath "$2") trace=${3:+$(realpath "$3")}
+export PATH=$programs:$PATH
+work=$(mktemp -d)
+trap 'kill %1 2>/dev/null || true; rm -rf "$work"' EXIT
+echo '[]' >"$out/gpu-check.json"
+nvidia-smi --query-gpu=memory.used --format=csv,noheader,nounits -lms 200 >"$work/memory" &
+
+# Runs a command that prints JSON, adds that under a name, with the most memory that the GPU had in
+# use meanwhile (MiB, all programs), and prints the lines that say it: verify, decode or prompt.
+step() {
+    local name=$1 kind=$2 from
+    shift 2
+    from=$(wc -l <"$work/memory")
+    timeout 300 "$@" >"$work/result" 2>"$work/err" ||
+        echo "$name: exit status $?: $(tail -n 1 "$work/err")"
+    sleep 0.3 # until the memory in use is told once more
+    tail -n "+$((from + 1))" "$work/memory" >"$work/part"
+    python3 - "$out/gpu-check.json" "$name" "$work" "$kind" "$*" <<'PY'
+import json, pathlib, sys
+
+def verify(r):
+    same = "identical" if r["identical"] else "DIFFERENT"
+    yield (f"{same}: {r['identical_tokens']}/{r['tokens']} tokens, "
+           f"{r['experts_percent']:.1f} % of the experts, {r['experts']['faults']} faults")
+
+def decode(r):
+    for x in r["rows"]:
+        yield (f"{x['experts_percent'] or 0:5.1f} %: {x['tok_s_median']:7.1f} tok/s, "
+               f"hits {100 * (x['hit_rate'] or 0):5.1f} %, {x['faults_per_token']:5.1f} faults and "
+               f"{x['bytes_per_token'] / 1e6:5.1f} MB from the drive a token, "
+               f"limit x {x['over_limit'] or 0:.2f}")
+    for a in r["against"]:
+        yield f"{a['name']}: {a['tok_s_median']:.1f} tok/s"
+
+def prompt(r):
+    yield f"{r['prompt_tokens']} tokens of prompt at {r['prompt_tok_s']:.0f} tok/s"
+
+path, name, work, kind, command = sys.argv[1:]
+work = pathlib.Path(work)
+try:
+    result = json.loads((work / "result").read_text())
+except ValueError:
+    result = None
+peak = max((int(n) for n in (work / "part").read_text().split()), default=0)
+results = json.loads(pathlib.Path(path).read_text())
+results.append({"name": name, "command": command, "device_mib_peak": peak, "result": result})
+pathlib.Path(path).write_text(json.dumps(results, indent=1))
+if result is not None and "error" not in result:
+    for line in {"verify": verify, "decode": decode, "prompt": prompt}[kind](result):
+        print(f"{name:24} {line} ({peak} MiB on the GPU)", flush=True)
+PY
+}
+
+gpu=(--gpu 0 --json)
+step "nothing but the GPU's start" prompt tierstream run demo Hello -n 2 "${gpu[@]}"
+for share in 100% 50% 25% 13%; do
+    step "demo, $share" verify tierstream verify demo --experts "$share" --tokens 512 "${gpu[@]}"
+done
+for model in "qwen3moe q4_k_m" "gpt-oss mxfp4" "deepseek2 q8_0" "mixtral q4_0" "olmoe f16"; do
+    read -r arch type <<<"$model"
+    tierstream-synth "$arch" --type "$type" --size 300MiB --out "$work/small.gguf" >/dev/null
+    step "$arch $type" verify tierstream verify "$work/small.gguf" --tokens 128 "${gpu[@]}"
+    rm "$work/small.gguf"
+done
+
+# The shape of Qwen3-30B-A3B, with as many experts used as the trace has.
+model=$work/q30.gguf
+tierstream-synth qwen3moe --big --layers 48 --experts 128 --used 6 --embd 2048 --ff 768 \
+    --vocab 32000 --type q4_k_m --out "$model" >/dev/null
+routing=(${trace:+--routing "$trace"})
+step "30B, 8 GiB" verify tierstream verify "$model" --vram 8GiB --experts 40% --tokens 512 "${gpu[@]}"
+bench=(tierstream bench decode "$model" --repeats 1 -n 96 --warmup 128 "${routing[@]}" "${gpu[@]}")
+step "30B, rest in RAM" decode "${bench[@]}" --against stock,stock-cpu-moe \
+    --experts 100%,90%,75%,50%,40%,25%,12.5%
+step "30B, 8 GiB, rest in RAM" decode "${bench[@]}" --experts 100% --vram 8GiB
+step "30B, 8 GiB, 4 GiB of RAM" decode "${bench[@]}" --experts 100% --vram 8GiB --ram 4GiB
+step "30B, 8 GiB, rest on drive" decode "${bench[@]}" --experts 100% --vram 8GiB --ram 0
+for n in 512 4096; do
+    ids=$(python3 -c "import random; random.seed(1); print(','.join(str(random.randrange(32000)) for _ in range($n)))")
+    step "30B, 8 GiB, prompt of $n" prompt tierstream run "$model" --vram 8GiB --ctx 4352 \
+        --prompt-tokens "$ids" -n 16 --temp 0 "${gpu[@]}"
+done
