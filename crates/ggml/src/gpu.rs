@@ -134,7 +134,8 @@ impl OnGpu {
         let cancelled = || control.is_cancelled();
         let mut wait = |ticket: &Arc<Ticket>| stall(&control, || control.wait_for(ticket));
         let needs = self.routed.needs();
-        let waits = Waits { cancelled: &cancelled, ticket: &mut wait };
+        let mut meanwhile = || Ok(());
+        let waits = Waits { cancelled: &cancelled, ticket: &mut wait, meanwhile: &mut meanwhile };
         let stage = residency.stage(routing.layer, needs, waits)?;
         self.run_over_area(graph, segment, routing, &stage)?;
         self.held = Some(Held::Stage { _stage: stage });
@@ -156,7 +157,9 @@ impl OnGpu {
                 let parts: Vec<usize> = routing.ops().map(|op| op.part).collect();
                 let load = step.load(&parts, 0, Priority::Demand);
                 let mut ticket = |ticket: &Arc<Ticket>| self.control.wait_for(ticket);
-                let waits = Waits { cancelled: &cancelled, ticket: &mut ticket };
+                let mut meanwhile = || Ok(());
+                let waits =
+                    Waits { cancelled: &cancelled, ticket: &mut ticket, meanwhile: &mut meanwhile };
                 stall(&self.control, || step.wait(load, waits))?;
             }
             _ => return Ok(None),

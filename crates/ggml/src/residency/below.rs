@@ -50,6 +50,7 @@ impl Below {
             loads.push(start(step, 0));
         }
         self.upload(above, below, step.hits())?;
+        (waits.meanwhile)()?;
         for (index, group) in groups.iter().enumerate() {
             // Groups take turns in the same slots: neighbours in different ones, unless there is
             // but one slot.
@@ -60,7 +61,8 @@ impl Below {
             if ahead {
                 loads.push(start(step, index + 1));
             }
-            step.wait(loads[index], Waits { cancelled: waits.cancelled, ticket: waits.ticket })?;
+            let (cancelled, ticket) = (waits.cancelled, &mut *waits.ticket);
+            step.wait(loads[index], Waits { cancelled, ticket, meanwhile: &mut || Ok(()) })?;
             self.upload(above, below, group)?;
             if next.is_some() {
                 above.settle()?;

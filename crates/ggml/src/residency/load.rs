@@ -33,6 +33,8 @@ pub(crate) struct Waits<'a> {
     pub(crate) cancelled: &'a dyn Fn() -> bool,
     /// Waits for reads.
     pub(crate) ticket: &'a mut dyn FnMut(&Arc<Ticket>) -> Result<()>,
+    /// Called once, when there is nothing left but to wait.
+    pub(crate) meanwhile: &'a mut dyn FnMut() -> Result<()>,
 }
 
 impl Load {
@@ -65,14 +67,21 @@ impl Load {
     /// Waits until all is where it was to go. Fails also if the file was written to since it was
     /// opened.
     pub(super) fn arrived(&self, residency: &Residency) -> Result<()> {
-        let waits = Waits { cancelled: &|| false, ticket: &mut |ticket| Ok(ticket.wait()?) };
-        self.wait(residency, waits)
+        self.wait(
+            residency,
+            Waits {
+                cancelled: &|| false,
+                ticket: &mut |ticket| Ok(ticket.wait()?),
+                meanwhile: &mut || Ok(()),
+            },
+        )
     }
 
     /// The same, waiting as `waits` does.
     pub(super) fn wait(&self, residency: &Residency, waits: Waits<'_>) -> Result<()> {
         match self {
             Load::Reads(reads) => {
+                (waits.meanwhile)()?;
                 (waits.ticket)(&reads.ticket)?;
                 reads.arrived(residency)
             }

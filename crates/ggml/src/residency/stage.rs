@@ -17,6 +17,10 @@ use super::{
 use crate::abi::*;
 use crate::error::{Error, Result};
 
+/// Rows at the end of a batch whose records stay in slots. What only earlier ones needed would have to
+/// be copied there too, for nothing if another batch follows.
+const KEPT_ROWS: u32 = 4;
+
 /// Room for one layer, for one context at a time.
 pub(super) struct Area {
     /// Where it begins in the store.
@@ -87,40 +91,43 @@ impl Residency {
         let Store::Vram(vram) = &self.store else { return Ok(stage) };
         vram.back(area.offset, layer_bytes(&self.layers[layer]))?;
         let mut held = self.hold(layer, need, waits.cancelled)?;
-        for (expert, slot) in &held.hits {
-            self.copy_record(
-                layer,
-                (Destination::Slots, slot.index),
-                (Destination::Area, *expert),
-            )?;
-        }
-        let parts: Vec<usize> = (0..self.layers[layer].parts.len()).collect();
-        if !held.missing.is_empty() {
-            let in_order = |&expert: &u32| Placed { expert, slot: expert };
-            let placed: Vec<Placed> = held.missing.iter().map(in_order).collect();
-            let to = Destination::Area;
-            let load = Load::start(self, layer, &parts, &placed, to, Priority::Demand);
-            if let Err(error) = load.wait(self, waits) {
-                // The area may be used again when nothing is on its way there.
-                if let Some(ticket) = load.ticket() {
-                    ticket.cancel();
-                    let _ = ticket.wait();
-                }
-                let _ = vram.settle();
-                return Err(error);
-            }
-        }
+        let brought = self.bring_to_area(layer, &held, waits);
+        // The area is used again only when nothing is on its way there.
+        let settled = vram.settle();
+        brought.and(settled)?;
         for (expert, slot) in &held.kept {
             self.back(layer, slot.index)?;
-            self.copy_record(
-                layer,
-                (Destination::Area, *expert),
-                (Destination::Slots, slot.index),
-            )?;
+            let (from, to) = ((Destination::Area, *expert), (Destination::Slots, slot.index));
+            self.copy_record(layer, from, to)?;
         }
         vram.settle()?;
         held.commit();
         Ok(stage)
+    }
+
+    /// Copies what is in slots, while what is missing arrives.
+    fn bring_to_area(self: &Arc<Self>, layer: usize, held: &Held, waits: Waits<'_>) -> Result<()> {
+        let mut copy_hits = || {
+            held.hits.iter().try_for_each(|(expert, slot)| {
+                let (from, to) = ((Destination::Slots, slot.index), (Destination::Area, *expert));
+                self.copy_record(layer, from, to)
+            })
+        };
+        if held.missing.is_empty() {
+            return copy_hits();
+        }
+        let parts: Vec<usize> = (0..self.layers[layer].parts.len()).collect();
+        let in_order = |&expert: &u32| Placed { expert, slot: expert };
+        let placed: Vec<Placed> = held.missing.iter().map(in_order).collect();
+        let to = Destination::Area;
+        let load = Load::start(self, layer, &parts, &placed, to, Priority::Demand);
+        let Waits { cancelled, ticket, .. } = waits;
+        let brought = load.wait(self, Waits { cancelled, ticket, meanwhile: &mut copy_hits });
+        if let (Err(_), Some(ticket)) = (&brought, load.ticket()) {
+            ticket.cancel();
+            let _ = ticket.wait();
+        }
+        brought
     }
 
     /// Pins what is resident, and takes slots for what is to stay of the rest.
@@ -160,8 +167,10 @@ impl Residency {
         // Those of the last rows stay: decoding goes on from there. No more than this layer's
         // share, so that a prompt does not turn over what the others have.
         missing.sort_by_key(|n| (n.last_row, n.expert));
+        let last_row = need.iter().map(|n| n.last_row).max().unwrap_or(0);
+        let recent = missing.iter().filter(|n| n.last_row + KEPT_ROWS > last_row).count();
         let room = pool.reservable(index32(layer)) as usize;
-        let stay = missing.len() - missing.len().min(room).min(self.share(layer));
+        let stay = missing.len() - recent.min(room).min(self.share(layer));
         for n in &missing[stay..] {
             let found = pool.reserve(record(layer, n.expert));
             held.kept.extend(found.map(|found| (n.expert, found.slot)));

@@ -117,9 +117,11 @@ impl Step {
 
     /// Waits for one [`Step::load`], as `waits` does, until it has [arrived](Self::arrived).
     pub(crate) fn wait(&self, load: usize, waits: Waits<'_>) -> Result<()> {
-        let Waits { cancelled, ticket } = waits;
+        let Waits { cancelled, ticket, meanwhile } = waits;
+        meanwhile()?;
         let each = |load: &Arc<Load>| {
-            load.wait(&self.residency, Waits { cancelled, ticket: &mut *ticket })
+            let (ticket, meanwhile) = (&mut *ticket, &mut || Ok(()));
+            load.wait(&self.residency, Waits { cancelled, ticket, meanwhile })
         };
         self.loads[load].iter().try_for_each(each)
     }

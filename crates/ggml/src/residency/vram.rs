@@ -29,7 +29,10 @@ const COPIES_IN_FLIGHT: usize = 4;
 pub(super) struct Vram {
     // In the order in which they are to be dropped: copies end before the ring is unpinned.
     in_flight: Mutex<VecDeque<Event>>,
-    copies: Stream,
+    /// Copies from the host.
+    uploads: Stream,
+    /// Copies within this memory, beside them: the bus is not needed for these.
+    within: Stream,
     region: Region,
     /// Held while memory is mapped, so that a granule is cleared before it is used.
     growing: Mutex<()>,
@@ -50,7 +53,7 @@ impl Vram {
     pub(super) fn new(gpu: &Gpu, bytes: u64, reader: &Reader) -> Result<Self> {
         let device = gpu.device();
         let region = device.reserve(bytes + TAIL_BYTES, GRANULE_BYTES)?;
-        let copies = device.stream()?;
+        let (uploads, within) = (device.stream()?, device.stream()?);
         let ring = reader.ring().clone();
         let base = NonNull::new(ring.base()).expect("a ring is mapped");
         let size = ring.bytes();
@@ -68,7 +71,8 @@ impl Vram {
         };
         Ok(Self {
             in_flight: Mutex::default(),
-            copies,
+            uploads,
+            within,
             region,
             growing: Mutex::new(()),
             anchor,
@@ -99,13 +103,18 @@ impl Vram {
         let size = self.region.granule_bytes();
         let end = (offset + bytes + TAIL_BYTES).min(self.region.bytes());
         let _growing = lock(&self.growing);
+        let mut grown = false;
         for granule in offset / size..end.div_ceil(size) {
             let index = usize::try_from(granule).expect("granules are counted in usize");
             if !self.region.is_mapped(index) {
                 self.region.map(index)?;
-                // Before the copies that follow on this stream.
-                self.copies.fill(self.region.span(granule * size, size)?, 0)?;
+                self.uploads.fill(self.region.span(granule * size, size)?, 0)?;
+                grown = true;
             }
+        }
+        if grown {
+            // Uploads come behind on the same stream; the other copies are to do so too.
+            self.within.wait_for(&self.uploads.record()?)?;
         }
         Ok(())
     }
@@ -116,13 +125,13 @@ impl Vram {
         T: AsRef<[u8]> + Send + 'static,
     {
         let to = self.region.span(offset, from.as_ref().len() as u64)?;
-        Ok(self.copies.upload(from, to)?)
+        Ok(self.uploads.upload(from, to)?)
     }
 
     /// The same with a chunk of the ring. Comes from the reader's thread.
     pub(super) fn upload_chunk(&self, chunk: Chunk, offset: u64) -> Result<()> {
         self.upload(Arrived(chunk), offset)?;
-        let event = self.copies.record()?;
+        let event = self.uploads.record()?;
         let mut in_flight = lock(&self.in_flight);
         in_flight.push_back(event);
         // A copy takes some 20 us per MiB, less than the read of the next one.
@@ -132,25 +141,25 @@ impl Vram {
         Ok(())
     }
 
-    /// Starts to copy within this memory, behind the uploads that were started.
+    /// Starts to copy within this memory, what uploads have [settled](Self::settle).
     pub(super) fn copy(&self, from: u64, to: u64, bytes: u64) -> Result<()> {
-        self.copies.copy_within(self.region.span(from, bytes)?, self.region.span(to, bytes)?)?;
+        self.within.copy_within(self.region.span(from, bytes)?, self.region.span(to, bytes)?)?;
         Ok(())
     }
 
     /// Waits for every copy that was started.
     pub(super) fn settle(&self) -> Result<()> {
-        let event = self.copies.record()?;
-        event.wait()?;
+        let (uploaded, copied) = (self.uploads.record()?, self.within.record()?);
+        uploaded.wait()?;
         lock(&self.in_flight).clear();
-        Ok(())
+        Ok(copied.wait()?)
     }
 }
 
 impl Drop for Vram {
     fn drop(&mut self) {
         // On a lost device nothing is copied any more, whatever this says.
-        let _ = self.copies.synchronize();
+        let _ = (self.uploads.synchronize(), self.within.synchronize());
         // SAFETY: ours, freed once; whoever computes with tensors that name it is gone.
         unsafe { ggml_backend_buffer_free(self.anchor.cast()) };
     }
