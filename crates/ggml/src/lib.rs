@@ -16,6 +16,7 @@ mod error;
 mod executor;
 mod gpu;
 mod host;
+mod late;
 mod log;
 mod memory;
 mod model;

@@ -7,7 +7,7 @@ use tierstream_cuda::Device;
 
 use crate::abi::*;
 use crate::error::{Error, Result};
-use crate::log;
+use crate::{late, log};
 
 /// Where a model computes.
 #[derive(Debug, Clone, Default)]
@@ -98,13 +98,14 @@ impl Gpu {
         Ok(all)
     }
 
-    /// Something with the face of a GPU and without one: ggml's CPU backend computes on the memory
-    /// of `device`, which is a [stand-in](tierstream_cuda::standin). For tests.
+    /// Something with the face of a GPU and without one: ggml's CPU kernels compute on the memory of
+    /// `device`, which is a [stand-in](tierstream_cuda::standin), and no sooner than somebody waits
+    /// for it. For tests.
     ///
     /// # Errors
     /// [`Error::Backend`] if ggml has no CPU backend.
     pub fn stand_in(device: Device) -> Result<Gpu> {
-        Ok(Gpu { inner: cpu()?, device })
+        Ok(Gpu { inner: late::device(cpu()?), device })
     }
 
     /// The driver's side of it.

@@ -1,0 +1,233 @@
+//! A device that computes as late as it may: what it is given waits until somebody asks for it to be
+//! done. For tests of what computes on a GPU, whose results are not there when a call returns either:
+//! here they surely are not, so that who forgets to wait computes with what was there before.
+//!
+//! The kernels are those of ggml's CPU backend, on one thread.
+
+use std::ffi::{c_char, c_void};
+use std::ptr;
+use std::sync::{Mutex, PoisonError};
+
+use crate::abi::*;
+use crate::plan::nodes;
+
+/// The device: the CPU's, but for its backends.
+struct Late {
+    reg: ggml_backend_reg,
+    device: ggml_backend_device,
+    cpu: ggml_backend_dev_t,
+}
+
+/// A late device over `cpu`, ggml's CPU device. It lives for ever, as ggml's own do.
+pub(crate) fn device(cpu: ggml_backend_dev_t) -> ggml_backend_dev_t {
+    // SAFETY: a device of ggml's registry, which lives for ever, and so does what it refers to.
+    let (mut iface, context) = unsafe { ((*cpu).iface, (*cpu).context) };
+    iface.init_backend = Some(init_backend);
+    let late = Box::leak(Box::new(Late {
+        reg: ggml_backend_reg {
+            api_version: GGML_BACKEND_API_VERSION as i32,
+            iface: ggml_backend_reg_i {
+                get_name: Some(reg_name),
+                get_device_count: Some(no_devices),
+                get_device: None,
+                get_proc_address: Some(no_functions),
+            },
+            context: ptr::null_mut(),
+        },
+        device: ggml_backend_device { iface, reg: ptr::null_mut(), context },
+        cpu,
+    }));
+    late.device.reg = &raw mut late.reg;
+    late.reg.context = ptr::from_mut(late).cast();
+    &raw mut late.device
+}
+
+/// One backend of the device.
+struct Backend {
+    abi: ggml_backend,
+    cpu: ggml_backend_t,
+    waiting: Mutex<Vec<Work>>,
+}
+
+/// What is to be done.
+enum Work {
+    /// A part of a graph, with the sources that its nodes had when it was given.
+    Graph { graph: ggml_cgraph, sources: Vec<Sources> },
+    /// Bytes for a tensor.
+    Set { tensor: Box<ggml_tensor>, bytes: Vec<u8>, offset: usize },
+}
+
+/// The sources of a node. Those of an expert matmul may be gone when it is computed: they are copies.
+struct Sources {
+    node: *mut ggml_tensor,
+    all: [*mut ggml_tensor; 10],
+    #[allow(clippy::vec_box, reason = "nodes hold their addresses")]
+    _copies: Vec<Box<ggml_tensor>>,
+}
+
+impl Sources {
+    fn of(node: *mut ggml_tensor) -> Self {
+        // SAFETY: a live node of a graph, and its sources.
+        let (mut all, op) = unsafe { ((*node).src, (*node).op) };
+        let mut copies = Vec::new();
+        if op == GGML_OP_MUL_MAT_ID {
+            for source in all.iter_mut().filter(|source| !source.is_null()) {
+                // SAFETY: as above.
+                copies.push(Box::new(unsafe { **source }));
+                *source = copies.last_mut().map_or(ptr::null_mut(), |copy| &raw mut **copy);
+            }
+        }
+        Self { node, all, _copies: copies }
+    }
+}
+
+impl Backend {
+    /// Does what waits. As with CUDA's backend, what fails by then ends the process.
+    fn catch_up(&self) {
+        let waiting =
+            std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
+        for work in waiting {
+            match work {
+                Work::Set { mut tensor, bytes, offset } => {
+                    let data = bytes.as_ptr().cast();
+                    // SAFETY: host memory of the CPU backend, with room for the bytes.
+                    unsafe { ggml_backend_tensor_set(&raw mut *tensor, data, offset, bytes.len()) };
+                }
+                Work::Graph { mut graph, sources } => {
+                    let swap = |sources: &[Sources]| {
+                        // SAFETY: nodes of a graph that lives until it is computed.
+                        let swap =
+                            |s: &Sources| unsafe { std::mem::replace(&mut (*s.node).src, s.all) };
+                        sources.iter().map(swap).collect::<Vec<_>>()
+                    };
+                    let before = swap(&sources);
+                    // SAFETY: a live backend, and a graph whose tensors are allocated.
+                    let status = unsafe {
+                        ggml_backend_graph_compute(self.cpu.cast(), (&raw mut graph).cast())
+                    };
+                    for (s, src) in sources.iter().zip(before) {
+                        // SAFETY: as above.
+                        unsafe { (*s.node).src = src };
+                    }
+                    if status != GGML_STATUS_SUCCESS {
+                        std::process::abort();
+                    }
+                }
+            }
+        }
+    }
+
+    fn add(&self, work: Work) {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).push(work);
+    }
+}
+
+fn backend<'a>(backend: ggml_backend_t) -> &'a Backend {
+    // SAFETY: a live backend of ours, whose context is its `Backend`.
+    unsafe { &*(*backend).context.cast::<Backend>() }
+}
+
+extern "C" fn init_backend(dev: ggml_backend_dev_t, params: *const c_char) -> ggml_backend_t {
+    contain(ptr::null_mut(), || {
+        // SAFETY: our device, whose registry entry has its `Late`; the CPU device lives for ever.
+        let cpu: ggml_backend_t = unsafe {
+            let late = (*(*dev).reg).context.cast::<Late>();
+            ggml_backend_dev_init((*late).cpu.cast(), params).cast()
+        };
+        if cpu.is_null() {
+            return ptr::null_mut();
+        }
+        // SAFETY: a live CPU backend.
+        let inner = unsafe {
+            ggml_backend_cpu_set_n_threads(cpu.cast(), 1);
+            (*cpu).iface
+        };
+        let iface = ggml_backend_i {
+            free: Some(free),
+            set_tensor_async: Some(set_tensor_async),
+            get_tensor_async: Some(get_tensor_async),
+            synchronize: Some(synchronize),
+            graph_compute: Some(graph_compute),
+            graph_plan_create: None,
+            graph_plan_free: None,
+            graph_plan_update: None,
+            graph_plan_compute: None,
+            ..inner
+        };
+        // SAFETY: as above.
+        let guid = unsafe { (*cpu).guid };
+        let abi = ggml_backend { guid, iface, device: dev, context: ptr::null_mut() };
+        let raw = Box::into_raw(Box::new(Backend { abi, cpu, waiting: Mutex::default() }));
+        // SAFETY: live until `free`, at a fixed address.
+        unsafe {
+            (*raw).abi.context = raw.cast();
+            &raw mut (*raw).abi
+        }
+    })
+}
+
+extern "C" fn free(this: ggml_backend_t) {
+    // SAFETY: ggml frees a backend once; the box is the one that `init_backend` leaked.
+    contain((), || unsafe {
+        let backend = Box::from_raw((*this).context.cast::<Backend>());
+        ggml_backend_free(backend.cpu.cast());
+    });
+}
+
+extern "C" fn graph_compute(this: ggml_backend_t, graph: *mut ggml_cgraph) -> ggml_status {
+    contain(GGML_STATUS_FAILED, || {
+        // SAFETY: ggml passes a live graph, whose tables outlive the next wait.
+        let graph = unsafe { *graph };
+        let sources = nodes(&graph).iter().map(|&node| Sources::of(node)).collect();
+        backend(this).add(Work::Graph { graph, sources });
+        GGML_STATUS_SUCCESS
+    })
+}
+
+extern "C" fn synchronize(this: ggml_backend_t) {
+    contain((), || backend(this).catch_up());
+}
+
+extern "C" fn set_tensor_async(
+    this: ggml_backend_t,
+    tensor: *mut ggml_tensor,
+    data: *const c_void,
+    offset: usize,
+    size: usize,
+) {
+    contain((), || {
+        // SAFETY: ggml passes a live tensor and `size` bytes.
+        let (tensor, bytes) =
+            unsafe { (*tensor, std::slice::from_raw_parts(data.cast::<u8>(), size).to_vec()) };
+        let tensor = Box::new(tensor);
+        backend(this).add(Work::Set { tensor, bytes, offset });
+    });
+}
+
+/// The bytes are asked for behind everything that waits.
+extern "C" fn get_tensor_async(
+    this: ggml_backend_t,
+    tensor: *const ggml_tensor,
+    data: *mut c_void,
+    offset: usize,
+    size: usize,
+) {
+    contain((), || {
+        backend(this).catch_up();
+        // SAFETY: a live tensor in host memory, and room for `size` bytes.
+        unsafe { ggml_backend_tensor_get(tensor, data, offset, size) };
+    });
+}
+
+extern "C" fn reg_name(_: ggml_backend_reg_t) -> *const c_char {
+    c"late".as_ptr()
+}
+
+extern "C" fn no_devices(_: ggml_backend_reg_t) -> usize {
+    0
+}
+
+/// Those of the CPU backend would take ours for one of its own.
+extern "C" fn no_functions(_: ggml_backend_reg_t, _: *const c_char) -> *mut c_void {
+    ptr::null_mut()
+}
