@@ -9,7 +9,6 @@
 //! The GPU computes on its own time. What a layer uses is held until the next layer's routing has
 //! been read, for by then it is done.
 
-use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -25,7 +24,7 @@ use crate::plan::{Plan, Plans, Routing, Segment, nodes};
 use crate::pooled::Pooled;
 use crate::residency::{Residency, Stage, Step, Waits};
 use crate::routed::{Routed, slot_range};
-use crate::segment::{Patch, Run, outcome, run_nodes, run_resident, synchronize};
+use crate::segment::{Run, outcome, run_exchanged, run_nodes, run_resident, synchronize};
 
 /// The executor for inner backends with memory of their own.
 pub(crate) struct OnGpu {
@@ -137,7 +136,8 @@ impl OnGpu {
         let mut meanwhile = || Ok(());
         let waits = Waits { cancelled: &cancelled, ticket: &mut wait, meanwhile: &mut meanwhile };
         let stage = residency.stage(routing.layer, needs, waits)?;
-        self.run_over_area(graph, segment, routing, &stage)?;
+        let whole = |part| stage.tensor(part);
+        run_exchanged(self.inner, graph, segment, routing, whole, None)?;
         self.held = Some(Held::Stage { _stage: stage });
         Ok(())
     }
@@ -180,36 +180,9 @@ impl OnGpu {
         let (low, high) = slot_range(&placed);
         self.routed.map(&placed, low);
         let ids = Ids::take(&mut self.ids, self.inner, self.routed.pairs())?;
-        let mut ids = ids.set(self.inner, &self.routed);
-        let all = nodes(graph);
-        let mut windows: Vec<_> = routing
-            .ops()
-            .map(|op| (all[op.node], residency.window(routing.layer, op.part, low, high)))
-            .collect();
-        let mut patch = Patch::default();
-        for (node, window) in &mut windows {
-            patch.source(*node, 0, ptr::from_mut(window));
-            patch.source(*node, 2, &raw mut ids);
-        }
-        run_nodes(self.inner, graph, segment.start, segment.end, 0)
-    }
-
-    /// The segment as it is, over the layer's experts in order.
-    fn run_over_area(
-        &self,
-        graph: &ggml_cgraph,
-        segment: &Segment,
-        routing: &Routing,
-        stage: &Stage,
-    ) -> Run {
-        let all = nodes(graph);
-        let mut tensors: Vec<_> =
-            routing.ops().map(|op| (all[op.node], stage.tensor(op.part))).collect();
-        let mut patch = Patch::default();
-        for (node, tensor) in &mut tensors {
-            patch.source(*node, 0, ptr::from_mut(tensor));
-        }
-        run_nodes(self.inner, graph, segment.start, segment.end, 0)
+        let ids = ids.set(self.inner, &self.routed);
+        let window = |part| residency.window(routing.layer, part, low, high);
+        run_exchanged(self.inner, graph, segment, routing, window, Some(ids))
     }
 }
 

@@ -9,7 +9,6 @@
 //! expert stay in one call (ggml-cpu chooses its kernel by their number), so both ways are exact
 //! on the CPU backend.
 
-use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -26,7 +25,7 @@ use crate::plan::{Plan, Plans, Routing, Segment, nodes};
 use crate::pooled::Pooled;
 use crate::residency::{Placed, Residency, Step};
 use crate::routed::{Routed, slot_range};
-use crate::segment::{Patch, Run, done, outcome, run_nodes, run_resident, synchronize};
+use crate::segment::{Run, done, outcome, run_exchanged, run_nodes, run_resident, synchronize};
 
 mod gather;
 mod loads;
@@ -137,18 +136,9 @@ impl Host {
     ) -> Run {
         let (low, high) = slot_range(placed);
         self.routed.map(placed, low);
-        let mut ids = self.scratch.ids(&self.routed)?;
-        let all = nodes(graph);
-        let mut windows: Vec<_> = routing
-            .ops()
-            .map(|op| (all[op.node], residency.window(routing.layer, op.part, low, high)))
-            .collect();
-        let mut patch = Patch::default();
-        for (node, window) in &mut windows {
-            patch.source(*node, 0, ptr::from_mut(window));
-            patch.source(*node, 2, &raw mut ids);
-        }
-        run_nodes(self.inner, graph, segment.start, segment.end, 0)
+        let ids = self.scratch.ids(&self.routed)?;
+        let window = |part| residency.window(routing.layer, part, low, high);
+        run_exchanged(self.inner, graph, segment, routing, window, Some(ids))
     }
 
     /// Some routed records are missing: expert matmuls in groups, all else as it is.

@@ -8,11 +8,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
-use tierstream_cuda::Registered;
 use tierstream_io::{Priority, Reader};
 use tierstream_pool::{LayerCounters, Lookup, Pool, Record};
 
 pub(crate) use self::ahead::Ahead;
+pub use self::counters::ExpertCounters;
 pub(crate) use self::layer::{Layer, Part, SlotPart, Spec};
 use self::load::Destination;
 pub(crate) use self::load::Waits;
@@ -20,6 +20,7 @@ use self::stage::Area;
 pub(crate) use self::stage::{Stage, layer_bytes};
 use self::step::Slots;
 pub(crate) use self::step::{Need, Placed, Step};
+use self::store::Store;
 use self::vram::Vram;
 use crate::abi::*;
 use crate::error::{Error, Result};
@@ -28,57 +29,13 @@ use crate::placement::{Gpu, Placement};
 
 mod ahead;
 mod below;
+mod counters;
 mod layer;
 mod load;
 mod stage;
 mod step;
+mod store;
 mod vram;
-
-/// Sums over all layers.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct ExpertCounters {
-    /// Records asked for: one per layer, batch and distinct expert; with a preloaded pool one per
-    /// layer, token and selected expert, since ids are not read back then.
-    pub requests: u64,
-    /// Of those, resident (or on their way for another context).
-    pub hits: u64,
-    /// Of those, missing in the pool.
-    pub faults: u64,
-    /// Of the faults, served by the pool below, in host memory; the others are read.
-    pub ram_hits: u64,
-    /// Records that gave their slot to another.
-    pub evictions: u64,
-    /// Bytes of the records that were read.
-    pub bytes_read: u64,
-    /// Records asked for at least once.
-    pub first_touches: u64,
-    /// Records read before they were asked for.
-    pub read_ahead: u64,
-    /// Of those, asked for by the batch that they were read for: hits.
-    pub read_ahead_used: u64,
-}
-
-impl ExpertCounters {
-    /// What was counted since `before`.
-    pub fn since(&self, before: &ExpertCounters) -> ExpertCounters {
-        ExpertCounters {
-            requests: self.requests - before.requests,
-            hits: self.hits - before.hits,
-            faults: self.faults - before.faults,
-            ram_hits: self.ram_hits - before.ram_hits,
-            evictions: self.evictions - before.evictions,
-            bytes_read: self.bytes_read - before.bytes_read,
-            first_touches: self.first_touches - before.first_touches,
-            read_ahead: self.read_ahead - before.read_ahead,
-            read_ahead_used: self.read_ahead_used - before.read_ahead_used,
-        }
-    }
-
-    /// Hits per request, 0 to 1; none when nothing was requested.
-    pub fn hit_rate(&self) -> Option<f64> {
-        (self.requests > 0).then(|| self.hits as f64 / self.requests as f64)
-    }
-}
 
 /// The pool of one model. Shared by its contexts.
 pub(crate) struct Residency {
@@ -104,35 +61,6 @@ pub(crate) struct Residency {
     /// Records read ahead whose layer has come, and those of them that it needed.
     read_ahead: AtomicU64,
     read_ahead_used: AtomicU64,
-}
-
-/// The memory that slots are in.
-enum Store {
-    /// The host's, which reads go to. Pinned where it is below a GPU's.
-    Host { _pin: Option<Registered<Arc<Memory>>>, memory: Arc<Memory> },
-    /// A GPU's, to which is copied what was read.
-    Vram(Vram),
-}
-
-impl Store {
-    fn base(&self) -> *mut u8 {
-        match self {
-            Store::Host { memory, .. } => memory.base(),
-            Store::Vram(vram) => vram.base(),
-        }
-    }
-
-    fn buffer(&self) -> ggml_backend_buffer_t {
-        match self {
-            Store::Host { memory, .. } => memory.buffer(),
-            Store::Vram(vram) => vram.buffer(),
-        }
-    }
-
-    /// How far `data`, an address in this memory, is from its beginning.
-    fn offset(&self, data: *const u8) -> u64 {
-        (data.addr() - self.base().addr()) as u64
-    }
 }
 
 /// The slots of one size class.

@@ -5,7 +5,7 @@ use std::ptr;
 
 use crate::abi::*;
 use crate::error::Error;
-use crate::plan::{Plan, nodes, view};
+use crate::plan::{Plan, Routing, Segment, nodes, view};
 use crate::residency::Residency;
 
 /// Why a graph was not computed to its end.
@@ -97,6 +97,28 @@ pub(crate) fn run_resident(
         residency.count_resident(routing.layer, tokens.unsigned_abs());
     }
     Ok(())
+}
+
+/// Computes a segment as it is, with `weights` for each part of the records, and `ids` if others
+/// than the router's are meant.
+pub(crate) fn run_exchanged(
+    inner: ggml_backend_t,
+    graph: &ggml_cgraph,
+    segment: &Segment,
+    routing: &Routing,
+    weights: impl Fn(usize) -> ggml_tensor,
+    mut ids: Option<ggml_tensor>,
+) -> Run {
+    let all = nodes(graph);
+    let mut tensors: Vec<_> = routing.ops().map(|op| (all[op.node], weights(op.part))).collect();
+    let mut patch = Patch::default();
+    for (node, tensor) in &mut tensors {
+        patch.source(*node, 0, ptr::from_mut(tensor));
+        if let Some(ids) = &mut ids {
+            patch.source(*node, 2, ptr::from_mut(ids));
+        }
+    }
+    run_nodes(inner, graph, segment.start, segment.end, 0)
 }
 
 /// Sources of nodes, exchanged for the time of a call.

@@ -1,0 +1,70 @@
+//! Models of which not all is streamed, or nothing is there.
+
+use tierstream_io::Config;
+use tierstream_synth::{Arch, Spec};
+
+use super::*;
+use crate::context::Keep;
+
+fn logits(model: &Model) -> Vec<u32> {
+    let options = ContextOptions { n_ctx: 256, n_batch: 16, ..ContextOptions::default() };
+    let mut context = Context::new(model.clone(), &options).unwrap();
+    let tokens: Vec<i32> = (1..40).collect();
+    let mut all = Vec::new();
+    let row = |_, row: &[f32]| all.extend(row.iter().map(|x| x.to_bits()));
+    context.decode(&tokens, Keep::All, row).unwrap();
+    all
+}
+
+/// Layers that cannot be streamed are loaded by llama.cpp, and named; the output is the same.
+#[test]
+fn layers_that_stay_resident() {
+    let dir = tempfile::tempdir().unwrap();
+    let spec = Spec::new(Arch::Qwen3Moe);
+    let written = spec.write(dir.path().join("model.gguf")).unwrap();
+    let file = tierstream_gguf::Model::open(&written.files[0]).unwrap();
+    let experts = tierstream_gguf::Experts::group(&file).unwrap();
+    let reader = || Arc::new(Reader::new(Config::default()).unwrap());
+    let stock = Weights::Stock { mmap: true, repack: false, cpu_experts: false };
+    let expected =
+        logits(&Model::load(&file, stock, &Placement::Cpu, reader(), &mut |_| true).unwrap());
+    let all: Vec<u32> = experts.layers().iter().map(|l| l.layer).collect();
+    for blocks in [&all[1..2], &all[..all.len() - 1], &all[..]] {
+        let resident: Vec<_> = blocks.iter().map(|&b| (b, format!("reason {b}"))).collect();
+        let model =
+            Model::load_streamed(&file, &experts, &Placement::Cpu, reader(), resident, &mut |_| {
+                true
+            });
+        let model = model.unwrap();
+        let named: Vec<u32> = model.resident_blocks().iter().map(|(block, _)| *block).collect();
+        assert_eq!(named, blocks);
+        assert_eq!(model.is_streamed(), blocks.len() < all.len());
+        let streamed = all.len() - blocks.len();
+        let records: u64 = experts.expert_bytes() / all.len() as u64;
+        assert_eq!(model.expert_bytes(), records * streamed as u64);
+        let size = PoolSize::Share(0.25);
+        let pool = PoolOptions { size, policy: Policy::Lru, seed: 1, preload: false, below: None };
+        model.attach_pool(&pool, &mut |_| true).unwrap();
+        assert!(logits(&model) == expected, "{blocks:?}");
+    }
+}
+
+#[test]
+fn a_rehearsed_model_computes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let reader = Arc::new(Reader::new(Config::default()).unwrap());
+    for arch in [Arch::Qwen3Moe, Arch::Llama] {
+        let written = Spec::new(arch).write(dir.path().join("model.gguf")).unwrap();
+        let file = tierstream_gguf::Model::open(&written.files[0]).unwrap();
+        let options = ContextOptions { n_ctx: 256, n_batch: 16, ..ContextOptions::default() };
+        let rehearsal = crate::Rehearsal::new(&file, &reader, &options).unwrap();
+        let model = rehearsal.model().clone();
+        let mut context = Context::new(model.clone(), &options).unwrap();
+        let decoded = context.decode(&[1], Keep::Last, |_, _| ());
+        assert!(matches!(decoded, Err(Error::Rehearsal)), "{decoded:?}");
+        let size = PoolSize::Share(1.0);
+        let pool = PoolOptions { size, policy: Policy::Lru, seed: 1, preload: true, below: None };
+        let attached = model.attach_pool(&pool, &mut |_| true);
+        assert!(matches!(attached, Err(Error::Rehearsal)), "{attached:?}");
+    }
+}

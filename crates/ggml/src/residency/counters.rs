@@ -1,0 +1,47 @@
+//! What a pool has done so far.
+
+/// Sums over all layers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ExpertCounters {
+    /// Records asked for: one per layer, batch and distinct expert; with a preloaded pool one per
+    /// layer, token and selected expert, since ids are not read back then.
+    pub requests: u64,
+    /// Of those, resident (or on their way for another context).
+    pub hits: u64,
+    /// Of those, missing in the pool.
+    pub faults: u64,
+    /// Of the faults, served by the pool below, in host memory; the others are read.
+    pub ram_hits: u64,
+    /// Records that gave their slot to another.
+    pub evictions: u64,
+    /// Bytes of the records that were read.
+    pub bytes_read: u64,
+    /// Records asked for at least once.
+    pub first_touches: u64,
+    /// Records read before they were asked for.
+    pub read_ahead: u64,
+    /// Of those, asked for by the batch that they were read for: hits.
+    pub read_ahead_used: u64,
+}
+
+impl ExpertCounters {
+    /// What was counted since `before`.
+    pub fn since(&self, before: &ExpertCounters) -> ExpertCounters {
+        ExpertCounters {
+            requests: self.requests - before.requests,
+            hits: self.hits - before.hits,
+            faults: self.faults - before.faults,
+            ram_hits: self.ram_hits - before.ram_hits,
+            evictions: self.evictions - before.evictions,
+            bytes_read: self.bytes_read - before.bytes_read,
+            first_touches: self.first_touches - before.first_touches,
+            read_ahead: self.read_ahead - before.read_ahead,
+            read_ahead_used: self.read_ahead_used - before.read_ahead_used,
+        }
+    }
+
+    /// Hits per request, 0 to 1; none when nothing was requested.
+    pub fn hit_rate(&self) -> Option<f64> {
+        (self.requests > 0).then(|| self.hits as f64 / self.requests as f64)
+    }
+}
