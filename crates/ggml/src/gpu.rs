@@ -48,7 +48,7 @@ impl Executor for OnGpu {
     fn compute(&mut self, pooled: &Pooled, graph: *mut ggml_cgraph) -> Result<ggml_status> {
         // SAFETY: ggml passes a graph that stays as it is for the call.
         let graph = unsafe { &*graph };
-        let plan = self.plans.take(pooled, graph)?;
+        let plan = self.plans.take(graph, &pooled.table())?;
         let run = self.run_plan(pooled, graph, &plan);
         self.plans.put(graph, plan);
         // Other contexts may wait for what the last layer uses.

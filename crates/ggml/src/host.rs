@@ -48,7 +48,7 @@ impl Executor for Host {
         if let Some((memory, mappings)) = self.control.take_scratch() {
             self.scratch.reserve(memory, mappings);
         }
-        let plan = self.plans.take(pooled, graph)?;
+        let plan = self.plans.take(graph, &pooled.table())?;
         let run = self.run_plan(pooled, graph, &plan);
         self.lookahead.forget();
         self.plans.put(graph, plan);

@@ -10,7 +10,6 @@ use std::ptr;
 
 use crate::abi::*;
 use crate::error::{Error, Result};
-use crate::pooled::Pooled;
 use crate::router::Router;
 use crate::weights::{PartRef, WeightTable};
 
@@ -154,7 +153,7 @@ impl Plans {
     }
 
     /// The plan of `graph`, taken out or made. To be [`put`](Self::put) back.
-    pub(crate) fn take(&mut self, pooled: &Pooled, graph: &ggml_cgraph) -> Result<Plan> {
+    pub(crate) fn take(&mut self, graph: &ggml_cgraph, table: &WeightTable) -> Result<Plan> {
         let known = self.kept.iter().position(|(uid, _)| *uid == graph.uid && graph.uid != 0);
         if let Some(index) = known {
             return Ok(self.kept.remove(index).1);
@@ -162,7 +161,7 @@ impl Plans {
         if self.kept.len() >= PLANS_KEPT {
             self.kept.remove(0);
         }
-        Plan::new(graph, &pooled.table(), self.routers)
+        Plan::new(graph, table, self.routers)
     }
 
     /// Keeps the plan of `graph`, if the graph can be known again.

@@ -101,6 +101,8 @@ impl Step {
         let placed = self.groups[group].iter().filter(|p| !begun(p)).copied().collect::<Vec<_>>();
         let mut loads: Vec<_> =
             self.begun.iter().flat_map(|fetch| fetch.loads_of(parts)).cloned().collect();
+        // What was begun on a guess is waited for now.
+        loads.iter().filter_map(|load| load.ticket()).for_each(|ticket| ticket.raise(priority));
         if !placed.is_empty() {
             let to = Destination::Slots;
             let load = Load::start(&self.residency, self.layer, parts, &placed, to, priority);
