@@ -133,8 +133,7 @@ impl Residency {
         // Layers of a class differ only in where a part begins in its slot.
         let model_of = |class: usize| spec.layers.iter().find(|l| l.class == class);
         let parts_of = |class: usize| model_of(class).map_or(&[][..], |l| &l.parts);
-        let part_bytes =
-            |part: &Part, slots: u32| (part.slot.stride * slots as usize).next_multiple_of(PAGE);
+        let part_bytes = |part: &Part, slots: u32| part.slot.bytes_of(slots as usize);
         let by_class = || spec.slots.iter().copied().enumerate();
         let total: usize = by_class()
             .flat_map(|(class, slots)| parts_of(class).iter().map(move |p| part_bytes(p, slots)))

@@ -3,12 +3,20 @@
 use tierstream_io::FileId;
 use tierstream_pool::{LayerSpec, Policy, Pool};
 
-use super::index32;
+use super::{PAGE, index32};
 use crate::abi::*;
 
 /// Parts smaller than this are read through the ring, where neighbours share a read: another
 /// request costs about as much as copying this many bytes.
 pub(super) const IN_PLACE_LEAST_BYTES: usize = 64 << 10;
+
+/// Bytes of finite numbers behind the last slot of a part, zeros until something is there: kernels of
+/// GPUs read a row in steps of 256 elements, and so beyond the end of a matrix whose rows are no
+/// multiple of that (mmq.cuh, `ITER_K`). What they read there is multiplied by zero.
+pub(super) const TAIL_BYTES: usize = 4096;
+
+/// Elements that a row is read in steps of.
+const ROW_STEP: i64 = 256;
 
 /// Of a tensor's address, in bytes, as ggml has it (`TENSOR_ALIGNMENT`, ggml.c).
 const TENSOR_ALIGNMENT: u64 = 32;
@@ -30,6 +38,13 @@ pub(crate) struct Part {
     pub(crate) type_: ggml_type,
     /// Elements of a row, rows of one expert.
     pub(crate) ne: [i64; 2],
+}
+
+impl Part {
+    /// Whether kernels may read beyond the end of a record.
+    pub(super) fn is_read_beyond(&self) -> bool {
+        self.ne[0] % ROW_STEP != 0
+    }
 }
 
 /// How one part of a record lies in its slot. Slots of a class are alike, so that kernels find one
@@ -61,6 +76,11 @@ impl SlotPart {
         // Experts are off the blocks by different amounts. They all are read in place if the drive
         // takes memory of a finer alignment, else only those that happen to match their slot.
         Self { stride: bytes.next_multiple_of(align) + 2 * align, position: align }
+    }
+
+    /// Bytes of so many slots side by side, and of [`TAIL_BYTES`] behind them.
+    pub(super) fn bytes_of(&self, slots: usize) -> usize {
+        (self.stride * slots + TAIL_BYTES).next_multiple_of(PAGE)
     }
 
     /// Bytes of the slot behind the part.

@@ -10,10 +10,9 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use tierstream_io::Priority;
 use tierstream_pool::{Lookup, Slot};
 
+use super::layer::TAIL_BYTES;
 use super::load::{Destination, Load, Waits};
-use super::{
-    CANCEL_LOOKED_FOR_EVERY, Layer, Need, PAGE, Placed, Residency, Store, index32, record,
-};
+use super::{CANCEL_LOOKED_FOR_EVERY, Layer, Need, Placed, Residency, Store, index32, record};
 use crate::abi::*;
 use crate::error::{Error, Result};
 
@@ -67,7 +66,7 @@ pub(crate) fn layer_bytes(layer: &Layer) -> u64 {
 }
 
 fn part_bytes(layer: &Layer, part: usize) -> u64 {
-    (layer.parts[part].slot.stride as u64 * u64::from(layer.experts)).next_multiple_of(PAGE as u64)
+    layer.parts[part].slot.bytes_of(layer.experts as usize) as u64
 }
 
 /// What a batch needs of a layer, in the area. Nobody else gets the area while this lives.
@@ -91,6 +90,7 @@ impl Residency {
         let Store::Vram(vram) = &self.store else { return Ok(stage) };
         vram.back(area.offset, layer_bytes(&self.layers[layer]))?;
         let mut held = self.hold(layer, need, waits.cancelled)?;
+        self.clear_gaps(layer, need)?;
         let brought = self.bring_to_area(layer, &held, waits);
         // The area is used again only when nothing is on its way there.
         let settled = vram.settle();
@@ -103,6 +103,25 @@ impl Residency {
         vram.settle()?;
         held.commit();
         Ok(stage)
+    }
+
+    /// Zeros where kernels may read beyond a record and no needed one follows: what other layers have
+    /// left there may be no numbers in this one's type.
+    fn clear_gaps(&self, layer: usize, need: &[Need]) -> Result<()> {
+        let Store::Vram(vram) = &self.store else { return Ok(()) };
+        let Layer { parts, experts, .. } = &self.layers[layer];
+        for (index, part) in parts.iter().enumerate().filter(|(_, part)| part.is_read_beyond()) {
+            for next in need.iter().map(|n| n.expert + 1) {
+                if need.iter().any(|n| n.expert == next) {
+                    continue;
+                }
+                // Not into the place of the one after.
+                let room = if next < *experts { part.slot.stride } else { TAIL_BYTES };
+                let at = self.part_in(layer, index, Destination::Area, next);
+                vram.clear(self.store.offset(at), room.min(TAIL_BYTES) as u64)?;
+            }
+        }
+        Ok(())
     }
 
     /// Copies what is in slots, while what is missing arrives.

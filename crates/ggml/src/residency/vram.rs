@@ -11,16 +11,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tierstream_cuda::{Event, Region, Registered, Stream};
 use tierstream_io::{Chunk, Reader, Ring};
 
+use super::layer::TAIL_BYTES;
 use crate::abi::*;
 use crate::error::{Error, Result};
 use crate::placement::Gpu;
 
 /// Memory is mapped in pieces of this, bytes: the costs of mapping hardly depend on the size.
 const GRANULE_BYTES: u64 = 32 << 20;
-
-/// Bytes of finite numbers behind the last slot: kernels read a row in steps of 256 elements, and
-/// so beyond the end of a matrix whose rows are no multiple of that (mmq.cuh, `ITER_K`).
-const TAIL_BYTES: u64 = 4096;
 
 /// Copies from the ring that nobody has waited for. The reader needs the other buffers.
 const COPIES_IN_FLIGHT: usize = 4;
@@ -52,7 +49,7 @@ impl Vram {
     /// there.
     pub(super) fn new(gpu: &Gpu, bytes: u64, reader: &Reader) -> Result<Self> {
         let device = gpu.device();
-        let region = device.reserve(bytes + TAIL_BYTES, GRANULE_BYTES)?;
+        let region = device.reserve(bytes, GRANULE_BYTES)?;
         let (uploads, within) = (device.stream()?, device.stream()?);
         let ring = reader.ring().clone();
         let base = NonNull::new(ring.base()).expect("a ring is mapped");
@@ -98,10 +95,10 @@ impl Vram {
         self.region.mapped_bytes()
     }
 
-    /// Puts memory behind `bytes` from `offset` on, and what kernels may read behind them.
+    /// Puts memory, zeros, behind `bytes` from `offset` on, and behind what kernels may read beyond.
     pub(super) fn back(&self, offset: u64, bytes: u64) -> Result<()> {
         let size = self.region.granule_bytes();
-        let end = (offset + bytes + TAIL_BYTES).min(self.region.bytes());
+        let end = (offset + bytes + TAIL_BYTES as u64).min(self.region.bytes());
         let _growing = lock(&self.growing);
         let mut grown = false;
         for granule in offset / size..end.div_ceil(size) {
@@ -139,6 +136,11 @@ impl Vram {
             in_flight.pop_front().expect("there are some").wait()?;
         }
         Ok(())
+    }
+
+    /// Starts to write zeros, before the uploads that follow.
+    pub(super) fn clear(&self, offset: u64, bytes: u64) -> Result<()> {
+        Ok(self.uploads.fill(self.region.span(offset, bytes)?, 0)?)
     }
 
     /// Starts to copy within this memory, what uploads have [settled](Self::settle).
