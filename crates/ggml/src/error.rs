@@ -88,9 +88,12 @@ pub enum Error {
     /// Text could not be turned into tokens or back.
     #[error("{0}")]
     Vocab(String),
-    /// The GPU has too little memory, refused something, or is gone.
+    /// The GPU has too little memory left, or the host has for pinning.
     #[error(transparent)]
-    Gpu(#[from] tierstream_cuda::Error),
+    OutOfGpuMemory(tierstream_cuda::Error),
+    /// The GPU is not there, refused something, or is gone.
+    #[error(transparent)]
+    Gpu(tierstream_cuda::Error),
     /// A ggml backend library or device is not there or does not fit.
     #[error("{0}")]
     Backend(String),
@@ -126,6 +129,15 @@ pub enum Error {
     /// A bug of ours, caught before it could cross a C frame.
     #[error("internal error: {0}")]
     Internal(String),
+}
+
+impl From<tierstream_cuda::Error> for Error {
+    fn from(e: tierstream_cuda::Error) -> Self {
+        match e {
+            tierstream_cuda::Error::OutOfMemory { .. } => Error::OutOfGpuMemory(e),
+            other => Error::Gpu(other),
+        }
+    }
 }
 
 impl From<tierstream_gguf::Error> for Error {

@@ -13,6 +13,7 @@ use tierstream_pool::{LayerCounters, Lookup, Pool, Record};
 
 pub(crate) use self::ahead::Ahead;
 pub use self::counters::ExpertCounters;
+use self::layer::TAIL_BYTES;
 pub(crate) use self::layer::{Layer, Part, SlotPart, Spec};
 use self::load::Destination;
 pub(crate) use self::load::Waits;
@@ -91,7 +92,8 @@ impl Residency {
         below: Option<Arc<Residency>>,
         reader: Arc<Reader>,
     ) -> Result<Arc<Self>> {
-        Self::build(spec, reader, below, |total, spec, reader| {
+        let tail_bytes = if placement.gpu().is_some() { TAIL_BYTES } else { 0 };
+        Self::build(spec, reader, below, tail_bytes, |total, spec, reader| {
             Ok(match placement {
                 Placement::Cpu => {
                     let memory = Arc::new(Memory::weights(total)?);
@@ -108,7 +110,7 @@ impl Residency {
     /// Makes a pool in host memory for the one of a GPU to get its records from. All of its memory
     /// is taken, and pinned, at once.
     pub(crate) fn below(spec: Spec, gpu: &Gpu, reader: Arc<Reader>) -> Result<Arc<Self>> {
-        Self::build(spec, reader, None, |total, _, _| {
+        Self::build(spec, reader, None, 0, |total, _, _| {
             let memory = Arc::new(Memory::weights(total)?);
             let base = NonNull::new(memory.base()).expect("memory is not at address 0");
             // SAFETY: mapped as long as the memory is held; who copies from slots holds the pool.
@@ -117,11 +119,12 @@ impl Residency {
         })
     }
 
-    /// `store` makes memory for so many bytes of slots.
+    /// `store` makes memory for so many bytes of slots, which have a tail behind those of each part.
     fn build(
         spec: Spec,
         reader: Arc<Reader>,
         below: Option<Arc<Residency>>,
+        tail_bytes: usize,
         store: impl FnOnce(usize, &Spec, &Reader) -> Result<(Store, Option<Area>)>,
     ) -> Result<Arc<Self>> {
         let pool = Pool::new(tierstream_pool::Config {
@@ -133,7 +136,7 @@ impl Residency {
         // Layers of a class differ only in where a part begins in its slot.
         let model_of = |class: usize| spec.layers.iter().find(|l| l.class == class);
         let parts_of = |class: usize| model_of(class).map_or(&[][..], |l| &l.parts);
-        let part_bytes = |part: &Part, slots: u32| part.slot.bytes_of(slots as usize);
+        let part_bytes = |part: &Part, slots: u32| part.slot.bytes_of(slots as usize, tail_bytes);
         let by_class = || spec.slots.iter().copied().enumerate();
         let total: usize = by_class()
             .flat_map(|(class, slots)| parts_of(class).iter().map(move |p| part_bytes(p, slots)))

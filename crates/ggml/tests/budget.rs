@@ -12,8 +12,8 @@ fn attach(model: &Model, size: PoolSize) -> Result<(), Error> {
     model.attach_pool(&pool, &mut go_on)
 }
 
-/// Room behind each part of each size class: a tail, and what is left of its last page.
-const PADDING_BYTES: u64 = 3 * 2 * (2 * tierstream_io::PAGE as u64 - 1);
+/// Room before the next page, behind each part of each size class.
+const PADDING_BYTES: u64 = 3 * 2 * (tierstream_io::PAGE as u64 - 1);
 
 #[test]
 fn the_floor_is_exact() {

@@ -227,7 +227,10 @@ fn what_goes_wrong_is_told_and_leaves_no_trace() {
             let mut context = run.context(&model);
             let what = format!("batch {n_batch}, {fault:?}");
             let error = run.logits_in(&mut context).map(drop).expect_err(&what);
-            assert!(matches!(error, Error::Gpu(_)), "{what}: {error:?}");
+            match fault {
+                Fault::OutOfMemory => assert!(matches!(error, Error::OutOfGpuMemory(_)), "{what}"),
+                _ => assert!(matches!(error, Error::Gpu(_)), "{what}: {error:?}"),
+            }
             context.clear();
             assert_same_bits(&reference, &run.logits_in(&mut context).unwrap(), vocab, &what);
         }

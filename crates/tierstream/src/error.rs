@@ -144,6 +144,9 @@ impl Error {
             Error::Vram { least_bytes, .. } => {
                 Some(format!("give it --vram {}, or a smaller --ctx", round_up_mib(*least_bytes)))
             }
+            Error::Engine(E::OutOfGpuMemory(_)) => Some(
+                "less is taken with a smaller --vram (of the GPU), --ram (pinned) or --ctx".to_owned(),
+            ),
             Error::Engine(E::Backend(_)) => Some(
                 "./x cuda builds it, where there is nvcc; TIERSTREAM_BACKENDS names it elsewhere"
                     .to_owned(),

@@ -78,9 +78,9 @@ impl SlotPart {
         Self { stride: bytes.next_multiple_of(align) + 2 * align, position: align }
     }
 
-    /// Bytes of so many slots side by side, and of [`TAIL_BYTES`] behind them.
-    pub(super) fn bytes_of(&self, slots: usize) -> usize {
-        (self.stride * slots + TAIL_BYTES).next_multiple_of(PAGE)
+    /// Bytes of so many slots side by side, and of a tail behind them.
+    pub(super) fn bytes_of(&self, slots: usize, tail_bytes: usize) -> usize {
+        (self.stride * slots + tail_bytes).next_multiple_of(PAGE)
     }
 
     /// Bytes of the slot behind the part.

@@ -66,7 +66,7 @@ pub(crate) fn layer_bytes(layer: &Layer) -> u64 {
 }
 
 fn part_bytes(layer: &Layer, part: usize) -> u64 {
-    layer.parts[part].slot.bytes_of(layer.experts as usize) as u64
+    layer.parts[part].slot.bytes_of(layer.experts as usize, TAIL_BYTES) as u64
 }
 
 /// What a batch needs of a layer, in the area. Nobody else gets the area while this lives.
