@@ -1,56 +1,21 @@
 //! The chat of `tierstream run` on a terminal.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use rustyline::completion::Completer;
-use rustyline::config::Configurer;
 use rustyline::error::ReadlineError;
-use rustyline::highlight::Highlighter;
-use rustyline::hint::Hinter;
-use rustyline::history::DefaultHistory;
-use rustyline::validate::{ValidationContext, ValidationResult, Validator};
-use rustyline::{Config, Editor, Helper};
 use tierstream::size::Bytes;
-use tierstream::{Engine, Generate, Generation, Stop, Token, cache};
+use tierstream::{Engine, Generate, Generation, Stop, Token};
 
 use super::args::{self, Run};
 use super::output::{self, Tokens};
 use super::report::{Report, lines, percent};
 use super::{interrupt, open, run, show};
+use input::Input;
+use words::{HELP, Line};
 
-/// Lines that are remembered.
-const HISTORY_LINES: usize = 1000;
-
-const HELP: &str = "\
-/help            this list
-/clear           forget the conversation
-/show            what is in the model
-/stats           what the chat took so far: tokens, speed, hit rate, bytes read
-/set temp VALUE  sampling temperature; 0 is greedy
-/set seed VALUE  seed of sampling
-/set n VALUE     most tokens of an answer
-/bye             leave (so does Ctrl-D)
-Ctrl-C stops an answer. A line that ends with \\ goes on in the next one, as does a text
-between \"\"\" and \"\"\".";
-
-const COMMANDS: &[&str] =
-    &["/help", "/clear", "/show", "/stats", "/set temp ", "/set seed ", "/set n ", "/bye"];
-
-/// What a line asks for.
-#[derive(Debug, PartialEq)]
-enum Line<'a> {
-    Nothing,
-    Say(String),
-    Help,
-    Clear,
-    Show,
-    Stats,
-    Set(&'a str, &'a str),
-    Bye,
-    Unknown(&'a str),
-}
+mod input;
+mod words;
 
 /// A conversation.
 pub(crate) struct Chat<'a> {
@@ -131,12 +96,7 @@ impl<'a> Chat<'a> {
     }
 
     pub(crate) fn run(mut self) -> anyhow::Result<ExitCode> {
-        let mut editor = editor()?;
-        let history = history_file();
-        if let Some(path) = &history {
-            // There is none the first time.
-            let _ = editor.load_history(path);
-        }
+        let mut input = Input::new()?;
         if !self.template {
             output::note("this model has no chat template: it goes on from what you write");
         }
@@ -145,7 +105,7 @@ impl<'a> Chat<'a> {
             if let Some(code) = interrupt::exit_code_beside_ctrl_c() {
                 return Ok(code);
             }
-            let line = match editor.readline(">>> ") {
+            let line = match input.next() {
                 Ok(line) => line,
                 Err(ReadlineError::Interrupted) => {
                     output::stderr("/bye or Ctrl-D leaves");
@@ -154,15 +114,7 @@ impl<'a> Chat<'a> {
                 Err(ReadlineError::Eof) => break,
                 Err(error) => return Err(anyhow::Error::new(error).context("cannot read a line")),
             };
-            if !line.trim().is_empty() {
-                editor.add_history_entry(line.as_str())?;
-                // After each line, since a terminal may be closed at any time. A chat without a
-                // history is better than none.
-                if let Some(path) = &history {
-                    let _ = editor.append_history(path);
-                }
-            }
-            match parse(&line) {
+            match words::parse(&line) {
                 Line::Bye => break,
                 line => self.act(line)?,
             }
@@ -391,114 +343,4 @@ struct Before {
     held: usize,
     pending: Vec<Token>,
     rendered: Option<String>,
-}
-
-/// Reads a line as the user means it.
-fn parse(line: &str) -> Line<'_> {
-    let text = line.trim();
-    if text.is_empty() {
-        return Line::Nothing;
-    }
-    if let Some(quoted) = text.strip_prefix(QUOTES) {
-        let quoted = quoted.strip_suffix(QUOTES).unwrap_or(quoted);
-        let quoted = quoted.trim_matches('\n');
-        return if quoted.is_empty() { Line::Nothing } else { Line::Say(quoted.to_owned()) };
-    }
-    if !text.starts_with('/') {
-        return Line::Say(line.replace("\\\n", "\n"));
-    }
-    let words: Vec<&str> = text.split_whitespace().collect();
-    match words[..] {
-        ["/help" | "/?"] => Line::Help,
-        ["/clear"] => Line::Clear,
-        ["/show"] => Line::Show,
-        ["/stats"] => Line::Stats,
-        ["/set", name, value] => Line::Set(name, value),
-        ["/set", ..] => Line::Set("", ""),
-        ["/bye" | "/exit" | "/quit"] => Line::Bye,
-        _ => Line::Unknown(words[0]),
-    }
-}
-
-const QUOTES: &str = "\"\"\"";
-
-/// Whether Enter begins another line instead of sending.
-fn goes_on(input: &str) -> bool {
-    match input.trim_start().strip_prefix(QUOTES) {
-        Some(quoted) => !quoted.trim_end().ends_with(QUOTES),
-        None => input.ends_with('\\'),
-    }
-}
-
-fn editor() -> anyhow::Result<Editor<LineHelper, DefaultHistory>> {
-    let mut editor = Editor::with_config(Config::builder().build())?;
-    editor.set_max_history_size(HISTORY_LINES)?;
-    editor.set_helper(Some(LineHelper));
-    Ok(editor)
-}
-
-/// `None` where there can be none.
-fn history_file() -> Option<PathBuf> {
-    let dir = cache::dir()?;
-    std::fs::create_dir_all(&dir).ok()?;
-    Some(dir.join("history"))
-}
-
-/// Multi-line editing and completion of commands.
-struct LineHelper;
-
-impl Helper for LineHelper {}
-impl Highlighter for LineHelper {}
-
-impl Hinter for LineHelper {
-    type Hint = String;
-}
-
-impl Validator for LineHelper {
-    fn validate(&self, ctx: &mut ValidationContext<'_>) -> rustyline::Result<ValidationResult> {
-        let more = goes_on(ctx.input());
-        Ok(if more { ValidationResult::Incomplete } else { ValidationResult::Valid(None) })
-    }
-}
-
-impl Completer for LineHelper {
-    type Candidate = String;
-
-    fn complete(
-        &self,
-        line: &str,
-        pos: usize,
-        _: &rustyline::Context<'_>,
-    ) -> rustyline::Result<(usize, Vec<String>)> {
-        let typed = line.get(..pos).filter(|t| t.starts_with('/'));
-        let fits = |c: &&&str| typed.is_some_and(|t| c.starts_with(t));
-        Ok((0, COMMANDS.iter().filter(fits).map(|c| (*c).to_owned()).collect()))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{Line, goes_on, parse};
-
-    #[test]
-    fn commands_and_texts_are_told_apart() {
-        assert_eq!(parse("  "), Line::Nothing);
-        assert_eq!(parse("\"\"\"\"\"\""), Line::Nothing);
-        assert_eq!(parse("/set temp 0.5"), Line::Set("temp", "0.5"));
-        assert_eq!(parse("/set temp"), Line::Set("", ""));
-        assert_eq!(parse("/sing"), Line::Unknown("/sing"));
-        assert_eq!(parse(" /bye "), Line::Bye);
-        assert_eq!(parse("one \\\ntwo"), Line::Say("one \ntwo".into()));
-        assert_eq!(parse("\"\"\"\n/bye\n\nx\n\"\"\""), Line::Say("/bye\n\nx".into()));
-    }
-
-    #[test]
-    fn enter_sends_only_what_is_complete() {
-        for text in ["one", "\"\"\"one\"\"\"", "one \"\"\"", "\"\"\"\none\n\"\"\" "] {
-            assert!(!goes_on(text), "{text:?}");
-        }
-        for text in ["one\\", "\"\"\"", "\"\"\"one", "one\\\ntwo\\"] {
-            assert!(goes_on(text), "{text:?}");
-        }
-    }
 }

@@ -58,6 +58,30 @@ fn texts_of_several_lines() {
     assert_eq!(chat.exit().code(), Some(0));
 }
 
+#[test]
+fn lines_typed_during_an_answer_are_kept() {
+    let cache = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let args = ["run", "demo", "-n", "200", "--temp", "0", "-t", "1"];
+    let mut chat = Terminal::new(cache.path(), args);
+    chat.wait_for(">>> ");
+    chat.send("It was\r");
+    chat.wait_for("\n");
+    // So much is generated text.
+    chat.wait_until(|shown| (shown.len() > 40).then_some(40));
+    chat.send("/set n 5\r/stats\r\"\"\"Second\r/bye\"\"\"\r/set n");
+    chat.wait_for(">>> /set n 5\nn is 5\n");
+    assert!(chat.wait_for("\nprompt tokens:").contains(">>> /stats\nThe chat so far:\nanswers:"));
+    chat.wait_for(">>> \"\"\"Second\n/bye\"\"\"\n");
+    chat.wait_for("5 tokens, ");
+    // What is not sent yet can be edited.
+    chat.wait_for("\n>>> /set n");
+    chat.send(" 3\r");
+    chat.wait_for("n is 3");
+    chat.wait_for("\n>>> ");
+    chat.send("\x04");
+    assert_eq!(chat.exit().code(), Some(0));
+}
+
 /// Of the timings of `--verbose`.
 fn prompt_tokens(shown: &str) -> usize {
     let count = shown.split("prompt eval count:").nth(1).expect(shown);

@@ -1,0 +1,94 @@
+//! What a line of a chat asks for.
+
+pub(super) const HELP: &str = "\
+/help            this list
+/clear           forget the conversation
+/show            what is in the model
+/stats           what the chat took so far: tokens, speed, hit rate, bytes read
+/set temp VALUE  sampling temperature; 0 is greedy
+/set seed VALUE  seed of sampling
+/set n VALUE     most tokens of an answer
+/bye             leave (so does Ctrl-D)
+Ctrl-C stops an answer. A line that ends with \\ goes on in the next one, as does a text
+between \"\"\" and \"\"\".";
+
+pub(super) const COMMANDS: &[&str] =
+    &["/help", "/clear", "/show", "/stats", "/set temp ", "/set seed ", "/set n ", "/bye"];
+
+/// What a line asks for.
+#[derive(Debug, PartialEq)]
+pub(super) enum Line<'a> {
+    Nothing,
+    Say(String),
+    Help,
+    Clear,
+    Show,
+    Stats,
+    Set(&'a str, &'a str),
+    Bye,
+    Unknown(&'a str),
+}
+
+/// Reads a line as the user means it.
+pub(super) fn parse(line: &str) -> Line<'_> {
+    let text = line.trim();
+    if text.is_empty() {
+        return Line::Nothing;
+    }
+    if let Some(quoted) = text.strip_prefix(QUOTES) {
+        let quoted = quoted.strip_suffix(QUOTES).unwrap_or(quoted);
+        let quoted = quoted.trim_matches('\n');
+        return if quoted.is_empty() { Line::Nothing } else { Line::Say(quoted.to_owned()) };
+    }
+    if !text.starts_with('/') {
+        return Line::Say(line.replace("\\\n", "\n"));
+    }
+    let words: Vec<&str> = text.split_whitespace().collect();
+    match words[..] {
+        ["/help" | "/?"] => Line::Help,
+        ["/clear"] => Line::Clear,
+        ["/show"] => Line::Show,
+        ["/stats"] => Line::Stats,
+        ["/set", name, value] => Line::Set(name, value),
+        ["/set", ..] => Line::Set("", ""),
+        ["/bye" | "/exit" | "/quit"] => Line::Bye,
+        _ => Line::Unknown(words[0]),
+    }
+}
+
+const QUOTES: &str = "\"\"\"";
+
+/// Whether Enter begins another line instead of sending.
+pub(super) fn goes_on(input: &str) -> bool {
+    match input.trim_start().strip_prefix(QUOTES) {
+        Some(quoted) => !quoted.trim_end().ends_with(QUOTES),
+        None => input.ends_with('\\'),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Line, goes_on, parse};
+
+    #[test]
+    fn commands_and_texts_are_told_apart() {
+        assert_eq!(parse("  "), Line::Nothing);
+        assert_eq!(parse("\"\"\"\"\"\""), Line::Nothing);
+        assert_eq!(parse("/set temp 0.5"), Line::Set("temp", "0.5"));
+        assert_eq!(parse("/set temp"), Line::Set("", ""));
+        assert_eq!(parse("/sing"), Line::Unknown("/sing"));
+        assert_eq!(parse(" /bye "), Line::Bye);
+        assert_eq!(parse("one \\\ntwo"), Line::Say("one \ntwo".into()));
+        assert_eq!(parse("\"\"\"\n/bye\n\nx\n\"\"\""), Line::Say("/bye\n\nx".into()));
+    }
+
+    #[test]
+    fn enter_sends_only_what_is_complete() {
+        for text in ["one", "\"\"\"one\"\"\"", "one \"\"\"", "\"\"\"\none\n\"\"\" "] {
+            assert!(!goes_on(text), "{text:?}");
+        }
+        for text in ["one\\", "\"\"\"", "\"\"\"one", "one\\\ntwo\\"] {
+            assert!(goes_on(text), "{text:?}");
+        }
+    }
+}
