@@ -140,6 +140,14 @@ pub(crate) struct Run {
     pub(crate) model: ModelArgs,
     /// The prompt; what is piped in stands before it. `-`, or none: standard input
     pub(crate) prompt: Option<String>,
+    /// What the model is told before the conversation; needs a chat template
+    #[arg(
+        long,
+        value_name = "TEXT",
+        conflicts_with_all = ["raw", "prompt_tokens"],
+        allow_hyphen_values = true
+    )]
+    pub(crate) system: Option<String>,
     /// Token ids instead of text, for models without a tokenizer: 1,2,3
     #[arg(
         long,

@@ -26,6 +26,8 @@ pub(crate) struct Chat<'a> {
     /// Messages go through the model's template; otherwise it goes on from plain text.
     template: bool,
     verbose: bool,
+    /// Comes before the messages, and stays when they are forgotten.
+    system: Option<String>,
     /// Role and content.
     messages: Vec<(&'static str, String)>,
     /// The tokens that the context holds.
@@ -75,6 +77,8 @@ impl<'a> Chat<'a> {
         if template {
             let probe = engine.model().vocab().apply_chat_template(&[("user", "a")]);
             probe.map_err(run::bad_template)?;
+        } else if args.system.is_some() {
+            return Err(run::no_template_for_system());
         }
         let sampling = run::sampling(args, args.model.load.seed());
         let options = Generate { max_tokens: run::max_tokens(args, engine), sampling };
@@ -85,6 +89,7 @@ impl<'a> Chat<'a> {
             n_ctx,
             template,
             verbose,
+            system: args.system.clone(),
             messages: Vec::new(),
             held: Vec::new(),
             pending: Vec::new(),
@@ -140,6 +145,9 @@ impl<'a> Chat<'a> {
                 Ok(()) => output::stderr(&format!("{name} is {value}")),
                 Err(why) => output::stderr(&why),
             },
+            Line::NoArgument(command) => {
+                output::stderr(&format!("{command} takes no argument; /help lists the commands"));
+            }
             Line::Unknown(command) => {
                 output::stderr(&format!("there is no {command}; /help lists the commands"));
             }
@@ -162,10 +170,15 @@ impl<'a> Chat<'a> {
             _ => Err(format!("{name} is a whole number from {least} on")),
         };
         match name {
-            "temp" => self.options.sampling.temperature = args::temperature(value)?,
+            "temp" | "temperature" => self.options.sampling.temperature = args::temperature(value)?,
             "seed" => self.seed = Some(number(0)?),
             "n" => self.options.max_tokens = number(1)?,
-            _ => return Err("/set takes temp, seed or n, and a value".to_owned()),
+            "system" if self.template => self.system = Some(value.replace("\\\n", "\n")),
+            "system" => {
+                let why = "this model has no chat template, through which it would get a system";
+                return Err(format!("{why} prompt; write it into your next message"));
+            }
+            _ => return Err("/set takes temp, seed, n or system, and a value".to_owned()),
         }
         Ok(())
     }
@@ -314,8 +327,9 @@ impl<'a> Chat<'a> {
             let last = self.messages.last().map_or("", |(_, text)| text);
             return Ok(adds(tokenize(last, self.held.is_empty(), false)?, None));
         }
-        let messages: Vec<(&str, &str)> =
-            self.messages.iter().map(|(role, text)| (*role, text.as_str())).collect();
+        let system = self.system.iter().map(|text| ("system", text.as_str()));
+        let messages = self.messages.iter().map(|(role, text)| (*role, text.as_str()));
+        let messages: Vec<(&str, &str)> = system.chain(messages).collect();
         let text = vocab.apply_chat_template(&messages).map_err(run::bad_template)?;
         if let Some(more) = self.rendered.as_ref().and_then(|had| text.strip_prefix(had.as_str())) {
             return Ok(adds(tokenize(more, false, true)?, Some(text)));

@@ -49,7 +49,7 @@ pub(crate) fn run(cli: &Cli, args: &Run) -> anyhow::Result<ExitCode> {
             return Chat::new(&mut engine, args, cli.verbose)?.run();
         }
         Input::Tokens(tokens) => tokens,
-        Input::Text(text) => tokens(&engine, &text, args.raw)?,
+        Input::Text(text) => tokens(&engine, &text, args)?,
     };
     check(&engine, &prompt)?;
     let options =
@@ -190,19 +190,29 @@ fn from_stdin() -> anyhow::Result<String> {
     Ok(text)
 }
 
-fn tokens(engine: &Engine, text: &str, raw: bool) -> anyhow::Result<Vec<Token>> {
+fn tokens(engine: &Engine, text: &str, args: &Run) -> anyhow::Result<Vec<Token>> {
     let vocab = engine.model().vocab();
     if !vocab.has_text() {
         return Err(open::no_tokenizer());
     }
-    let templated = uses_template(engine, raw);
-    let tokens = if templated {
-        let prompt = vocab.apply_chat_template(&[("user", text)]).map_err(bad_template)?;
+    let tokens = if uses_template(engine, args.raw) {
+        let system = args.system.as_deref().map(|system| ("system", system));
+        let messages: Vec<_> = system.into_iter().chain([("user", text)]).collect();
+        let prompt = vocab.apply_chat_template(&messages).map_err(bad_template)?;
         vocab.tokenize(&prompt, true, true)
+    } else if args.system.is_some() {
+        return Err(no_template_for_system());
     } else {
         vocab.tokenize(text, true, false)
     };
     Ok(tokens.map_err(tierstream::Error::from)?)
+}
+
+pub(crate) fn no_template_for_system() -> anyhow::Error {
+    Failure::error(
+        "this model has no chat template, through which it would get a system prompt",
+        "write it at the beginning of the prompt",
+    )
 }
 
 pub(crate) fn bad_template(error: impl std::fmt::Display) -> anyhow::Error {

@@ -4,7 +4,10 @@ use std::fs;
 
 use rustix::process::Signal;
 
-use crate::support::{Terminal, demo, demo_with, signal, tierstream};
+use crate::support::{Terminal, demo, demo_with, json, signal, tierstream};
+
+const CHATML: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n\
+                      {% endfor %}<|im_start|>assistant\n";
 
 #[test]
 fn a_conversation() {
@@ -19,6 +22,10 @@ fn a_conversation() {
     assert!(chat.ask("/set n 0").contains("n is a whole number from 1 on"));
     assert!(chat.ask("/set temp x").contains("a temperature is a number from 0 on"));
     assert!(chat.ask("/set temp 0").contains("temp is 0"));
+    assert!(chat.ask("/set temperature -1").contains("a temperature is a number from 0 on"));
+    assert!(chat.ask("/set parameter temperature 0").contains("temperature is 0"));
+    assert!(chat.ask("/set system Be brief.").contains("this model has no chat template"));
+    assert!(chat.ask("/show info").contains("/show takes no argument"));
     let stats = chat.ask("/stats");
     for part in ["answers:       2\n", "\ntokens:        15\n", "tokens/s\nhit rate:", "io path:"] {
         assert!(stats.contains(part), "{part}: {stats}");
@@ -187,9 +194,7 @@ fn a_signal_that_means_the_program_ends_the_chat_during_an_answer() {
 #[test]
 fn a_template_sees_the_whole_conversation_and_nothing_is_read_twice() {
     let cache = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    let template = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n\
-                    {% endfor %}<|im_start|>assistant\n";
-    let model = demo_with(cache.path(), "tokenizer.chat_template", template);
+    let model = demo_with(cache.path(), "tokenizer.chat_template", CHATML);
     let args = ["run", model.to_str().unwrap(), "-n", "20", "--temp", "0", "--verbose", "-t", "1"];
     let mut chat = Terminal::new(cache.path(), args);
     let greeting = chat.wait_for(">>> ");
@@ -203,6 +208,36 @@ fn a_template_sees_the_whole_conversation_and_nothing_is_read_twice() {
     assert!(stats.contains(&held), "{held}: {stats}");
     chat.send("/bye\r");
     assert_eq!(chat.exit().code(), Some(0));
+}
+
+#[test]
+fn a_system_prompt_comes_first_and_can_be_changed() {
+    let cache = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let model = demo_with(cache.path(), "tokenizer.chat_template", CHATML);
+    let model = model.to_str().unwrap();
+    let usual = ["-n", "3", "--temp", "0", "--verbose", "-t", "1"];
+    let count = |args: &[&str], lines: &[&str]| {
+        let args = [&["run", model][..], &usual, args].concat();
+        let mut chat = Terminal::new(cache.path(), args);
+        chat.wait_for(">>> ");
+        for line in lines {
+            chat.ask(line);
+        }
+        let tokens = prompt_tokens(&chat.ask("Hello"));
+        chat.send("/bye\r");
+        assert_eq!(chat.exit().code(), Some(0));
+        tokens
+    };
+    let brief = count(&["--system", "Be brief."], &[]);
+    assert!(brief > count(&[], &[]));
+    assert_eq!(count(&[], &["/set system Be brief."]), brief);
+    // It stays when the messages are forgotten.
+    assert_eq!(count(&["--system", "Be brief."], &["Hi", "/clear"]), brief);
+    // One that is changed is read at the beginning of the conversation.
+    let changed = count(&["--system", "You are a poet."], &["Hi", "/set system Be brief."]);
+    assert!(changed > brief, "{changed} {brief}");
+    let single = json(&["run", model, "Hello", "--system", "Be brief.", "-n", "3", "-t", "1"]);
+    assert_eq!(single["prompt_tokens"], brief);
 }
 
 #[test]

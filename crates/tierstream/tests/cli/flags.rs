@@ -59,6 +59,18 @@ fn values_that_do_not_do_what_one_may_think() {
 }
 
 #[test]
+fn a_system_prompt_needs_a_template() {
+    let refused = output(["run", "demo", PROMPT, "--system", "Be brief."]);
+    assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+    assert!(stderr(&refused).contains("this model has no chat template"), "{refused:?}");
+    assert!(stderr(&refused).contains("\nhint: write it at the beginning of the prompt"));
+    for with in ["--raw", "--prompt-tokens=1"] {
+        let refused = output(["run", "demo", with, "--system", "Be brief."]);
+        assert_eq!(refused.status.code(), Some(2), "{with}: {refused:?}");
+    }
+}
+
+#[test]
 fn a_context_that_memory_has_no_room_for() {
     // Of address space, 2 GB; the KV cache alone wants 6.
     let output = Command::new("sh")

@@ -8,12 +8,22 @@ pub(super) const HELP: &str = "\
 /set temp VALUE  sampling temperature; 0 is greedy
 /set seed VALUE  seed of sampling
 /set n VALUE     most tokens of an answer
+/set system TEXT what the model is told before the conversation
 /bye             leave (so does Ctrl-D)
 Ctrl-C stops an answer. A line that ends with \\ goes on in the next one, as does a text
 between \"\"\" and \"\"\".";
 
-pub(super) const COMMANDS: &[&str] =
-    &["/help", "/clear", "/show", "/stats", "/set temp ", "/set seed ", "/set n ", "/bye"];
+pub(super) const COMMANDS: &[&str] = &[
+    "/help",
+    "/clear",
+    "/show",
+    "/stats",
+    "/set temp ",
+    "/set seed ",
+    "/set n ",
+    "/set system ",
+    "/bye",
+];
 
 /// What a line asks for.
 #[derive(Debug, PartialEq)]
@@ -26,6 +36,8 @@ pub(super) enum Line<'a> {
     Stats,
     Set(&'a str, &'a str),
     Bye,
+    /// A command that was given an argument and takes none.
+    NoArgument(&'a str),
     Unknown(&'a str),
 }
 
@@ -49,10 +61,25 @@ pub(super) fn parse(line: &str) -> Line<'_> {
         ["/clear"] => Line::Clear,
         ["/show"] => Line::Show,
         ["/stats"] => Line::Stats,
-        ["/set", name, value] => Line::Set(name, value),
-        ["/set", ..] => Line::Set("", ""),
+        ["/set", ..] => set(text),
         ["/bye" | "/exit" | "/quit"] => Line::Bye,
+        [command @ ("/help" | "/?" | "/clear" | "/show" | "/stats"), ..] => {
+            Line::NoArgument(command)
+        }
+        [command @ ("/bye" | "/exit" | "/quit"), ..] => Line::NoArgument(command),
         _ => Line::Unknown(words[0]),
+    }
+}
+
+/// Ollama has `/set parameter NAME VALUE` for what is `/set NAME VALUE` here.
+fn set(text: &str) -> Line<'_> {
+    let words = text.trim_start_matches("/set").trim_start();
+    let words = words.strip_prefix("parameter ").map_or(words, str::trim_start);
+    match words.split_once(char::is_whitespace) {
+        Some((name, value)) if name == "system" || value.split_whitespace().count() == 1 => {
+            Line::Set(name, value.trim())
+        }
+        _ => Line::Set("", ""),
     }
 }
 
@@ -76,6 +103,10 @@ mod tests {
         assert_eq!(parse("\"\"\"\"\"\""), Line::Nothing);
         assert_eq!(parse("/set temp 0.5"), Line::Set("temp", "0.5"));
         assert_eq!(parse("/set temp"), Line::Set("", ""));
+        assert_eq!(parse("/set temp 1 2"), Line::Set("", ""));
+        assert_eq!(parse("/set parameter temperature  2"), Line::Set("temperature", "2"));
+        assert_eq!(parse("/set system  Be brief. "), Line::Set("system", "Be brief."));
+        assert_eq!(parse("/show info"), Line::NoArgument("/show"));
         assert_eq!(parse("/sing"), Line::Unknown("/sing"));
         assert_eq!(parse(" /bye "), Line::Bye);
         assert_eq!(parse("one \\\ntwo"), Line::Say("one \ntwo".into()));
