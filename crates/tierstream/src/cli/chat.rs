@@ -21,6 +21,8 @@ mod words;
 pub(crate) struct Chat<'a> {
     engine: &'a mut Engine,
     options: Generate,
+    /// Texts that end an answer.
+    stop: Vec<String>,
     /// Tokens of context.
     n_ctx: usize,
     /// Messages go through the model's template; otherwise it goes on from plain text.
@@ -86,6 +88,7 @@ impl<'a> Chat<'a> {
         Ok(Self {
             engine,
             options,
+            stop: args.stop.clone(),
             n_ctx,
             template,
             verbose,
@@ -231,7 +234,7 @@ impl<'a> Chat<'a> {
             return Ok(());
         }
         let before = self.make_room(&mut prompt);
-        let mut out = Tokens::new(true, false);
+        let mut out = Tokens::new(true, false, &self.stop);
         let seed = self.seed.unwrap_or_else(run::random_seed);
         self.options.sampling.seed = seed;
         let made = run::generate(self.engine, &prompt.tokens, &self.options, &mut out);
@@ -265,7 +268,9 @@ impl<'a> Chat<'a> {
         self.held.extend(&made.tokens);
         let position = self.engine.context().position() as usize;
         self.pending = self.held.split_off(position.min(self.held.len()));
-        self.rendered = prompt.rendered.map(|text| text + &answer);
+        // The context holds a stop text too, which the answer lacks.
+        let whole = made.stop != Stop::StopText;
+        self.rendered = prompt.rendered.filter(|_| whole).map(|text| text + &answer);
         self.messages.push(("assistant", answer));
     }
 

@@ -54,7 +54,12 @@ pub(crate) fn run(cli: &Cli, args: &Run) -> anyhow::Result<ExitCode> {
     check(&engine, &prompt)?;
     let options =
         Generate { max_tokens: max_tokens(args, &engine), sampling: sampling(args, seed) };
-    let mut out = Tokens::new(engine.model().vocab().has_text(), cli.json);
+    let has_text = engine.model().vocab().has_text();
+    if !has_text && !args.stop.is_empty() {
+        let hint = "--stop is for models that have one; -n ends after so many tokens";
+        return Err(Failure::error("this model has no tokenizer", hint));
+    }
+    let mut out = Tokens::new(has_text, cli.json, &args.stop);
     let result = generate(&mut engine, &prompt, &options, &mut out);
     let written = out.finish();
     let made = result?;
@@ -76,7 +81,8 @@ pub(crate) fn tell(report: &Report<'_>, verbose: bool) {
     output::stderr(&output::styled("2", &report.summary()));
 }
 
-/// Generates into `out`, until the model, the options, Ctrl-C or a closed stdout ends it.
+/// Generates into `out`, until the model, the options, a stop text, Ctrl-C or a closed
+/// stdout ends it.
 pub(crate) fn generate(
     engine: &mut Engine,
     prompt: &[Token],
@@ -97,7 +103,7 @@ pub(crate) fn generate(
             path.display()
         ));
     }
-    made
+    made.map(|made| if out.stopped() { Generation { stop: Stop::StopText, ..made } } else { made })
 }
 
 /// Another one each time.
@@ -112,6 +118,7 @@ pub(crate) fn sampling(args: &Run, seed: u32) -> Sampling {
         top_k: args.top_k,
         top_p: args.top_p,
         min_p: args.min_p,
+        repeat_penalty: args.repeat_penalty,
         seed,
     }
 }

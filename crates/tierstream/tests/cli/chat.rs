@@ -115,6 +115,22 @@ fn answers_have_seeds_of_their_own_until_one_is_set() {
 }
 
 #[test]
+fn a_stop_text_ends_an_answer_and_not_the_chat() {
+    let cache = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let args = ["run", "demo", "-n", "1000", "--temp", "0", "-t", "1", "--stop", "e"];
+    let mut chat = Terminal::new(cache.path(), args);
+    chat.wait_for(">>> ");
+    for _ in 0..2 {
+        let shown = chat.ask("It was");
+        let (answer, summary) = shown.split_once('\n').expect(&shown);
+        assert!(!answer.contains('e') && summary.contains(" token"), "{shown}");
+        assert!(!shown.contains("stopped"), "{shown}");
+    }
+    chat.send("\x04");
+    assert_eq!(chat.exit().code(), Some(0));
+}
+
+#[test]
 fn a_full_context_is_said_and_can_be_cleared() {
     let cache = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let mut chat = Terminal::new(

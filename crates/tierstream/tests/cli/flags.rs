@@ -19,6 +19,8 @@ fn values_that_are_refused() {
         ("--top-k", &["-1"]),
         ("--top-p", &["-0.5"]),
         ("--min-p", &["2"]),
+        ("--repeat-penalty", &["0", "-1", "x"]),
+        ("--stop", &[""]),
         ("--prompt-tokens", &["-1", "1,-2", "1,x"]),
     ] {
         for value in values {
