@@ -17,6 +17,9 @@ use words::{HELP, Line};
 mod input;
 mod words;
 
+/// This part of the context is kept free for an answer, as long as there are turns to forget.
+const ANSWER_PART: usize = 4;
+
 /// A conversation.
 pub(crate) struct Chat<'a> {
     engine: &'a mut Engine,
@@ -216,24 +219,28 @@ impl<'a> Chat<'a> {
     fn answer(&mut self, text: String) -> anyhow::Result<()> {
         let start = Instant::now();
         self.messages.push(("user", text));
-        let mut prompt = match self.prompt() {
-            Ok(prompt) => prompt,
+        let (first, mut prompt) = match self.fitting_prompt() {
+            Ok(Some(found)) => found,
+            Ok(None) => {
+                self.messages.pop();
+                output::stderr(&format!(
+                    "the context of {} tokens has no room for that; --ctx makes it larger",
+                    self.n_ctx
+                ));
+                return Ok(());
+            }
             Err(error) => {
                 self.messages.pop();
                 output::report(&error, false);
                 return Ok(());
             }
         };
-        if prompt.kept + prompt.tokens.len() > self.n_ctx {
-            self.messages.pop();
-            output::stderr(&format!(
-                "the context of {} tokens has no room for that; /clear forgets the conversation, \
-                 --ctx makes it larger",
-                self.n_ctx
-            ));
-            return Ok(());
+        if first > 0 {
+            self.forget_oldest(first);
         }
-        let before = self.make_room(&mut prompt);
+        let mut before = self.make_room(&mut prompt);
+        // Without a template, the context alone knows what was said, and it has lost that.
+        before.lost = first > 0 && !self.template;
         let mut out = Tokens::new(true, false, &self.stop);
         let seed = self.seed.unwrap_or_else(run::random_seed);
         self.options.sampling.seed = seed;
@@ -245,7 +252,10 @@ impl<'a> Chat<'a> {
                     Report { engine: self.engine, made: &made, seed, total: start.elapsed() };
                 run::tell(&report, self.verbose);
                 if made.stop == Stop::ContextFull {
-                    output::stderr("/clear forgets the conversation, --ctx makes room for more");
+                    output::stderr(
+                        "the next message makes room: the oldest turns are forgotten for it; --ctx \
+                         makes the context larger",
+                    );
                 }
                 if made.tokens.is_empty() {
                     self.take_back(before);
@@ -261,6 +271,41 @@ impl<'a> Chat<'a> {
             }
         }
         Ok(())
+    }
+
+    /// The prompt for the last message, and the first message that it is made of: not all of them
+    /// where that would leave little room for an answer. `None` where the message alone does not
+    /// fit.
+    fn fitting_prompt(&self) -> anyhow::Result<Option<(usize, Prompt)>> {
+        let answer = (self.options.max_tokens as usize).min(self.n_ctx / ANSWER_PART);
+        let last = self.messages.len() - 1;
+        // All that stays is read again, so if turns have to go, several do. But what was said last
+        // stays while it can.
+        let limits = [
+            (0..last.min(1), self.n_ctx - answer),
+            (2..last, self.n_ctx / 2),
+            (2..last, self.n_ctx - answer),
+            (last..last + 1, self.n_ctx),
+        ];
+        for (messages, most) in limits {
+            // A turn is a message and its answer.
+            for first in messages.step_by(2) {
+                let prompt = self.prompt(first)?;
+                if prompt.kept + prompt.tokens.len() <= most {
+                    return Ok(Some((first, prompt)));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    fn forget_oldest(&mut self, messages: usize) {
+        self.messages.drain(..messages);
+        let turns = match messages / 2 {
+            1 => "the oldest turn is".to_owned(),
+            n => format!("the {n} oldest turns are"),
+        };
+        output::note(format!("the context of {} tokens is full: {turns} forgotten", self.n_ctx));
     }
 
     fn keep(&mut self, prompt: Prompt, made: &Generation, answer: String) {
@@ -279,7 +324,7 @@ impl<'a> Chat<'a> {
         let whole = prompt.kept == self.held.len();
         let (pending, rendered) = (std::mem::take(&mut self.pending), self.rendered.take());
         if whole {
-            return Before { held: prompt.kept, pending, rendered };
+            return Before { held: prompt.kept, pending, rendered, lost: false };
         }
         if !self.cut(prompt.kept) {
             // The context shares these with the prompt, but cannot be cut back to them.
@@ -289,14 +334,14 @@ impl<'a> Chat<'a> {
             self.engine.clear();
             self.held.clear();
         }
-        Before { held: self.held.len(), pending: Vec::new(), rendered: None }
+        Before { held: self.held.len(), pending: Vec::new(), rendered: None, lost: false }
     }
 
     /// Forgets the last message, which got no answer, and what the context has of it.
     fn take_back(&mut self, before: Before) {
         self.messages.pop();
         let there = self.engine.context().position() as usize >= before.held;
-        if there && self.cut(before.held) {
+        if there && !before.lost && self.cut(before.held) {
             self.pending = before.pending;
             self.rendered = before.rendered;
         } else {
@@ -314,12 +359,13 @@ impl<'a> Chat<'a> {
         cut
     }
 
-    /// What the last message adds. Changes nothing: there may be no room for it.
+    /// What the last message adds to the messages from `first` on. Changes nothing: there may be no
+    /// room for it.
     ///
     /// Where a template's new text only adds to the old one, the tokens of the answers stay as
     /// they were drawn. Otherwise (some templates leave out what the model thought) the context
     /// has to be cut back to what it shares with the new text.
-    fn prompt(&self) -> anyhow::Result<Prompt> {
+    fn prompt(&self, first: usize) -> anyhow::Result<Prompt> {
         let vocab = self.engine.model().vocab();
         let tokenize = |text: &str, begin, special| {
             vocab.tokenize(text, begin, special).map_err(tierstream::Error::from)
@@ -328,22 +374,30 @@ impl<'a> Chat<'a> {
             let tokens = [&self.pending[..], &added].concat();
             Prompt { kept: self.held.len(), tokens, rendered }
         };
+        let messages = self.messages[first..].iter().map(|(role, text)| (*role, text.as_str()));
         if !self.template {
-            let last = self.messages.last().map_or("", |(_, text)| text);
-            return Ok(adds(tokenize(last, self.held.is_empty(), false)?, None));
+            if first == 0 {
+                let last = self.messages.last().map_or("", |(_, text)| text);
+                return Ok(adds(tokenize(last, self.held.is_empty(), false)?, None));
+            }
+            let text: String = messages.map(|(_, text)| text).collect();
+            return Ok(self.anew(tokenize(&text, true, false)?, None));
         }
         let system = self.system.iter().map(|text| ("system", text.as_str()));
-        let messages = self.messages.iter().map(|(role, text)| (*role, text.as_str()));
         let messages: Vec<(&str, &str)> = system.chain(messages).collect();
         let text = vocab.apply_chat_template(&messages).map_err(run::bad_template)?;
         if let Some(more) = self.rendered.as_ref().and_then(|had| text.strip_prefix(had.as_str())) {
             return Ok(adds(tokenize(more, false, true)?, Some(text)));
         }
-        let mut tokens = tokenize(&text, true, true)?;
+        Ok(self.anew(tokenize(&text, true, true)?, Some(text)))
+    }
+
+    /// The prompt that makes the context hold `tokens`.
+    fn anew(&self, mut tokens: Vec<Token>, rendered: Option<String>) -> Prompt {
         let same = self.held.iter().zip(&tokens).take_while(|(a, b)| a == b).count();
         // Something must be decoded to have a next token.
         let kept = same.min(tokens.len().saturating_sub(1));
-        Ok(Prompt { kept, tokens: tokens.split_off(kept), rendered: Some(text) })
+        Prompt { kept, tokens: tokens.split_off(kept), rendered }
     }
 }
 
@@ -362,4 +416,6 @@ struct Before {
     held: usize,
     pending: Vec<Token>,
     rendered: Option<String>,
+    /// It cannot be come back to.
+    lost: bool,
 }

@@ -131,7 +131,7 @@ fn a_stop_text_ends_an_answer_and_not_the_chat() {
 }
 
 #[test]
-fn a_full_context_is_said_and_can_be_cleared() {
+fn a_full_context_is_said_and_the_oldest_turns_are_forgotten() {
     let cache = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let mut chat = Terminal::new(
         cache.path(),
@@ -140,13 +140,46 @@ fn a_full_context_is_said_and_can_be_cleared() {
     chat.wait_for(">>> ");
     let full = chat.ask("It was a cold evening");
     assert!(full.contains(", the context is full"), "{full}");
-    assert!(full.contains("/clear forgets the conversation"), "{full}");
-    let refused = chat.ask("and so on");
-    assert!(refused.contains("the context of 64 tokens has no room for that; /clear"), "{refused}");
+    assert!(full.contains("the next message makes room"), "{full}");
+    let note = "note: the context of 64 tokens is full: the oldest turn is forgotten\n";
+    let answered = chat.ask("It was a cold evening");
+    assert!(answered.contains(note) && answered.contains("tok/s"), "{answered}");
+    // It is the same conversation as if it had begun there.
+    let text = |shown: &str| shown.lines().find(|l| !l.starts_with("note: ")).map(str::to_owned);
+    assert_eq!(text(&answered), text(&full));
+    let refused = chat.ask(&"word ".repeat(70));
+    assert!(refused.contains("the context of 64 tokens has no room for that; --ctx"), "{refused}");
     chat.ask("/clear");
-    assert!(chat.ask("It was a cold evening").contains("tok/s"));
+    let answered = chat.ask("It was a cold evening");
+    assert!(answered.contains("tok/s") && !answered.contains("note"), "{answered}");
     chat.send("\x04");
     assert_eq!(chat.exit().code(), Some(0));
+}
+
+#[test]
+fn the_system_prompt_outlives_the_oldest_turns() {
+    let cache = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let model = demo_with(cache.path(), "tokenizer.chat_template", CHATML);
+    let model = model.to_str().unwrap();
+    let answers = |system: &[&str]| {
+        let args = ["run", model, "--ctx", "200", "--temp", "0", "-n", "1000", "-t", "1"];
+        let mut chat = Terminal::new(cache.path(), [&args[..], system].concat());
+        chat.wait_for(">>> ");
+        let first = chat.ask("Hello");
+        assert!(first.contains("the context is full"), "{first}");
+        let (note, then) = {
+            let shown = chat.ask("Hello");
+            let (note, then) = shown.split_once('\n').expect(&shown);
+            (note.to_owned(), then.to_owned())
+        };
+        assert_eq!(note, "note: the context of 200 tokens is full: the oldest turn is forgotten");
+        chat.send("\x04");
+        assert_eq!(chat.exit().code(), Some(0));
+        [first, then].map(|shown| shown.split(" tokens, ").next().unwrap().to_owned())
+    };
+    let [first, then] = answers(&["--system", "Be brief."]);
+    assert_eq!(first, then);
+    assert_ne!(first, answers(&[])[0]);
 }
 
 #[test]
