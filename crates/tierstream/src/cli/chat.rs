@@ -154,9 +154,6 @@ impl<'a> Chat<'a> {
             Line::NoArgument(command) => {
                 output::stderr(&format!("{command} takes no argument; /help lists the commands"));
             }
-            Line::Unknown(command) => {
-                output::stderr(&format!("there is no {command}; /help lists the commands"));
-            }
         }
         Ok(())
     }

@@ -38,7 +38,6 @@ pub(super) enum Line<'a> {
     Bye,
     /// A command that was given an argument and takes none.
     NoArgument(&'a str),
-    Unknown(&'a str),
 }
 
 /// Reads a line as the user means it.
@@ -52,9 +51,6 @@ pub(super) fn parse(line: &str) -> Line<'_> {
         let quoted = quoted.trim_matches('\n');
         return if quoted.is_empty() { Line::Nothing } else { Line::Say(quoted.to_owned()) };
     }
-    if !text.starts_with('/') {
-        return Line::Say(line.replace("\\\n", "\n"));
-    }
     let words: Vec<&str> = text.split_whitespace().collect();
     match words[..] {
         ["/help" | "/?"] => Line::Help,
@@ -67,7 +63,8 @@ pub(super) fn parse(line: &str) -> Line<'_> {
             Line::NoArgument(command)
         }
         [command @ ("/bye" | "/exit" | "/quit"), ..] => Line::NoArgument(command),
-        _ => Line::Unknown(words[0]),
+        // A path begins with a slash too.
+        _ => Line::Say(line.replace("\\\n", "\n")),
     }
 }
 
@@ -107,7 +104,9 @@ mod tests {
         assert_eq!(parse("/set parameter temperature  2"), Line::Set("temperature", "2"));
         assert_eq!(parse("/set system  Be brief. "), Line::Set("system", "Be brief."));
         assert_eq!(parse("/show info"), Line::NoArgument("/show"));
-        assert_eq!(parse("/sing"), Line::Unknown("/sing"));
+        for text in ["/tmp/x.png what is this", "/sing", "/byebye", "//", "say /bye"] {
+            assert_eq!(parse(text), Line::Say(text.into()));
+        }
         assert_eq!(parse(" /bye "), Line::Bye);
         assert_eq!(parse("one \\\ntwo"), Line::Say("one \ntwo".into()));
         assert_eq!(parse("\"\"\"\n/bye\n\nx\n\"\"\""), Line::Say("/bye\n\nx".into()));
