@@ -5,6 +5,9 @@ use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::vocab::Token;
 
+/// Tokens that a repeat penalty looks back on, as in llama.cpp's tools.
+const PENALTY_TOKENS: usize = 64;
+
 /// How tokens are drawn.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Sampling {
@@ -16,6 +19,9 @@ pub struct Sampling {
     pub top_p: f32,
     /// Leave out tokens less likely than this share of the most likely one.
     pub min_p: f32,
+    /// Divides the logits of tokens that occur among the last 64 (multiplies those below 0).
+    /// Greater than 0; 1: does nothing.
+    pub repeat_penalty: f32,
     /// The same seed gives the same tokens.
     pub seed: u32,
 }
@@ -23,7 +29,7 @@ pub struct Sampling {
 impl Default for Sampling {
     /// The defaults of llama.cpp's tools, with a fixed seed.
     fn default() -> Self {
-        Self { temperature: 0.8, top_k: 40, top_p: 0.95, min_p: 0.05, seed: 0 }
+        Self { temperature: 0.8, top_k: 40, top_p: 0.95, min_p: 0.05, repeat_penalty: 1.0, seed: 0 }
     }
 }
 
@@ -37,12 +43,17 @@ pub struct Sampler {
 unsafe impl Send for Sampler {}
 
 impl Sampler {
-    /// The usual chain: top-k, top-p, min-p, temperature, draw; or the most likely token.
+    /// The usual chain: repeat penalty, top-k, top-p, min-p, temperature, draw; or the most likely token.
     pub fn new(sampling: Sampling) -> Self {
         // SAFETY: the chain takes ownership of what is added.
         unsafe {
             let chain = llama_sampler_chain_init(llama_sampler_chain_default_params());
             let add = |sampler| llama_sampler_chain_add(chain, sampler);
+            if sampling.repeat_penalty != 1.0 {
+                // Only a sampler that runs in a backend asks for the size of the vocabulary.
+                let (n_vocab, last) = (0, PENALTY_TOKENS as i32);
+                add(llama_sampler_init_penalties(n_vocab, last, sampling.repeat_penalty, 0.0, 0.0));
+            }
             if sampling.temperature <= 0.0 {
                 add(llama_sampler_init_greedy());
             } else {
@@ -55,6 +66,14 @@ impl Sampler {
                 add(llama_sampler_init_dist(sampling.seed));
             }
             Self { chain }
+        }
+    }
+
+    /// Tells of tokens that were not drawn, those of a prompt, for the repeat penalty.
+    pub fn accept(&mut self, tokens: &[Token]) {
+        for &token in &tokens[tokens.len().saturating_sub(PENALTY_TOKENS)..] {
+            // SAFETY: the chain is live.
+            unsafe { llama_sampler_accept(self.chain, token) };
         }
     }
 

@@ -116,6 +116,8 @@ pub enum Stop {
     End,
     /// As many tokens as asked for.
     Length,
+    /// A text came that the caller stops at.
+    StopText,
     /// The context is full.
     ContextFull,
     /// The caller, or the cancel handle.
@@ -223,6 +225,7 @@ impl Engine {
         let before = self.model.expert_counters();
         let stalled = self.context.stall();
         let mut sampler = Sampler::new(options.sampling);
+        sampler.accept(prompt);
         let mut made = Generation {
             tokens: Vec::new(),
             stop: Stop::Length,

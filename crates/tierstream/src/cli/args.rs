@@ -140,6 +140,14 @@ pub(crate) struct Run {
     pub(crate) model: ModelArgs,
     /// The prompt; what is piped in stands before it. `-`, or none: standard input
     pub(crate) prompt: Option<String>,
+    /// What the model is told before the conversation; needs a chat template
+    #[arg(
+        long,
+        value_name = "TEXT",
+        conflicts_with_all = ["raw", "prompt_tokens"],
+        allow_hyphen_values = true
+    )]
+    pub(crate) system: Option<String>,
     /// Token ids instead of text, for models without a tokenizer: 1,2,3
     #[arg(
         long,
@@ -170,6 +178,12 @@ pub(crate) struct Run {
     /// Leave out tokens less likely than this share of the most likely one
     #[arg(long, default_value_t = 0.05, allow_negative_numbers = true, value_parser = share)]
     pub(crate) min_p: f32,
+    /// Divide the logits of tokens that the last 64 hold, so that they repeat less; 1: off
+    #[arg(long, default_value_t = 1.0, allow_negative_numbers = true, value_parser = penalty)]
+    pub(crate) repeat_penalty: f32,
+    /// End before this text, which is not printed; may be given several times
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, value_parser = stop_text)]
+    pub(crate) stop: Vec<String>,
     /// Give the prompt to the model as it is, without its chat template
     #[arg(long)]
     pub(crate) raw: bool,
@@ -200,6 +214,21 @@ fn share(text: &str) -> Result<f32, String> {
     match text.parse::<f32>() {
         Ok(p) if (0.0..=1.0).contains(&p) => Ok(p),
         _ => Err("a share is a number from 0 to 1".to_owned()),
+    }
+}
+
+fn penalty(text: &str) -> Result<f32, String> {
+    match text.parse::<f32>() {
+        Ok(p) if p.is_finite() && p > 0.0 => Ok(p),
+        _ => Err("a penalty is a number greater than 0; 1 is none".to_owned()),
+    }
+}
+
+fn stop_text(text: &str) -> Result<String, String> {
+    if text.is_empty() {
+        Err("an empty text is everywhere".to_owned())
+    } else {
+        Ok(text.to_owned())
     }
 }
 

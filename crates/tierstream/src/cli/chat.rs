@@ -1,66 +1,38 @@
 //! The chat of `tierstream run` on a terminal.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use rustyline::completion::Completer;
-use rustyline::config::Configurer;
 use rustyline::error::ReadlineError;
-use rustyline::highlight::Highlighter;
-use rustyline::hint::Hinter;
-use rustyline::history::DefaultHistory;
-use rustyline::validate::{ValidationContext, ValidationResult, Validator};
-use rustyline::{Config, Editor, Helper};
 use tierstream::size::Bytes;
-use tierstream::{Engine, Generate, Generation, Stop, Token, cache};
+use tierstream::{Engine, Generate, Generation, Stop, Token};
 
 use super::args::{self, Run};
 use super::output::{self, Tokens};
 use super::report::{Report, lines, percent};
 use super::{interrupt, open, run, show};
+use input::Input;
+use words::{HELP, Line};
 
-/// Lines that are remembered.
-const HISTORY_LINES: usize = 1000;
+mod input;
+mod words;
 
-const HELP: &str = "\
-/help            this list
-/clear           forget the conversation
-/show            what is in the model
-/stats           what the chat took so far: tokens, speed, hit rate, bytes read
-/set temp VALUE  sampling temperature; 0 is greedy
-/set seed VALUE  seed of sampling
-/set n VALUE     most tokens of an answer
-/bye             leave (so does Ctrl-D)
-Ctrl-C stops an answer. A line that ends with \\ goes on in the next one, as does a text
-between \"\"\" and \"\"\".";
-
-const COMMANDS: &[&str] =
-    &["/help", "/clear", "/show", "/stats", "/set temp ", "/set seed ", "/set n ", "/bye"];
-
-/// What a line asks for.
-#[derive(Debug, PartialEq)]
-enum Line<'a> {
-    Nothing,
-    Say(String),
-    Help,
-    Clear,
-    Show,
-    Stats,
-    Set(&'a str, &'a str),
-    Bye,
-    Unknown(&'a str),
-}
+/// This part of the context is kept free for an answer, as long as there are turns to forget.
+const ANSWER_PART: usize = 4;
 
 /// A conversation.
 pub(crate) struct Chat<'a> {
     engine: &'a mut Engine,
     options: Generate,
+    /// Texts that end an answer.
+    stop: Vec<String>,
     /// Tokens of context.
     n_ctx: usize,
     /// Messages go through the model's template; otherwise it goes on from plain text.
     template: bool,
     verbose: bool,
+    /// Comes before the messages, and stays when they are forgotten.
+    system: Option<String>,
     /// Role and content.
     messages: Vec<(&'static str, String)>,
     /// The tokens that the context holds.
@@ -110,6 +82,8 @@ impl<'a> Chat<'a> {
         if template {
             let probe = engine.model().vocab().apply_chat_template(&[("user", "a")]);
             probe.map_err(run::bad_template)?;
+        } else if args.system.is_some() {
+            return Err(run::no_template_for_system());
         }
         let sampling = run::sampling(args, args.model.load.seed());
         let options = Generate { max_tokens: run::max_tokens(args, engine), sampling };
@@ -117,9 +91,11 @@ impl<'a> Chat<'a> {
         Ok(Self {
             engine,
             options,
+            stop: args.stop.clone(),
             n_ctx,
             template,
             verbose,
+            system: args.system.clone(),
             messages: Vec::new(),
             held: Vec::new(),
             pending: Vec::new(),
@@ -131,12 +107,7 @@ impl<'a> Chat<'a> {
     }
 
     pub(crate) fn run(mut self) -> anyhow::Result<ExitCode> {
-        let mut editor = editor()?;
-        let history = history_file();
-        if let Some(path) = &history {
-            // There is none the first time.
-            let _ = editor.load_history(path);
-        }
+        let mut input = Input::new()?;
         if !self.template {
             output::note("this model has no chat template: it goes on from what you write");
         }
@@ -145,7 +116,7 @@ impl<'a> Chat<'a> {
             if let Some(code) = interrupt::exit_code_beside_ctrl_c() {
                 return Ok(code);
             }
-            let line = match editor.readline(">>> ") {
+            let line = match input.next() {
                 Ok(line) => line,
                 Err(ReadlineError::Interrupted) => {
                     output::stderr("/bye or Ctrl-D leaves");
@@ -154,15 +125,7 @@ impl<'a> Chat<'a> {
                 Err(ReadlineError::Eof) => break,
                 Err(error) => return Err(anyhow::Error::new(error).context("cannot read a line")),
             };
-            if !line.trim().is_empty() {
-                editor.add_history_entry(line.as_str())?;
-                // After each line, since a terminal may be closed at any time. A chat without a
-                // history is better than none.
-                if let Some(path) = &history {
-                    let _ = editor.append_history(path);
-                }
-            }
-            match parse(&line) {
+            match words::parse(&line) {
                 Line::Bye => break,
                 line => self.act(line)?,
             }
@@ -188,8 +151,8 @@ impl<'a> Chat<'a> {
                 Ok(()) => output::stderr(&format!("{name} is {value}")),
                 Err(why) => output::stderr(&why),
             },
-            Line::Unknown(command) => {
-                output::stderr(&format!("there is no {command}; /help lists the commands"));
+            Line::NoArgument(command) => {
+                output::stderr(&format!("{command} takes no argument; /help lists the commands"));
             }
         }
         Ok(())
@@ -210,10 +173,15 @@ impl<'a> Chat<'a> {
             _ => Err(format!("{name} is a whole number from {least} on")),
         };
         match name {
-            "temp" => self.options.sampling.temperature = args::temperature(value)?,
+            "temp" | "temperature" => self.options.sampling.temperature = args::temperature(value)?,
             "seed" => self.seed = Some(number(0)?),
             "n" => self.options.max_tokens = number(1)?,
-            _ => return Err("/set takes temp, seed or n, and a value".to_owned()),
+            "system" if self.template => self.system = Some(value.replace("\\\n", "\n")),
+            "system" => {
+                let why = "this model has no chat template, through which it would get a system";
+                return Err(format!("{why} prompt; write it into your next message"));
+            }
+            _ => return Err("/set takes temp, seed, n or system, and a value".to_owned()),
         }
         Ok(())
     }
@@ -248,25 +216,29 @@ impl<'a> Chat<'a> {
     fn answer(&mut self, text: String) -> anyhow::Result<()> {
         let start = Instant::now();
         self.messages.push(("user", text));
-        let mut prompt = match self.prompt() {
-            Ok(prompt) => prompt,
+        let (first, mut prompt) = match self.fitting_prompt() {
+            Ok(Some(found)) => found,
+            Ok(None) => {
+                self.messages.pop();
+                output::stderr(&format!(
+                    "the context of {} tokens has no room for that; --ctx makes it larger",
+                    self.n_ctx
+                ));
+                return Ok(());
+            }
             Err(error) => {
                 self.messages.pop();
                 output::report(&error, false);
                 return Ok(());
             }
         };
-        if prompt.kept + prompt.tokens.len() > self.n_ctx {
-            self.messages.pop();
-            output::stderr(&format!(
-                "the context of {} tokens has no room for that; /clear forgets the conversation, \
-                 --ctx makes it larger",
-                self.n_ctx
-            ));
-            return Ok(());
+        if first > 0 {
+            self.forget_oldest(first);
         }
-        let before = self.make_room(&mut prompt);
-        let mut out = Tokens::new(true, false);
+        let mut before = self.make_room(&mut prompt);
+        // Without a template, the context alone knows what was said, and it has lost that.
+        before.lost = first > 0 && !self.template;
+        let mut out = Tokens::new(true, false, &self.stop);
         let seed = self.seed.unwrap_or_else(run::random_seed);
         self.options.sampling.seed = seed;
         let made = run::generate(self.engine, &prompt.tokens, &self.options, &mut out);
@@ -277,7 +249,10 @@ impl<'a> Chat<'a> {
                     Report { engine: self.engine, made: &made, seed, total: start.elapsed() };
                 run::tell(&report, self.verbose);
                 if made.stop == Stop::ContextFull {
-                    output::stderr("/clear forgets the conversation, --ctx makes room for more");
+                    output::stderr(
+                        "the next message makes room: the oldest turns are forgotten for it; --ctx \
+                         makes the context larger",
+                    );
                 }
                 if made.tokens.is_empty() {
                     self.take_back(before);
@@ -295,12 +270,49 @@ impl<'a> Chat<'a> {
         Ok(())
     }
 
+    /// The prompt for the last message, and the first message that it is made of: not all of them
+    /// where that would leave little room for an answer. `None` where the message alone does not
+    /// fit.
+    fn fitting_prompt(&self) -> anyhow::Result<Option<(usize, Prompt)>> {
+        let answer = (self.options.max_tokens as usize).min(self.n_ctx / ANSWER_PART);
+        let last = self.messages.len() - 1;
+        // All that stays is read again, so if turns have to go, several do. But what was said last
+        // stays while it can.
+        let limits = [
+            (0..last.min(1), self.n_ctx - answer),
+            (2..last, self.n_ctx / 2),
+            (2..last, self.n_ctx - answer),
+            (last..last + 1, self.n_ctx),
+        ];
+        for (messages, most) in limits {
+            // A turn is a message and its answer.
+            for first in messages.step_by(2) {
+                let prompt = self.prompt(first)?;
+                if prompt.kept + prompt.tokens.len() <= most {
+                    return Ok(Some((first, prompt)));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    fn forget_oldest(&mut self, messages: usize) {
+        self.messages.drain(..messages);
+        let turns = match messages / 2 {
+            1 => "the oldest turn is".to_owned(),
+            n => format!("the {n} oldest turns are"),
+        };
+        output::note(format!("the context of {} tokens is full: {turns} forgotten", self.n_ctx));
+    }
+
     fn keep(&mut self, prompt: Prompt, made: &Generation, answer: String) {
         self.held.extend(prompt.tokens);
         self.held.extend(&made.tokens);
         let position = self.engine.context().position() as usize;
         self.pending = self.held.split_off(position.min(self.held.len()));
-        self.rendered = prompt.rendered.map(|text| text + &answer);
+        // The context holds a stop text too, which the answer lacks.
+        let whole = made.stop != Stop::StopText;
+        self.rendered = prompt.rendered.filter(|_| whole).map(|text| text + &answer);
         self.messages.push(("assistant", answer));
     }
 
@@ -309,7 +321,7 @@ impl<'a> Chat<'a> {
         let whole = prompt.kept == self.held.len();
         let (pending, rendered) = (std::mem::take(&mut self.pending), self.rendered.take());
         if whole {
-            return Before { held: prompt.kept, pending, rendered };
+            return Before { held: prompt.kept, pending, rendered, lost: false };
         }
         if !self.cut(prompt.kept) {
             // The context shares these with the prompt, but cannot be cut back to them.
@@ -319,14 +331,14 @@ impl<'a> Chat<'a> {
             self.engine.clear();
             self.held.clear();
         }
-        Before { held: self.held.len(), pending: Vec::new(), rendered: None }
+        Before { held: self.held.len(), pending: Vec::new(), rendered: None, lost: false }
     }
 
     /// Forgets the last message, which got no answer, and what the context has of it.
     fn take_back(&mut self, before: Before) {
         self.messages.pop();
         let there = self.engine.context().position() as usize >= before.held;
-        if there && self.cut(before.held) {
+        if there && !before.lost && self.cut(before.held) {
             self.pending = before.pending;
             self.rendered = before.rendered;
         } else {
@@ -344,12 +356,13 @@ impl<'a> Chat<'a> {
         cut
     }
 
-    /// What the last message adds. Changes nothing: there may be no room for it.
+    /// What the last message adds to the messages from `first` on. Changes nothing: there may be no
+    /// room for it.
     ///
     /// Where a template's new text only adds to the old one, the tokens of the answers stay as
     /// they were drawn. Otherwise (some templates leave out what the model thought) the context
     /// has to be cut back to what it shares with the new text.
-    fn prompt(&self) -> anyhow::Result<Prompt> {
+    fn prompt(&self, first: usize) -> anyhow::Result<Prompt> {
         let vocab = self.engine.model().vocab();
         let tokenize = |text: &str, begin, special| {
             vocab.tokenize(text, begin, special).map_err(tierstream::Error::from)
@@ -358,21 +371,30 @@ impl<'a> Chat<'a> {
             let tokens = [&self.pending[..], &added].concat();
             Prompt { kept: self.held.len(), tokens, rendered }
         };
+        let messages = self.messages[first..].iter().map(|(role, text)| (*role, text.as_str()));
         if !self.template {
-            let last = self.messages.last().map_or("", |(_, text)| text);
-            return Ok(adds(tokenize(last, self.held.is_empty(), false)?, None));
+            if first == 0 {
+                let last = self.messages.last().map_or("", |(_, text)| text);
+                return Ok(adds(tokenize(last, self.held.is_empty(), false)?, None));
+            }
+            let text: String = messages.map(|(_, text)| text).collect();
+            return Ok(self.anew(tokenize(&text, true, false)?, None));
         }
-        let messages: Vec<(&str, &str)> =
-            self.messages.iter().map(|(role, text)| (*role, text.as_str())).collect();
+        let system = self.system.iter().map(|text| ("system", text.as_str()));
+        let messages: Vec<(&str, &str)> = system.chain(messages).collect();
         let text = vocab.apply_chat_template(&messages).map_err(run::bad_template)?;
         if let Some(more) = self.rendered.as_ref().and_then(|had| text.strip_prefix(had.as_str())) {
             return Ok(adds(tokenize(more, false, true)?, Some(text)));
         }
-        let mut tokens = tokenize(&text, true, true)?;
+        Ok(self.anew(tokenize(&text, true, true)?, Some(text)))
+    }
+
+    /// The prompt that makes the context hold `tokens`.
+    fn anew(&self, mut tokens: Vec<Token>, rendered: Option<String>) -> Prompt {
         let same = self.held.iter().zip(&tokens).take_while(|(a, b)| a == b).count();
         // Something must be decoded to have a next token.
         let kept = same.min(tokens.len().saturating_sub(1));
-        Ok(Prompt { kept, tokens: tokens.split_off(kept), rendered: Some(text) })
+        Prompt { kept, tokens: tokens.split_off(kept), rendered }
     }
 }
 
@@ -391,114 +413,6 @@ struct Before {
     held: usize,
     pending: Vec<Token>,
     rendered: Option<String>,
-}
-
-/// Reads a line as the user means it.
-fn parse(line: &str) -> Line<'_> {
-    let text = line.trim();
-    if text.is_empty() {
-        return Line::Nothing;
-    }
-    if let Some(quoted) = text.strip_prefix(QUOTES) {
-        let quoted = quoted.strip_suffix(QUOTES).unwrap_or(quoted);
-        let quoted = quoted.trim_matches('\n');
-        return if quoted.is_empty() { Line::Nothing } else { Line::Say(quoted.to_owned()) };
-    }
-    if !text.starts_with('/') {
-        return Line::Say(line.replace("\\\n", "\n"));
-    }
-    let words: Vec<&str> = text.split_whitespace().collect();
-    match words[..] {
-        ["/help" | "/?"] => Line::Help,
-        ["/clear"] => Line::Clear,
-        ["/show"] => Line::Show,
-        ["/stats"] => Line::Stats,
-        ["/set", name, value] => Line::Set(name, value),
-        ["/set", ..] => Line::Set("", ""),
-        ["/bye" | "/exit" | "/quit"] => Line::Bye,
-        _ => Line::Unknown(words[0]),
-    }
-}
-
-const QUOTES: &str = "\"\"\"";
-
-/// Whether Enter begins another line instead of sending.
-fn goes_on(input: &str) -> bool {
-    match input.trim_start().strip_prefix(QUOTES) {
-        Some(quoted) => !quoted.trim_end().ends_with(QUOTES),
-        None => input.ends_with('\\'),
-    }
-}
-
-fn editor() -> anyhow::Result<Editor<LineHelper, DefaultHistory>> {
-    let mut editor = Editor::with_config(Config::builder().build())?;
-    editor.set_max_history_size(HISTORY_LINES)?;
-    editor.set_helper(Some(LineHelper));
-    Ok(editor)
-}
-
-/// `None` where there can be none.
-fn history_file() -> Option<PathBuf> {
-    let dir = cache::dir()?;
-    std::fs::create_dir_all(&dir).ok()?;
-    Some(dir.join("history"))
-}
-
-/// Multi-line editing and completion of commands.
-struct LineHelper;
-
-impl Helper for LineHelper {}
-impl Highlighter for LineHelper {}
-
-impl Hinter for LineHelper {
-    type Hint = String;
-}
-
-impl Validator for LineHelper {
-    fn validate(&self, ctx: &mut ValidationContext<'_>) -> rustyline::Result<ValidationResult> {
-        let more = goes_on(ctx.input());
-        Ok(if more { ValidationResult::Incomplete } else { ValidationResult::Valid(None) })
-    }
-}
-
-impl Completer for LineHelper {
-    type Candidate = String;
-
-    fn complete(
-        &self,
-        line: &str,
-        pos: usize,
-        _: &rustyline::Context<'_>,
-    ) -> rustyline::Result<(usize, Vec<String>)> {
-        let typed = line.get(..pos).filter(|t| t.starts_with('/'));
-        let fits = |c: &&&str| typed.is_some_and(|t| c.starts_with(t));
-        Ok((0, COMMANDS.iter().filter(fits).map(|c| (*c).to_owned()).collect()))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{Line, goes_on, parse};
-
-    #[test]
-    fn commands_and_texts_are_told_apart() {
-        assert_eq!(parse("  "), Line::Nothing);
-        assert_eq!(parse("\"\"\"\"\"\""), Line::Nothing);
-        assert_eq!(parse("/set temp 0.5"), Line::Set("temp", "0.5"));
-        assert_eq!(parse("/set temp"), Line::Set("", ""));
-        assert_eq!(parse("/sing"), Line::Unknown("/sing"));
-        assert_eq!(parse(" /bye "), Line::Bye);
-        assert_eq!(parse("one \\\ntwo"), Line::Say("one \ntwo".into()));
-        assert_eq!(parse("\"\"\"\n/bye\n\nx\n\"\"\""), Line::Say("/bye\n\nx".into()));
-    }
-
-    #[test]
-    fn enter_sends_only_what_is_complete() {
-        for text in ["one", "\"\"\"one\"\"\"", "one \"\"\"", "\"\"\"\none\n\"\"\" "] {
-            assert!(!goes_on(text), "{text:?}");
-        }
-        for text in ["one\\", "\"\"\"", "\"\"\"one", "one\\\ntwo\\"] {
-            assert!(goes_on(text), "{text:?}");
-        }
-    }
+    /// It cannot be come back to.
+    lost: bool,
 }

@@ -141,6 +141,45 @@ impl Utf8 {
     }
 }
 
+/// Finds the texts that end a generation, also where they span tokens.
+#[derive(Debug, Default)]
+struct Stops {
+    texts: Vec<String>,
+    /// What may be the beginning of one of them.
+    held: String,
+    found: bool,
+}
+
+impl Stops {
+    fn new(texts: &[String]) -> Self {
+        Self { texts: texts.to_vec(), ..Self::default() }
+    }
+
+    /// Takes text and gives what surely stands before all stop texts.
+    fn push(&mut self, text: &str) -> String {
+        if self.found {
+            return String::new();
+        }
+        self.held.push_str(text);
+        let first = self.texts.iter().filter_map(|stop| self.held.find(stop.as_str())).min();
+        self.found = first.is_some();
+        let rest = self.held.split_off(first.unwrap_or_else(|| self.sure()));
+        std::mem::replace(&mut self.held, rest)
+    }
+
+    /// Bytes before what may be the beginning of a stop text.
+    fn sure(&self) -> usize {
+        let held = &self.held;
+        let begins = |at: &usize| self.texts.iter().any(|stop| stop.starts_with(&held[*at..]));
+        held.char_indices().map(|(at, _)| at).find(begins).unwrap_or(held.len())
+    }
+
+    /// What is left: the beginning of a stop text that never became whole.
+    fn finish(&mut self) -> String {
+        if self.found { String::new() } else { std::mem::take(&mut self.held) }
+    }
+}
+
 /// Writes generated tokens to stdout as they come: text, or ids where there is no tokenizer.
 #[derive(Debug)]
 pub(crate) struct Tokens {
@@ -149,36 +188,44 @@ pub(crate) struct Tokens {
     has_text: bool,
     terminal: bool,
     utf8: Utf8,
-    /// All text so far.
+    stops: Stops,
+    /// All text so far, without what may be the beginning of a stop text.
     pub(crate) text: String,
     written: bool,
     failed: Option<io::Error>,
 }
 
 impl Tokens {
-    pub(crate) fn new(has_text: bool, silent: bool) -> Self {
+    /// Of models with text, the output ends before the first of `stops`.
+    pub(crate) fn new(has_text: bool, silent: bool, stops: &[String]) -> Self {
         Self {
             silent,
             has_text,
             terminal: io::stdout().is_terminal(),
             utf8: Utf8::default(),
+            stops: Stops::new(stops),
             text: String::new(),
             written: false,
             failed: None,
         }
     }
 
-    /// False when stdout takes no more.
+    /// False when a stop text has come, or stdout takes no more.
     #[must_use]
     pub(crate) fn push(&mut self, token: Token, bytes: &[u8]) -> bool {
         if self.has_text {
-            let text = self.utf8.push(bytes);
+            let text = self.stops.push(&self.utf8.push(bytes));
             self.write(&text);
         } else {
             let space = if self.written { " " } else { "" };
             self.write(&format!("{space}{token}"));
         }
-        self.failed.is_none()
+        self.failed.is_none() && !self.stopped()
+    }
+
+    /// Whether a stop text has come.
+    pub(crate) fn stopped(&self) -> bool {
+        self.stops.found
     }
 
     fn write(&mut self, text: &str) {
@@ -195,7 +242,7 @@ impl Tokens {
 
     /// Writes what is held back and ends the line.
     pub(crate) fn finish(&mut self) -> io::Result<()> {
-        let rest = self.utf8.finish();
+        let rest = self.stops.push(&self.utf8.finish()) + &self.stops.finish();
         self.write(&rest);
         if !self.silent && self.failed.is_none() {
             self.failed = print("\n").err();
@@ -280,7 +327,7 @@ fn draw(label: &Mutex<&'static str>, done: &AtomicU32, stopped: &mpsc::Receiver<
 
 #[cfg(test)]
 mod tests {
-    use super::{Utf8, printable};
+    use super::{Stops, Utf8, printable};
 
     #[test]
     fn characters_are_held_back_until_complete() {
@@ -306,6 +353,31 @@ mod tests {
         assert_eq!(utf8.push(b"\xf0\x9f"), "");
         assert_eq!(utf8.finish(), "\u{fffd}");
         assert_eq!(utf8.finish(), "");
+    }
+
+    #[test]
+    fn stop_texts_are_found_across_pieces() {
+        let all = "One. Two.\n\nUser: three";
+        for (stops, kept) in [
+            (&["\n\n", "User:"][..], "One. Two."),
+            (&["User: ", "Two!"], "One. Two.\n\n"),
+            (&["threes", "One.."], all),
+            (&["e", "ne"], "O"),
+            (&["One"], ""),
+            (&[], all),
+        ] {
+            for len in [1, 2, 3, 100] {
+                let mut found =
+                    Stops::new(&stops.iter().map(|s| s.to_string()).collect::<Vec<_>>());
+                let mut text = String::new();
+                for piece in all.as_bytes().chunks(len) {
+                    text.push_str(&found.push(std::str::from_utf8(piece).unwrap()));
+                }
+                text.push_str(&found.finish());
+                assert_eq!(text, kept, "{stops:?} {len}");
+                assert_eq!(found.found, kept != all);
+            }
+        }
     }
 
     #[test]

@@ -94,7 +94,7 @@ impl<'a> Report<'a> {
         match self.made.stop {
             Stop::Cancelled => line.push_str(", stopped"),
             Stop::ContextFull => line.push_str(", the context is full"),
-            Stop::End | Stop::Length => {}
+            Stop::End | Stop::Length | Stop::StopText => {}
         }
         line
     }

@@ -49,12 +49,17 @@ pub(crate) fn run(cli: &Cli, args: &Run) -> anyhow::Result<ExitCode> {
             return Chat::new(&mut engine, args, cli.verbose)?.run();
         }
         Input::Tokens(tokens) => tokens,
-        Input::Text(text) => tokens(&engine, &text, args.raw)?,
+        Input::Text(text) => tokens(&engine, &text, args)?,
     };
     check(&engine, &prompt)?;
     let options =
         Generate { max_tokens: max_tokens(args, &engine), sampling: sampling(args, seed) };
-    let mut out = Tokens::new(engine.model().vocab().has_text(), cli.json);
+    let has_text = engine.model().vocab().has_text();
+    if !has_text && !args.stop.is_empty() {
+        let hint = "--stop is for models that have one; -n ends after so many tokens";
+        return Err(Failure::error("this model has no tokenizer", hint));
+    }
+    let mut out = Tokens::new(has_text, cli.json, &args.stop);
     let result = generate(&mut engine, &prompt, &options, &mut out);
     let written = out.finish();
     let made = result?;
@@ -76,7 +81,8 @@ pub(crate) fn tell(report: &Report<'_>, verbose: bool) {
     output::stderr(&output::styled("2", &report.summary()));
 }
 
-/// Generates into `out`, until the model, the options, Ctrl-C or a closed stdout ends it.
+/// Generates into `out`, until the model, the options, a stop text, Ctrl-C or a closed
+/// stdout ends it.
 pub(crate) fn generate(
     engine: &mut Engine,
     prompt: &[Token],
@@ -97,7 +103,7 @@ pub(crate) fn generate(
             path.display()
         ));
     }
-    made
+    made.map(|made| if out.stopped() { Generation { stop: Stop::StopText, ..made } } else { made })
 }
 
 /// Another one each time.
@@ -112,6 +118,7 @@ pub(crate) fn sampling(args: &Run, seed: u32) -> Sampling {
         top_k: args.top_k,
         top_p: args.top_p,
         min_p: args.min_p,
+        repeat_penalty: args.repeat_penalty,
         seed,
     }
 }
@@ -190,19 +197,29 @@ fn from_stdin() -> anyhow::Result<String> {
     Ok(text)
 }
 
-fn tokens(engine: &Engine, text: &str, raw: bool) -> anyhow::Result<Vec<Token>> {
+fn tokens(engine: &Engine, text: &str, args: &Run) -> anyhow::Result<Vec<Token>> {
     let vocab = engine.model().vocab();
     if !vocab.has_text() {
         return Err(open::no_tokenizer());
     }
-    let templated = uses_template(engine, raw);
-    let tokens = if templated {
-        let prompt = vocab.apply_chat_template(&[("user", text)]).map_err(bad_template)?;
+    let tokens = if uses_template(engine, args.raw) {
+        let system = args.system.as_deref().map(|system| ("system", system));
+        let messages: Vec<_> = system.into_iter().chain([("user", text)]).collect();
+        let prompt = vocab.apply_chat_template(&messages).map_err(bad_template)?;
         vocab.tokenize(&prompt, true, true)
+    } else if args.system.is_some() {
+        return Err(no_template_for_system());
     } else {
         vocab.tokenize(text, true, false)
     };
     Ok(tokens.map_err(tierstream::Error::from)?)
+}
+
+pub(crate) fn no_template_for_system() -> anyhow::Error {
+    Failure::error(
+        "this model has no chat template, through which it would get a system prompt",
+        "write it at the beginning of the prompt",
+    )
 }
 
 pub(crate) fn bad_template(error: impl std::fmt::Display) -> anyhow::Error {

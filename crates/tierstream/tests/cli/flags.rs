@@ -19,6 +19,8 @@ fn values_that_are_refused() {
         ("--top-k", &["-1"]),
         ("--top-p", &["-0.5"]),
         ("--min-p", &["2"]),
+        ("--repeat-penalty", &["0", "-1", "x"]),
+        ("--stop", &[""]),
         ("--prompt-tokens", &["-1", "1,-2", "1,x"]),
     ] {
         for value in values {
@@ -56,6 +58,18 @@ fn values_that_do_not_do_what_one_may_think() {
     );
     assert!(added(&["--experts", "100%"]).is_empty());
     assert_eq!(added(&["--io", "buffered"]), ["reading through the page cache, as asked"]);
+}
+
+#[test]
+fn a_system_prompt_needs_a_template() {
+    let refused = output(["run", "demo", PROMPT, "--system", "Be brief."]);
+    assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+    assert!(stderr(&refused).contains("this model has no chat template"), "{refused:?}");
+    assert!(stderr(&refused).contains("\nhint: write it at the beginning of the prompt"));
+    for with in ["--raw", "--prompt-tokens=1"] {
+        let refused = output(["run", "demo", with, "--system", "Be brief."]);
+        assert_eq!(refused.status.code(), Some(2), "{with}: {refused:?}");
+    }
 }
 
 #[test]

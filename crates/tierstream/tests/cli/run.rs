@@ -54,6 +54,40 @@ fn verbose_prints_ollamas_timings_and_ours() {
 }
 
 #[test]
+fn a_stop_text_ends_the_text_before_it() {
+    let args = ["run", "demo", PROMPT, "-n", "24", "--temp", "0", "-t", "1"];
+    let whole = json(&args);
+    let text = whole["text"].as_str().unwrap();
+    // From the middle of a word on, so that it spans tokens.
+    let stop = &text[text.len() / 2..text.len() / 2 + 12];
+    let kept = &text[..text.find(stop).unwrap()];
+    let args = [&args[..], &["--stop", "not in it", "--stop", stop]].concat();
+    let cut = json(&args);
+    assert_eq!(cut["text"], kept);
+    assert_eq!(cut["stop"], "stop_text");
+    assert!(cut["tokens"].as_array().unwrap().len() < 24);
+    let plain = output(&args);
+    assert_eq!(stdout(&plain), format!("{kept}\n"));
+    assert!(!stderr(&plain).contains("stopped"), "{plain:?}");
+}
+
+#[test]
+fn a_repeat_penalty_makes_tokens_repeat_less() {
+    let distinct = |penalty: &str| {
+        let args = ["run", "demo", PROMPT, "-n", "48", "--temp", "0", "-t", "1"];
+        let made = json(&[&args[..], &["--repeat-penalty", penalty]].concat());
+        let tokens = made["tokens"].as_array().unwrap().clone();
+        let ids = tokens.iter().map(|t| t.as_i64().unwrap());
+        (ids.collect::<std::collections::BTreeSet<_>>().len(), tokens)
+    };
+    let usual = json(&["run", "demo", PROMPT, "-n", "48", "--temp", "0", "-t", "1"]);
+    let ((off, tokens), (on, _)) = (distinct("1"), distinct("100"));
+    assert_eq!(usual["tokens"].as_array(), Some(&tokens));
+    // Among the last 64 are all.
+    assert!(off < 48 && on == 48, "{off} {on}");
+}
+
+#[test]
 fn output_is_utf8_whatever_the_model_draws() {
     // Flat sampling draws tokens that are parts of characters.
     let wild =
