@@ -63,7 +63,7 @@ pub(crate) fn run(cli: &Cli, args: &Run) -> anyhow::Result<ExitCode> {
     let result = generate(&mut engine, &prompt, &options, &mut out);
     let written = out.finish();
     let made = result?;
-    written.context("cannot write to standard output")?;
+    written?;
     let report = Report { engine: &engine, made: &made, seed, total: start.elapsed() };
     if cli.json {
         output::json(&report.json(&out.text))?;

@@ -245,9 +245,19 @@ fn a_closed_pipe_ends_the_program_without_a_word() {
 #[test]
 fn a_full_disk_is_an_error() {
     let full = || File::options().write(true).open("/dev/full").unwrap();
-    for args in [&["run", "demo", "Hello"][..], &["show", "demo"], &["man"], &VERIFY, &BENCH] {
+    let run = ["run", "demo", "Hello", "-n", "2"];
+    for args in [
+        &run[..],
+        &[&run[..], &["--json"]].concat(),
+        &["show", "demo"],
+        &["show", "demo", "--json"],
+        &["man"],
+        &VERIFY,
+        &BENCH,
+    ] {
         let output = tierstream().args(args).stdout(full()).output().unwrap();
         assert_eq!(output.status.code(), Some(1), "{args:?}: {output:?}");
-        assert!(stderr(&output).contains("No space left on device"), "{args:?}: {output:?}");
+        let told = "error: cannot write to standard output: No space left on device";
+        assert!(stderr(&output).contains(told), "{args:?}: {output:?}");
     }
 }
