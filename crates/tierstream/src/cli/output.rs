@@ -13,6 +13,8 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 use tierstream::Token;
 
+use super::wrap::{self, Wrap};
+
 /// A progress bar appears when something takes longer than this.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -63,6 +65,15 @@ pub(crate) fn json(value: &impl Serialize) -> anyhow::Result<()> {
 /// Prints a note on stderr.
 pub(crate) fn note(text: impl Display) {
     stderr(&format!("note: {}", printable(&text.to_string())));
+}
+
+/// Prints a line on stderr in an ANSI style, broken at words on a terminal.
+pub(crate) fn status(style: &str, line: &str) {
+    let line = match wrap::columns(io::stderr()) {
+        Some(columns) => wrap::broken(line, columns),
+        None => line.to_owned(),
+    };
+    stderr(&styled(style, &line));
 }
 
 /// Prints a line on stderr. Nobody is left to tell when that is closed.
@@ -194,6 +205,7 @@ pub(crate) struct Tokens {
     silent: bool,
     has_text: bool,
     terminal: bool,
+    wrap: Wrap,
     utf8: Utf8,
     stops: Stops,
     /// All text so far, without what may be the beginning of a stop text.
@@ -209,6 +221,7 @@ impl Tokens {
             silent,
             has_text,
             terminal: io::stdout().is_terminal(),
+            wrap: Wrap::default(),
             utf8: Utf8::default(),
             stops: Stops::new(stops),
             text: String::new(),
@@ -243,7 +256,12 @@ impl Tokens {
             return;
         }
         self.written = true;
-        let result = if self.terminal { write(&printable(text)) } else { write(text) };
+        // The width each time: a user may change it while the text comes.
+        let result = match self.terminal.then(|| wrap::columns(io::stdout())) {
+            Some(Some(columns)) => write(&self.wrap.push(&printable(text), columns)),
+            Some(None) => write(&printable(text)),
+            None => write(text),
+        };
         self.failed = result.err();
     }
 

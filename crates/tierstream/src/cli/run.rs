@@ -78,7 +78,7 @@ pub(crate) fn tell(report: &Report<'_>, verbose: bool) {
     if verbose {
         output::stderr(&format!("\n{}", report.timings()));
     }
-    output::stderr(&output::styled("2", &report.summary()));
+    output::status("2", &report.summary());
 }
 
 /// Generates into `out`, until the model, the options, a stop text, Ctrl-C or a closed
