@@ -19,17 +19,15 @@ pub enum Error {
     Io(#[from] tierstream_io::Error),
     /// `--ram` is below what the model needs.
     #[error(
-        "{} is too little memory for this model: it needs at least {} ({} beside the experts, {} \
-         for those that one token uses)",
-        Bytes(*.ram_bytes), Bytes(*.least_bytes).rounded_up(), Bytes(.least_bytes - .pool_bytes),
-        Bytes(*.pool_bytes)
+        "{} is too little memory for this model: it needs at least {}{}",
+        Bytes(*.ram_bytes), Bytes(*.least_bytes).rounded_up(), parts(*.least_bytes, *.pool_bytes)
     )]
     Ram {
         /// The budget.
         ram_bytes: u64,
         /// The least budget that works.
         least_bytes: u64,
-        /// Of that, for the experts that one token uses. The others are dense weights, KV cache,
+        /// Of that, for the experts that one token uses; 0 for a dense model. The others are dense weights, KV cache,
         /// compute buffers and the program itself.
         pool_bytes: u64,
     },
@@ -183,6 +181,15 @@ impl Error {
 
 fn refused(bytes: usize) -> String {
     if bytes == 0 { String::new() } else { format!(", of {}", Bytes(bytes as u64)) }
+}
+
+/// What a model needs memory for, where that is more than one thing.
+fn parts(least_bytes: u64, pool_bytes: u64) -> String {
+    if pool_bytes == 0 {
+        return String::new();
+    }
+    let rest = Bytes(least_bytes - pool_bytes);
+    format!(" ({rest} beside the experts, {} for those that one token uses)", Bytes(pool_bytes))
 }
 
 /// Whether llama.cpp gave up for want of memory, in its own words.

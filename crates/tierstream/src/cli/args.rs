@@ -13,7 +13,8 @@ use tierstream::{Policy, Prefetch};
 /// In a list of flags, those of all verbs come after the verb's own.
 const LAST: usize = 100;
 
-const ENVIRONMENT: &str = "\
+/// Names stand two spaces in, and what they are for further on.
+pub(crate) const ENVIRONMENT: &str = "\
 Environment:
   TIERSTREAM_BACKENDS  ggml backends to load beside those in the program's folder: folders with
                        libggml-*.so, or libraries, separated by colons. They run as the program

@@ -85,10 +85,15 @@ pub(crate) fn decode(cli: &Cli, args: &BenchDecode) -> anyhow::Result<ExitCode> 
     let path = open::path(&args.model)?;
     let file = tierstream::gguf::Model::open(&path).map_err(tierstream::Error::from)?;
     let experts = tierstream::gguf::Experts::group(&file).map_err(tierstream::Error::from)?;
-    let sizes = match args.model.gpu.0 {
+    let mut sizes = match args.model.gpu.0 {
         None => sizes_that_fit(&args.experts, experts.expert_bytes())?,
         Some(_) => args.experts.clone(),
     };
+    let dense = experts.is_empty();
+    if dense && sizes.len() > 1 {
+        sizes.truncate(1);
+        output::note("this model has no experts, so there are no sizes of a pool: one row");
+    }
     let tokens = serde_json::to_string(&tokens(args, &path, sizes[0])?)?;
     let mut notes = Notes::default();
 
@@ -97,7 +102,8 @@ pub(crate) fn decode(cli: &Cli, args: &BenchDecode) -> anyhow::Result<ExitCode> 
     for repeat in 0..args.repeats {
         for (size, turns) in &mut ours {
             output::stderr(&format!("turn {} of {}: experts {size}", repeat + 1, args.repeats));
-            turns.push(spawn_turn(args, &tokens, Some(*size), None, &mut notes)?);
+            let size = (!dense).then_some(*size);
+            turns.push(spawn_turn(args, &tokens, size, None, &mut notes)?);
         }
         for (peer, turns) in &mut peers {
             output::stderr(&format!("turn {} of {}: {}", repeat + 1, args.repeats, name(*peer)));

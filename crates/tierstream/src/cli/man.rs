@@ -4,8 +4,9 @@ use std::process::ExitCode;
 
 use clap::CommandFactory;
 use clap_mangen::Man;
+use clap_mangen::roff::{Roff, bold, roman};
 
-use super::args::Cli;
+use super::args::{Cli, ENVIRONMENT};
 use super::output;
 
 pub(crate) fn completions(shell: clap_complete::Shell) -> anyhow::Result<ExitCode> {
@@ -26,9 +27,34 @@ fn page() -> std::io::Result<Vec<u8>> {
     let mut command = Cli::command();
     command.build();
     let mut page = Vec::new();
-    Man::new(command.clone()).render(&mut page)?;
+    let man = Man::new(command.clone());
+    man.render_title(&mut page)?;
+    man.render_name_section(&mut page)?;
+    man.render_synopsis_section(&mut page)?;
+    man.render_description_section(&mut page)?;
+    man.render_options_section(&mut page)?;
+    man.render_subcommands_section(&mut page)?;
+    environment(&mut page)?;
+    man.render_version_section(&mut page)?;
     verbs(&command, "tierstream", &mut page)?;
     Ok(page)
+}
+
+/// What stands below `--help`. clap_mangen would fill its lines into one paragraph.
+fn environment(page: &mut Vec<u8>) -> std::io::Result<()> {
+    let mut roff = Roff::new();
+    roff.control("SH", ["ENVIRONMENT"]);
+    for line in ENVIRONMENT.lines().skip(1) {
+        let text = match line.trim_start().split_once("  ") {
+            Some((name, text)) => {
+                roff.control("TP", []).text([bold(name)]);
+                text
+            }
+            None => line,
+        };
+        roff.text([roman(text.trim())]);
+    }
+    roff.to_writer(page)
 }
 
 fn verbs(command: &clap::Command, path: &str, page: &mut Vec<u8>) -> std::io::Result<()> {

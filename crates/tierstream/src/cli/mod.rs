@@ -14,3 +14,4 @@ mod routing;
 pub(crate) mod run;
 pub(crate) mod show;
 pub(crate) mod verify;
+mod wrap;

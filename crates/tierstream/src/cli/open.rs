@@ -85,6 +85,7 @@ pub(crate) fn engine(args: &LoadArgs, path: &Path, options: Options) -> anyhow::
     let flags = [
         beyond_training(args.ctx, &engine),
         more_than_all(experts, &engine),
+        experts.and_then(|_| without_experts(&engine)),
         args.threads.and_then(more_than_processors),
     ];
     for note in engine.notes().iter().chain(flags.iter().flatten()) {
@@ -141,6 +142,11 @@ fn more_than_all(experts: Option<PoolShare>, engine: &Engine) -> Option<String> 
         }
         _ => None,
     }
+}
+
+fn without_experts(engine: &Engine) -> Option<String> {
+    let dense = engine.experts().is_empty();
+    dense.then(|| "--experts has no effect: this model has none".to_owned())
 }
 
 /// The kind of the model's tokenizer; none for models that take token ids only.

@@ -8,15 +8,20 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use anyhow::Context;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 use tierstream::Token;
+
+use super::wrap::{self, Wrap};
 
 /// A progress bar appears when something takes longer than this.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Redraws of a progress bar.
 const TICK: Duration = Duration::from_millis(100);
+
+const NOT_WRITTEN: &str = "cannot write to standard output";
 
 /// An error of the program's own, with what a user can do about it.
 #[derive(Debug, thiserror::Error)]
@@ -40,7 +45,11 @@ struct JsonError {
 }
 
 /// Prints `text` on stdout, as it is.
-pub(crate) fn print(text: &str) -> io::Result<()> {
+pub(crate) fn print(text: &str) -> anyhow::Result<()> {
+    write(text).context(NOT_WRITTEN)
+}
+
+fn write(text: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
     out.write_all(text.as_bytes())?;
     out.flush()
@@ -50,12 +59,21 @@ pub(crate) fn print(text: &str) -> io::Result<()> {
 pub(crate) fn json(value: &impl Serialize) -> anyhow::Result<()> {
     let mut text = serde_json::to_string_pretty(value)?;
     text.push('\n');
-    Ok(print(&text)?)
+    print(&text)
 }
 
 /// Prints a note on stderr.
 pub(crate) fn note(text: impl Display) {
     stderr(&format!("note: {}", printable(&text.to_string())));
+}
+
+/// Prints a line on stderr in an ANSI style, broken at words on a terminal.
+pub(crate) fn status(style: &str, line: &str) {
+    let line = match wrap::columns(io::stderr()) {
+        Some(columns) => wrap::broken(line, columns),
+        None => line.to_owned(),
+    };
+    stderr(&styled(style, &line));
 }
 
 /// Prints a line on stderr. Nobody is left to tell when that is closed.
@@ -69,8 +87,8 @@ pub(crate) fn report(error: &anyhow::Error, json: bool) {
         .downcast_ref::<tierstream::Error>()
         .and_then(|e| e.hint())
         .or_else(|| error.downcast_ref::<Failure>().map(|f| f.hint.clone()));
-    if json {
-        let _ = self::json(&JsonError { error: format!("{error:#}"), hint });
+    // Where stdout takes nothing, stderr may.
+    if json && self::json(&JsonError { error: format!("{error:#}"), hint: hint.clone() }).is_ok() {
         return;
     }
     stderr(&format!("{} {}", styled("1;31", "error:"), printable(&format!("{error:#}"))));
@@ -187,6 +205,7 @@ pub(crate) struct Tokens {
     silent: bool,
     has_text: bool,
     terminal: bool,
+    wrap: Wrap,
     utf8: Utf8,
     stops: Stops,
     /// All text so far, without what may be the beginning of a stop text.
@@ -202,6 +221,7 @@ impl Tokens {
             silent,
             has_text,
             terminal: io::stdout().is_terminal(),
+            wrap: Wrap::default(),
             utf8: Utf8::default(),
             stops: Stops::new(stops),
             text: String::new(),
@@ -236,18 +256,23 @@ impl Tokens {
             return;
         }
         self.written = true;
-        let result = if self.terminal { print(&printable(text)) } else { print(text) };
+        // The width each time: a user may change it while the text comes.
+        let result = match self.terminal.then(|| wrap::columns(io::stdout())) {
+            Some(Some(columns)) => write(&self.wrap.push(&printable(text), columns)),
+            Some(None) => write(&printable(text)),
+            None => write(text),
+        };
         self.failed = result.err();
     }
 
     /// Writes what is held back and ends the line.
-    pub(crate) fn finish(&mut self) -> io::Result<()> {
+    pub(crate) fn finish(&mut self) -> anyhow::Result<()> {
         let rest = self.stops.push(&self.utf8.finish()) + &self.stops.finish();
         self.write(&rest);
         if !self.silent && self.failed.is_none() {
-            self.failed = print("\n").err();
+            self.failed = write("\n").err();
         }
-        self.failed.take().map_or(Ok(()), Err)
+        self.failed.take().map_or(Ok(()), |error| Err(error).context(NOT_WRITTEN))
     }
 }
 

@@ -63,7 +63,7 @@ pub(crate) fn run(cli: &Cli, args: &Run) -> anyhow::Result<ExitCode> {
     let result = generate(&mut engine, &prompt, &options, &mut out);
     let written = out.finish();
     let made = result?;
-    written.context("cannot write to standard output")?;
+    written?;
     let report = Report { engine: &engine, made: &made, seed, total: start.elapsed() };
     if cli.json {
         output::json(&report.json(&out.text))?;
@@ -78,7 +78,7 @@ pub(crate) fn tell(report: &Report<'_>, verbose: bool) {
     if verbose {
         output::stderr(&format!("\n{}", report.timings()));
     }
-    output::stderr(&output::styled("2", &report.summary()));
+    output::status("2", &report.summary());
 }
 
 /// Generates into `out`, until the model, the options, a stop text, Ctrl-C or a closed

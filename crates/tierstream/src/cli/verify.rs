@@ -55,7 +55,7 @@ fn print(outcome: &Verification) -> anyhow::Result<()> {
         ));
     }
     text.push_str(&pool(outcome));
-    Ok(output::print(&text)?)
+    output::print(&text)
 }
 
 /// What the answer holds for.

@@ -290,6 +290,27 @@ fn a_system_prompt_comes_first_and_can_be_changed() {
 }
 
 #[test]
+fn lines_are_broken_at_words() {
+    let cache = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let args = ["run", "demo", "-n", "60", "--temp", "0", "-t", "1"];
+    let whole = json(&[&args[..], &["It was"]].concat());
+    let mut chat = Terminal::of_columns(40, cache.path(), args);
+    chat.wait_for(">>> ");
+    let shown = chat.ask("It was");
+    let (text, status) = shown.split_once("60 tokens, ").expect(&shown);
+    assert!(status.lines().count() > 2 && status.lines().all(|l| l.len() <= 40), "{status}");
+    // Words of the text end all lines; what was taken back of the next one may follow.
+    let words: Vec<&str> = whole["text"].as_str().unwrap().split_whitespace().collect();
+    let lines: Vec<&str> = text.lines().collect();
+    assert!(lines.len() > 5 && lines.iter().all(|l| l.len() < 40), "{text}");
+    for line in lines.iter().filter_map(|l| l.split_whitespace().next()) {
+        assert!(words.contains(&line), "{line}: {text}");
+    }
+    chat.send("\x04");
+    assert_eq!(chat.exit().code(), Some(0));
+}
+
+#[test]
 fn there_is_no_chat_without_a_terminal() {
     let cache = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let mut chat = Terminal::new(cache.path(), ["run", demo().to_str().unwrap(), "--json"]);

@@ -28,9 +28,13 @@ fn the_man_page_knows_every_verb_and_its_flags() {
     for flag in ["--prompt-tokens", "--no-measure", "--against", "--ram", "--json"] {
         assert!(page.contains(flag), "{flag}");
     }
+    let (_, environment) = page.split_once(".SH ENVIRONMENT\n").expect("a section of its own");
+    let environment = environment.split(".SH ").next().unwrap();
     for variable in ["TIERSTREAM_BACKENDS", "TIERSTREAM_CACHE", "NO_COLOR"] {
-        assert!(page.contains(variable), "{variable}");
+        assert!(environment.contains(&format!(".TP\n\\fB{variable}\\fR\n")), "{environment}");
     }
+    assert!(environment.lines().all(|line| line == line.trim()), "{environment}");
+    assert!(!page.contains("EXTRA"));
     assert!(!page.contains("TURN"), "hidden verbs stay hidden");
 }
 

@@ -7,6 +7,7 @@ mod docs;
 mod doctor;
 mod files;
 mod flags;
+mod install;
 mod json;
 mod run;
 mod show;

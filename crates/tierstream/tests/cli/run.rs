@@ -165,6 +165,32 @@ fn dense_models_run_and_say_that_nothing_streams() {
     let object = json(&args);
     assert_eq!(object["experts"]["requests"], 0);
     assert!(object["io"]["reason"].as_str().unwrap().contains("llama.cpp"), "{object}");
+
+    let note = "note: --experts has no effect: this model has none\n";
+    assert!(!stderr(&plain).contains(note), "{plain:?}");
+    let with = output([&args[..], &["--experts", "50%"]].concat());
+    assert!(with.status.success() && stderr(&with).contains(note), "{with:?}");
+
+    let small = output([&args[..], &["--ram", "1MiB"]].concat());
+    assert_eq!(small.status.code(), Some(1), "{small:?}");
+    let refusal = stderr(&small).lines().find(|l| l.starts_with("error: ")).unwrap();
+    assert!(refusal.contains("is too little memory for this model: it needs at least "));
+    assert!(refusal.ends_with(" MiB"), "{refusal}");
+}
+
+#[test]
+fn bench_of_a_dense_model_has_one_row() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let path = dir.path().join("dense.gguf");
+    Spec::new(Arch::Llama).write(&path).unwrap();
+    let path = path.to_str().unwrap();
+    let args = ["bench", "decode", path, "--repeats", "1", "-n", "2", "--warmup", "1", "-t", "1"];
+    let measured = output([&args[..], &["--json"]].concat());
+    assert!(measured.status.success(), "{measured:?}");
+    let object: serde_json::Value = serde_json::from_str(stdout(&measured)).unwrap();
+    assert_eq!(object["rows"].as_array().unwrap().len(), 1, "{object}");
+    assert!(stderr(&measured).contains("note: this model has no experts"), "{measured:?}");
+    assert!(!stderr(&measured).contains("--experts"), "{measured:?}");
 }
 
 #[test]
@@ -219,9 +245,19 @@ fn a_closed_pipe_ends_the_program_without_a_word() {
 #[test]
 fn a_full_disk_is_an_error() {
     let full = || File::options().write(true).open("/dev/full").unwrap();
-    for args in [&["run", "demo", "Hello"][..], &["show", "demo"], &["man"], &VERIFY, &BENCH] {
+    let run = ["run", "demo", "Hello", "-n", "2"];
+    for args in [
+        &run[..],
+        &[&run[..], &["--json"]].concat(),
+        &["show", "demo"],
+        &["show", "demo", "--json"],
+        &["man"],
+        &VERIFY,
+        &BENCH,
+    ] {
         let output = tierstream().args(args).stdout(full()).output().unwrap();
         assert_eq!(output.status.code(), Some(1), "{args:?}: {output:?}");
-        assert!(stderr(&output).contains("No space left on device"), "{args:?}: {output:?}");
+        let told = "error: cannot write to standard output: No space left on device";
+        assert!(stderr(&output).contains(told), "{args:?}: {output:?}");
     }
 }

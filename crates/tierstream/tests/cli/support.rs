@@ -151,6 +151,14 @@ impl Terminal {
         cache: &Path,
         args: impl IntoIterator<Item = A>,
     ) -> Self {
+        Self::of_columns(200, cache, args)
+    }
+
+    pub(crate) fn of_columns<A: AsRef<std::ffi::OsStr>>(
+        columns: u16,
+        cache: &Path,
+        args: impl IntoIterator<Item = A>,
+    ) -> Self {
         let master =
             openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
         grantpt(&master).unwrap();
@@ -158,7 +166,8 @@ impl Terminal {
         let name = ptsname(&master, Vec::new()).unwrap();
         let slave = fs::OpenOptions::new().read(true).write(true).open(name.to_str().unwrap());
         let slave: OwnedFd = slave.unwrap().into();
-        let size = rustix::termios::Winsize { ws_row: 50, ws_col: 200, ws_xpixel: 0, ws_ypixel: 0 };
+        let (ws_row, ws_col) = (50, columns);
+        let size = rustix::termios::Winsize { ws_row, ws_col, ws_xpixel: 0, ws_ypixel: 0 };
         rustix::termios::tcsetwinsize(&master, size).unwrap();
         let child = tierstream()
             .args(args)

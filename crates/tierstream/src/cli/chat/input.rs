@@ -75,7 +75,7 @@ impl Input {
         match self.ahead.lines.pop_front() {
             Some(Typed::End) => Err(ReadlineError::Eof),
             Some(Typed::Line(line)) => {
-                output::print(&format!("{PROMPT}{}\n", output::printable(&line)))?;
+                output::stderr(&format!("{PROMPT}{}", output::printable(&line)));
                 Ok(line)
             }
             None => {
