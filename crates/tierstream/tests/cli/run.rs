@@ -85,6 +85,15 @@ fn a_repeat_penalty_makes_tokens_repeat_less() {
     assert_eq!(usual["tokens"].as_array(), Some(&tokens));
     // Among the last 64 are all.
     assert!(off < 48 && on == 48, "{off} {on}");
+    // Those of the prompt too.
+    let prompt: Vec<String> = tokens.iter().map(ToString::to_string).collect();
+    let of_prompt = |penalty: &str| {
+        let ids = prompt.join(",");
+        let args = ["run", "demo", "--prompt-tokens", &ids, "-n", "8", "--temp", "0", "-t", "1"];
+        let made = json(&[&args[..], &["--repeat-penalty", penalty]].concat());
+        made["tokens"].as_array().unwrap().iter().filter(|t| tokens.contains(t)).count()
+    };
+    assert!(of_prompt("1") > 0 && of_prompt("100") == 0);
 }
 
 #[test]
