@@ -95,12 +95,14 @@ impl Residency {
         // The area is used again only when nothing is on its way there.
         let settled = vram.settle();
         brought.and(settled)?;
-        for (expert, slot) in &held.kept {
+        let kept = held.kept.iter().try_for_each(|(expert, slot)| {
             self.back(layer, slot.index)?;
             let (from, to) = ((Destination::Area, *expert), (Destination::Slots, slot.index));
-            self.copy_record(layer, from, to)?;
-        }
-        vram.settle()?;
+            self.copy_record(layer, from, to)
+        });
+        // Nor are the slots given up before: another record could be on its way into one of them.
+        let settled = vram.settle();
+        kept.and(settled)?;
         held.commit();
         Ok(stage)
     }
@@ -157,17 +159,14 @@ impl Residency {
         cancelled: &dyn Fn() -> bool,
     ) -> Result<Held> {
         let mut pool = self.lock();
-        let loading = |n: &Need| matches!(pool.peek(record(layer, n.expert)), Lookup::Loading(_));
-        let mut busy = need.iter().any(loading);
-        while busy {
+        // Another context brings one of them: it is waited for, not read twice.
+        while need.iter().any(|n| matches!(pool.peek(record(layer, n.expert)), Lookup::Loading(_)))
+        {
             if cancelled() {
                 return Err(Error::Cancelled);
             }
             let waited = self.settled.wait_timeout(pool, CANCEL_LOOKED_FOR_EVERY);
             pool = waited.unwrap_or_else(PoisonError::into_inner).0;
-            let loading =
-                |n: &Need| matches!(pool.peek(record(layer, n.expert)), Lookup::Loading(_));
-            busy = need.iter().any(loading);
         }
         let mut held = Held {
             residency: self.clone(),
