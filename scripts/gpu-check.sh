@@ -8,13 +8,14 @@
 # PROGRAMS is a folder with tierstream, tierstream-synth and ggml's libraries (target/release after
 # `./x cuda` and `cargo build --release -p tierstream-synth`); TRACE a `route_trace v1` CSV of a model
 # with 48 layers of 128 experts, of which a token uses 6, to be replayed. Takes 20 GB of TMPDIR, as
-# much host memory, and some minutes.
+# much host memory, and some minutes. Fails in the end if a step has.
 set -euo pipefail
 programs=$(realpath "$1") out=$(realpath "$2") trace=${3:+$(realpath "$3")}
 export PATH=$programs:$PATH
 work=$(mktemp -d)
 trap 'kill %1 2>/dev/null || true; rm -rf "$work"' EXIT
 echo '[]' >"$out/gpu-check.json"
+failed=0
 nvidia-smi --query-gpu=memory.used --format=csv,noheader,nounits -lms 200 >"$work/memory" &
 
 # Runs a command that prints JSON, adds that under a name, with the most memory that the GPU had in
@@ -23,8 +24,10 @@ step() {
     local name=$1 kind=$2 from
     shift 2
     from=$(wc -l <"$work/memory")
-    timeout 300 "$@" >"$work/result" 2>"$work/err" ||
+    timeout 300 "$@" >"$work/result" 2>"$work/err" || {
         echo "$name: exit status $?: $(tail -n 1 "$work/err")"
+        failed=1
+    }
     sleep 0.3 # until the memory in use is told once more
     tail -n "+$((from + 1))" "$work/memory" >"$work/part"
     python3 - "$out/gpu-check.json" "$name" "$work" "$kind" "$*" <<'PY'
@@ -57,7 +60,9 @@ peak = max((int(n) for n in (work / "part").read_text().split()), default=0)
 results = json.loads(pathlib.Path(path).read_text())
 results.append({"name": name, "command": command, "device_mib_peak": peak, "result": result})
 pathlib.Path(path).write_text(json.dumps(results, indent=1))
-if result is not None and "error" not in result:
+if result is not None and "error" in result:
+    print(f"{name}: {result['error']}", flush=True)
+elif result is not None:
     for line in {"verify": verify, "decode": decode, "prompt": prompt}[kind](result):
         print(f"{name:24} {line} ({peak} MiB on the GPU)", flush=True)
 PY
@@ -92,3 +97,4 @@ for n in 512 4096; do
     step "30B, 8 GiB, prompt of $n" prompt tierstream run "$model" --vram 8GiB --ctx 4352 \
         --prompt-tokens "$ids" -n 16 --temp 0 "${gpu[@]}"
 done
+exit "$failed"
