@@ -9,6 +9,7 @@
 //! The GPU computes on its own time. What a layer uses is held until the next layer's routing has
 //! been read, for by then it is done.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -23,8 +24,8 @@ use crate::memory;
 use crate::plan::{Plan, Plans, Routing, Segment, nodes};
 use crate::pooled::Pooled;
 use crate::residency::{Residency, Stage, Step, Waits};
-use crate::routed::{Routed, slot_range};
-use crate::segment::{Run, outcome, run_exchanged, run_nodes, run_resident, synchronize};
+use crate::routed::Routed;
+use crate::segment::{Patch, Run, outcome, run_exchanged, run_nodes, run_resident, synchronize};
 
 /// The executor for inner backends with memory of their own.
 pub(crate) struct OnGpu {
@@ -32,7 +33,7 @@ pub(crate) struct OnGpu {
     control: Arc<Control>,
     plans: Plans,
     routed: Routed,
-    ids: Option<Ids>,
+    over_slots: OverSlots,
     /// Single tokens computed with replayed routing.
     replayed: usize,
     /// What the layer uses that is being computed.
@@ -64,7 +65,8 @@ impl Executor for OnGpu {
 impl OnGpu {
     pub(crate) fn new(inner: ggml_backend_t, control: Arc<Control>) -> Self {
         let (plans, routed) = (Plans::new(false), Routed::default());
-        Self { inner, control, plans, routed, ids: None, replayed: 0, held: None }
+        let over_slots = OverSlots::default();
+        Self { inner, control, plans, routed, over_slots, replayed: 0, held: None }
     }
 
     fn run_plan(&mut self, pooled: &Pooled, graph: &ggml_cgraph, plan: &Plan) -> Run {
@@ -177,12 +179,19 @@ impl OnGpu {
         step: &Step,
     ) -> Run {
         let placed = [step.hits(), step.arriving().first().map_or(&[][..], |group| group)].concat();
-        let (low, high) = slot_range(&placed);
-        self.routed.map(&placed, low);
-        let ids = Ids::take(&mut self.ids, self.inner, self.routed.pairs())?;
-        let ids = ids.set(self.inner, &self.routed);
-        let window = |part| residency.window(routing.layer, part, low, high);
-        run_exchanged(self.inner, graph, segment, routing, window, Some(ids))
+        self.routed.map(&placed, 0);
+        let all = nodes(graph);
+        let mut patch = Patch::default();
+        let ids = self.over_slots.ids(self.inner, &self.routed)?;
+        for op in routing.ops() {
+            patch.source(all[op.node], 2, ids);
+            patch.source(
+                all[op.node],
+                0,
+                self.over_slots.weights(residency, routing.layer, op.part),
+            );
+        }
+        run_nodes(self.inner, graph, segment.start, segment.end, 0)
     }
 }
 
@@ -203,46 +212,68 @@ fn stall<T>(control: &Control, wait: impl FnOnce() -> T) -> T {
     done
 }
 
+/// What nodes get instead of the model's weights and the router's ids. The same tensors whenever a
+/// layer comes again, over all slots of its class: ggml-cuda captures a part of a graph only if
+/// everything that its nodes name stays as it is, and launches kernel by kernel otherwise.
+#[derive(Default)]
+struct OverSlots {
+    ids: Option<Ids>,
+    weights: HashMap<(usize, usize), Box<ggml_tensor>>,
+}
+
+impl OverSlots {
+    /// All slots of a part of a layer's records.
+    fn weights(&mut self, residency: &Residency, layer: usize, part: usize) -> *mut ggml_tensor {
+        let all = || Box::new(residency.window(layer, part, 0, residency.slots_of(layer) - 1));
+        &raw mut **self.weights.entry((layer, part)).or_insert_with(all)
+    }
+
+    /// The slots of `routed`; set behind what the backend has to compute, which may still read the
+    /// ones before.
+    fn ids(&mut self, inner: ggml_backend_t, routed: &Routed) -> Result<*mut ggml_tensor> {
+        let shape = [memory::to_ne(routed.n_used), memory::to_ne(routed.n_tokens), 1];
+        if self.ids.as_ref().is_none_or(|ids| ids.tensor.ne[..3] != shape) {
+            self.ids = None;
+            self.ids = Some(Ids::new(inner, shape)?);
+        }
+        let ids = self.ids.as_mut().expect("just made");
+        let bytes = size_of_val(routed.slots.as_slice());
+        let values = routed.slots.as_ptr().cast();
+        // SAFETY: a tensor of this size in a live buffer; the values are taken before the call
+        // returns (a copy from pageable memory of less than 64 KiB: CUDA driver API, "API
+        // synchronization behavior").
+        unsafe {
+            ggml_backend_tensor_set_async(inner.cast(), &raw mut *ids.tensor, values, 0, bytes)
+        };
+        Ok(&raw mut *ids.tensor)
+    }
+}
+
 /// Numbers of slots, in the backend's own memory.
 struct Ids {
+    tensor: Box<ggml_tensor>,
     buffer: ggml_backend_buffer_t,
-    room: usize,
 }
 
 impl Ids {
-    /// With room for `count` of them.
-    fn take(this: &mut Option<Ids>, inner: ggml_backend_t, count: usize) -> Result<&Ids> {
-        if this.as_ref().is_none_or(|ids| ids.room < count) {
-            *this = None;
-            let bytes = (count * size_of::<i32>()).next_multiple_of(256);
-            // SAFETY: a live backend, whose buffer type lives for ever.
-            let buffer = unsafe {
-                let buffer_type = ggml_backend_get_default_buffer_type(inner.cast());
-                ggml_backend_buft_alloc_buffer(buffer_type, bytes)
-            };
-            if buffer.is_null() {
-                return Err(Error::OutOfMemory { bytes, what: "numbers of slots on the GPU" });
-            }
-            *this = Some(Ids { buffer: buffer.cast(), room: bytes / size_of::<i32>() });
+    fn new(inner: ggml_backend_t, shape: [i64; 3]) -> Result<Self> {
+        let count: i64 = shape.iter().product();
+        let bytes = usize::try_from(count).unwrap_or(0) * size_of::<i32>();
+        // SAFETY: a live backend, whose buffer type lives for ever.
+        let buffer: ggml_backend_buffer_t = unsafe {
+            let buffer_type = ggml_backend_get_default_buffer_type(inner.cast());
+            ggml_backend_buft_alloc_buffer(buffer_type, bytes.next_multiple_of(256))
         }
-        Ok(this.as_ref().expect("just made"))
-    }
-
-    /// The slots of `routed` as a tensor; set behind what the backend has to compute, which may
-    /// still read the ones before.
-    fn set(&self, inner: ggml_backend_t, routed: &Routed) -> ggml_tensor {
-        let shape = [memory::to_ne(routed.n_used), memory::to_ne(routed.n_tokens), 1];
-        // SAFETY: a live buffer, with room for them; the values are taken before the call returns
-        // (a copy from pageable memory of less than 64 KiB: CUDA driver API, "API synchronization
-        // behavior").
-        unsafe {
-            let base = ggml_backend_buffer_get_base(self.buffer.cast()).cast();
-            let mut tensor = memory::tensor(self.buffer, GGML_TYPE_I32, shape, base);
-            let bytes = size_of_val(routed.slots.as_slice());
-            let values = routed.slots.as_ptr().cast();
-            ggml_backend_tensor_set_async(inner.cast(), &raw mut tensor, values, 0, bytes);
-            tensor
+        .cast();
+        if buffer.is_null() {
+            return Err(Error::OutOfMemory { bytes, what: "numbers of slots on the GPU" });
         }
+        // SAFETY: a live buffer, with room for the tensor.
+        let tensor = unsafe {
+            let base = ggml_backend_buffer_get_base(buffer.cast()).cast();
+            memory::tensor(buffer, GGML_TYPE_I32, shape, base)
+        };
+        Ok(Self { tensor: Box::new(tensor), buffer })
     }
 }
 

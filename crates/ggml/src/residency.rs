@@ -199,6 +199,11 @@ impl Residency {
         self.classes.iter().map(|class| class.slots).collect()
     }
 
+    /// Slots of the size class of a layer.
+    pub(crate) fn slots_of(&self, layer: usize) -> u32 {
+        self.classes[self.layers[layer].class].slots
+    }
+
     /// Bytes of the records that are resident now.
     pub(crate) fn resident_bytes(&self) -> u64 {
         self.lock().resident_bytes()
