@@ -87,6 +87,7 @@ fn attach(model: &Model, share: f64, preload: bool) -> tierstream_ggml::Result<(
         seed: 1,
         preload,
         below: None,
+        staged: 2,
     };
     model.attach_pool(&pool, &mut |_| true)
 }

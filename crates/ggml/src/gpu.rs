@@ -38,6 +38,10 @@ pub(crate) struct OnGpu {
     replayed: usize,
     /// What the layer uses that is being computed.
     held: Option<Held>,
+    /// The layer after it, if it is there already.
+    next: Option<Stage>,
+    /// What each layer needed in the last batch of several tokens.
+    last: HashMap<usize, Vec<u32>>,
 }
 
 enum Held {
@@ -52,6 +56,7 @@ impl Executor for OnGpu {
         let plan = self.plans.take(graph, &pooled.table())?;
         let run = self.run_plan(pooled, graph, &plan);
         self.plans.put(graph, plan);
+        self.next = None;
         // Other contexts may wait for what the last layer uses.
         if self.held.is_some() {
             synchronize(self.inner);
@@ -66,7 +71,17 @@ impl OnGpu {
     pub(crate) fn new(inner: ggml_backend_t, control: Arc<Control>) -> Self {
         let (plans, routed) = (Plans::new(false), Routed::default());
         let over_slots = OverSlots::default();
-        Self { inner, control, plans, routed, over_slots, replayed: 0, held: None }
+        Self {
+            inner,
+            control,
+            plans,
+            routed,
+            over_slots,
+            replayed: 0,
+            held: None,
+            next: None,
+            last: HashMap::new(),
+        }
     }
 
     fn run_plan(&mut self, pooled: &Pooled, graph: &ggml_cgraph, plan: &Plan) -> Run {
@@ -78,13 +93,16 @@ impl OnGpu {
         if let Some(bases) = &*residency.identity() {
             return run_resident(self.inner, &residency, graph, plan, bases);
         }
-        for segment in &plan.segments {
+        for (index, segment) in plan.segments.iter().enumerate() {
             if self.control.is_cancelled() {
                 return Err(Error::Cancelled.into());
             }
             match &segment.routing {
                 None => run_nodes(self.inner, graph, segment.start, segment.end, 0)?,
-                Some(routing) => self.run_layer(&residency, graph, segment, routing)?,
+                Some(routing) => {
+                    self.run_layer(&residency, graph, segment, routing)?;
+                    self.stage_next(&residency, plan.segments.get(index + 1))?;
+                }
             }
         }
         Ok(())
@@ -131,16 +149,29 @@ impl OnGpu {
             self.held = Some(Held::Step(Box::new(step)));
             return Ok(());
         }
-        let control = self.control.clone();
-        let cancelled = || control.is_cancelled();
-        let mut wait = |ticket: &Arc<Ticket>| stall(&control, || control.wait_for(ticket));
-        let needs = self.routed.needs();
-        let mut meanwhile = || Ok(());
-        let waits = Waits { cancelled: &cancelled, ticket: &mut wait, meanwhile: &mut meanwhile };
-        let stage = residency.stage(routing.layer, needs, waits)?;
+        let experts: Vec<u32> = self.routed.needs().iter().map(|n| n.expert).collect();
+        let ready = self.next.take().filter(|stage| stage.layer() == routing.layer);
+        let mut stage = match ready {
+            Some(stage) => stage,
+            None => residency.stage(routing.layer, &|| self.control.is_cancelled())?,
+        };
+        staging(&self.control, |waits| stage.bring(&experts, waits))?;
         let whole = |part| stage.tensor(part);
         run_exchanged(self.inner, graph, segment, routing, whole, None)?;
+        let kept = stage.keep(self.routed.needs());
         self.held = Some(Held::Stage { _stage: stage });
+        self.last.insert(routing.layer, experts);
+        Ok(kept?)
+    }
+
+    /// While the GPU computes over a whole layer, brings what the next one needed in the batch before.
+    fn stage_next(&mut self, residency: &Arc<Residency>, next: Option<&Segment>) -> Result<()> {
+        let Some(Held::Stage { .. }) = &self.held else { return Ok(()) };
+        let routing = next.and_then(|segment| segment.routing.as_ref());
+        let needed = |routing: &Routing| self.last.get(&routing.layer).map(|e| (routing.layer, e));
+        let Some((layer, experts)) = routing.and_then(needed) else { return Ok(()) };
+        let ahead = |waits: Waits<'_>| residency.stage_ahead(layer, experts, waits);
+        self.next = staging(&self.control, ahead)?;
         Ok(())
     }
 
@@ -201,6 +232,14 @@ impl Drop for OnGpu {
         synchronize(self.inner);
         let _ = self.release();
     }
+}
+
+/// Brings a layer to the area, waiting as a context does.
+fn staging<T>(control: &Control, stage: impl FnOnce(Waits<'_>) -> Result<T>) -> Result<T> {
+    let cancelled = || control.is_cancelled();
+    let mut ticket = |ticket: &Arc<Ticket>| stall(control, || control.wait_for(ticket));
+    let mut meanwhile = || Ok(());
+    stage(Waits { cancelled: &cancelled, ticket: &mut ticket, meanwhile: &mut meanwhile })
 }
 
 /// Counts the time that `wait` takes as waiting for reads.

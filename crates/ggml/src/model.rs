@@ -116,6 +116,9 @@ pub struct PoolOptions {
     /// On a GPU, whose memory the pool above is in: a pool in host memory below it, pinned, of this
     /// size. Without one, records come from the drive straight away.
     pub below: Option<PoolSize>,
+    /// On a GPU: how many whole layers there is room for beside the slots, at least one; prompts are
+    /// computed over them. With two, one is brought while the other is computed.
+    pub staged: usize,
 }
 
 impl Model {
@@ -376,6 +379,7 @@ impl Model {
         let spec = |layers: &[Layer], slots| Spec {
             layers: layers.to_vec(),
             slots,
+            staged: options.staged.max(1),
             policy: options.policy,
             seed: options.seed,
         };
@@ -422,7 +426,7 @@ impl Model {
         pool_bytes(layers, &all_slots(layers))
     }
 
-    /// Bytes of a GPU's memory that are needed beside the slots, for whole layers; 0 on the CPU.
+    /// Bytes of a GPU's memory that are needed beside the slots for a whole layer; 0 on the CPU.
     pub fn area_bytes(&self) -> u64 {
         let streamed = self.inner.streamed.as_ref().filter(|s| s.placement.gpu().is_some());
         streamed.map_or(0, |s| s.layers.iter().map(layer_bytes).max().unwrap_or(0))

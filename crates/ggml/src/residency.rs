@@ -100,7 +100,7 @@ impl Residency {
                     (Store::Host { _pin: None, memory }, None)
                 }
                 Placement::Gpu(gpu) => {
-                    let area = Area::new(total as u64, &spec.layers);
+                    let area = Area::new(total as u64, &spec.layers, spec.staged);
                     (Store::Vram(Vram::new(gpu, area.end(), reader)?), Some(area))
                 }
             })
@@ -334,7 +334,7 @@ impl Residency {
         let mut ahead = ahead.filter(|ahead| ahead.layer() == layer);
         let mut pool = self.lock();
         if let Some(ahead) = &mut ahead {
-            self.count_ahead(ahead, need);
+            self.count_ahead(&ahead.experts().collect::<Vec<_>>(), need);
             ahead.settle(&mut pool);
         }
         let split = loop {
@@ -483,10 +483,10 @@ impl Residency {
         (surplus == 0).then_some(split)
     }
 
-    fn count_ahead(&self, ahead: &Ahead, need: &[Need]) {
-        let needed = |e: &u32| need.iter().any(|n| n.expert == *e);
-        let (all, used) = (ahead.experts().count(), ahead.experts().filter(needed).count());
-        self.read_ahead.fetch_add(all as u64, Ordering::Relaxed);
+    fn count_ahead(&self, experts: &[u32], need: &[Need]) {
+        let needed = |e: &&u32| need.iter().any(|n| n.expert == **e);
+        let used = experts.iter().filter(needed).count();
+        self.read_ahead.fetch_add(experts.len() as u64, Ordering::Relaxed);
         self.read_ahead_used.fetch_add(used as u64, Ordering::Relaxed);
     }
 
@@ -548,7 +548,8 @@ mod tests {
                 ne: [1, 1],
             }],
         };
-        let spec = Spec { layers: vec![layer], slots: vec![4], policy: Policy::Lru, seed: 1 };
+        let spec =
+            Spec { layers: vec![layer], slots: vec![4], staged: 1, policy: Policy::Lru, seed: 1 };
         let reader = Arc::new(Reader::new(tierstream_io::Config::default()).unwrap());
         let residency = Residency::new(spec, &Placement::Cpu, None, reader).unwrap();
         let (done, ended) = std::sync::mpsc::channel();

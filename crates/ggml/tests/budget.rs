@@ -8,7 +8,8 @@ use tierstream_pool::Policy;
 use tierstream_synth::{Arch, Quant, Spec};
 
 fn attach(model: &Model, size: PoolSize) -> Result<(), Error> {
-    let pool = PoolOptions { size, policy: Policy::Lru, seed: 1, preload: false, below: None };
+    let pool =
+        PoolOptions { size, policy: Policy::Lru, seed: 1, preload: false, below: None, staged: 2 };
     model.attach_pool(&pool, &mut go_on)
 }
 

@@ -169,6 +169,7 @@ fn a_failed_read_while_preloading_leaves_a_model_without_pool() {
         seed: 1,
         preload: true,
         below: None,
+        staged: 2,
     };
     let error = model.attach_pool(&pool, &mut go_on).unwrap_err();
     assert!(matches!(error, Error::Io(tierstream_io::Error::Read { .. })), "{error:?}");
@@ -247,6 +248,7 @@ fn a_file_modified_before_the_preload_is_an_error() {
         seed: 1,
         preload: true,
         below: None,
+        staged: 2,
     };
     let error = model.attach_pool(&pool, &mut go_on).unwrap_err();
     assert!(matches!(error, Error::Io(tierstream_io::Error::Changed { .. })), "{error:?}");
@@ -527,6 +529,7 @@ fn progress_that_stops_cancels() {
         seed: 1,
         preload: true,
         below: None,
+        staged: 2,
     };
     let error = model.attach_pool(&pool, &mut |done| done < 0.5).unwrap_err();
     assert!(matches!(error, Error::Cancelled), "{error:?}");

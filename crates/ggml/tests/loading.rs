@@ -66,6 +66,7 @@ fn a_pool_is_attached_once_even_at_the_same_time() {
         seed: 1,
         preload,
         below: None,
+        staged: 2,
     };
     let attach = || model.attach_pool(&options(false), &mut go_on);
     // A second caller while the first one preloads, which is stopped then.

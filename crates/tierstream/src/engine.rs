@@ -197,6 +197,7 @@ impl Engine {
                     Some(vram) => vram.below_size(&model, &mut notes)?,
                     None => None,
                 },
+                staged: vram.as_ref().map_or(1, |vram| vram.layers_staged(&model)),
             };
             model.attach_pool(&pool, progress)?;
         } else if let Some(vram) = &vram {

@@ -18,6 +18,9 @@ const DEFAULT_SHARE: f64 = 0.9;
 /// Share of the available host memory that is used for experts when no budget is given.
 const DEFAULT_RAM_SHARE: f64 = 0.5;
 
+/// A second layer gets room if that is no more than this part of the budget: one in so many.
+const SECOND_LAYER_SHARE: u64 = 16;
+
 /// What computing takes beyond what is allocated when the pool is made: ggml's buffers for
 /// intermediate results, its captured graphs, cuBLAS, and up to a granule of the pool that is used
 /// in part. Bytes; about 510 MiB were seen on an H100, with batches of 512 tokens.
@@ -51,7 +54,8 @@ impl Vram {
     /// # Errors
     /// [`Error::Vram`] if the budget is too small.
     pub(crate) fn pool_size(&self, model: &Model, asked: Option<PoolShare>) -> Result<PoolSize> {
-        let fixed = self.taken_bytes()? + model.area_bytes() + GROWTH_BYTES;
+        let area_bytes = self.layers_staged(model) as u64 * model.area_bytes();
+        let fixed = self.taken_bytes()? + area_bytes + GROWTH_BYTES;
         let least = model.least_pool_bytes();
         let Some(left) = self.budget_bytes.checked_sub(fixed).filter(|&left| left >= least) else {
             return Err(self.too_small(fixed + least));
@@ -65,6 +69,12 @@ impl Vram {
             None => (PoolSize::Share(1.0), model.whole_pool_bytes()),
         };
         Ok(if bytes <= left { size } else { PoolSize::Bytes(left) })
+    }
+
+    /// How many whole layers get room: a second one, which lets prompts run faster, only if it costs
+    /// the experts little.
+    pub(crate) fn layers_staged(&self, model: &Model) -> usize {
+        if model.area_bytes() * SECOND_LAYER_SHARE <= self.budget_bytes { 2 } else { 1 }
     }
 
     /// Size of the pool in host memory below, if there is to be one.

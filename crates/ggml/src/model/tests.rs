@@ -43,7 +43,14 @@ fn layers_that_stay_resident() {
         let records: u64 = experts.expert_bytes() / all.len() as u64;
         assert_eq!(model.expert_bytes(), records * streamed as u64);
         let size = PoolSize::Share(0.25);
-        let pool = PoolOptions { size, policy: Policy::Lru, seed: 1, preload: false, below: None };
+        let pool = PoolOptions {
+            size,
+            policy: Policy::Lru,
+            seed: 1,
+            preload: false,
+            below: None,
+            staged: 2,
+        };
         model.attach_pool(&pool, &mut |_| true).unwrap();
         assert!(logits(&model) == expected, "{blocks:?}");
     }
@@ -63,7 +70,14 @@ fn a_rehearsed_model_computes_nothing() {
         let decoded = context.decode(&[1], Keep::Last, |_, _| ());
         assert!(matches!(decoded, Err(Error::Rehearsal)), "{decoded:?}");
         let size = PoolSize::Share(1.0);
-        let pool = PoolOptions { size, policy: Policy::Lru, seed: 1, preload: true, below: None };
+        let pool = PoolOptions {
+            size,
+            policy: Policy::Lru,
+            seed: 1,
+            preload: true,
+            below: None,
+            staged: 2,
+        };
         let attached = model.attach_pool(&pool, &mut |_| true);
         assert!(matches!(attached, Err(Error::Rehearsal)), "{attached:?}");
     }

@@ -10,7 +10,8 @@ pub struct ExpertCounters {
     pub hits: u64,
     /// Of those, missing in the pool.
     pub faults: u64,
-    /// Of the faults, served by the pool below, in host memory; the others are read.
+    /// Served by the pool below, in host memory: of the faults, whose others are read, and of what was
+    /// brought ahead for nobody.
     pub ram_hits: u64,
     /// Records that gave their slot to another.
     pub evictions: u64,
@@ -18,9 +19,10 @@ pub struct ExpertCounters {
     pub bytes_read: u64,
     /// Records asked for at least once.
     pub first_touches: u64,
-    /// Records read before they were asked for.
+    /// Records brought before they were asked for.
     pub read_ahead: u64,
-    /// Of those, asked for by the batch that they were read for: hits.
+    /// Of those, asked for by the batch that they were brought for: hits, or faults where whole layers
+    /// are brought beside the slots.
     pub read_ahead_used: u64,
 }
 

@@ -120,6 +120,8 @@ pub(crate) struct Spec {
     pub(crate) layers: Vec<Layer>,
     /// Slots per class.
     pub(crate) slots: Vec<u32>,
+    /// On a GPU: how many layers there is room for beside the slots.
+    pub(crate) staged: usize,
     pub(crate) policy: Policy,
     pub(crate) seed: u64,
 }

@@ -23,8 +23,8 @@ pub(super) enum Load {
 pub(super) enum Destination {
     /// The pool.
     Slots,
-    /// The area for whole layers.
-    Area,
+    /// The area for whole layers: which of its rooms.
+    Area(usize),
 }
 
 /// How somebody waits.

@@ -5,7 +5,7 @@
 //! "stream-k"), so that the bits of their output depend on where each expert lies. With every
 //! expert at the place that it has in the file, they are those of the resident model.
 
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use tierstream_io::Priority;
 use tierstream_pool::{Lookup, Slot};
@@ -20,44 +20,66 @@ use crate::error::{Error, Result};
 /// be copied there too, for nothing if another batch follows.
 const KEPT_ROWS: u32 = 4;
 
-/// Room for one layer, for one context at a time.
+/// Room for whole layers, each taken by one context at a time: one layer is computed, while another
+/// is brought if there is room for two.
 pub(super) struct Area {
     /// Where it begins in the store.
     offset: u64,
+    /// Bytes of room for one layer.
     bytes: u64,
-    free: Mutex<bool>,
+    free: Mutex<Vec<bool>>,
     freed: Condvar,
 }
 
 impl Area {
-    /// For any of `layers`, from `offset` of the store on.
-    pub(super) fn new(offset: u64, layers: &[Layer]) -> Self {
+    /// For `count` of `layers` at a time, from `offset` of the store on.
+    pub(super) fn new(offset: u64, layers: &[Layer], count: usize) -> Self {
         let bytes = layers.iter().map(layer_bytes).max().unwrap_or(0);
-        Self { offset, bytes, free: Mutex::new(true), freed: Condvar::new() }
+        Self { offset, bytes, free: Mutex::new(vec![true; count]), freed: Condvar::new() }
     }
 
     /// Where it ends in the store.
     pub(super) fn end(&self) -> u64 {
-        self.offset + self.bytes
+        self.offset_of(lock(&self.free).len())
     }
 
-    fn take(&self, cancelled: &dyn Fn() -> bool) -> Result<()> {
-        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        while !*free {
+    fn offset_of(&self, room: usize) -> u64 {
+        self.offset + room as u64 * self.bytes
+    }
+
+    /// Room for a layer, if there is some now.
+    fn try_take(&self) -> Option<usize> {
+        take_free(&mut lock(&self.free))
+    }
+
+    fn take(&self, cancelled: &dyn Fn() -> bool) -> Result<usize> {
+        let mut free = lock(&self.free);
+        loop {
+            if let Some(room) = take_free(&mut free) {
+                return Ok(room);
+            }
             if cancelled() {
                 return Err(Error::Cancelled);
             }
             let waited = self.freed.wait_timeout(free, CANCEL_LOOKED_FOR_EVERY);
             free = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
-        *free = false;
-        Ok(())
     }
 
-    fn give_back(&self) {
-        *self.free.lock().unwrap_or_else(PoisonError::into_inner) = true;
+    fn give_back(&self, room: usize) {
+        lock(&self.free)[room] = true;
         self.freed.notify_one();
     }
+}
+
+fn take_free(free: &mut [bool]) -> Option<usize> {
+    let room = free.iter().position(|&free| free)?;
+    free[room] = false;
+    Some(room)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Bytes of all records of a layer, as they lie in the area.
@@ -69,57 +91,62 @@ fn part_bytes(layer: &Layer, part: usize) -> u64 {
     layer.parts[part].slot.bytes_of(layer.experts as usize, TAIL_BYTES) as u64
 }
 
-/// What a batch needs of a layer, in the area. Nobody else gets the area while this lives.
+/// What a batch needs of a layer, in the area. Nobody else gets its room while this lives.
 pub(crate) struct Stage {
     residency: Arc<Residency>,
     layer: usize,
+    /// Of the area.
+    room: usize,
+    /// Experts that are there.
+    experts: Vec<u32>,
+    /// Records that were brought, not from a slot, before they were asked for.
+    ahead: Vec<u32>,
 }
 
 impl Residency {
-    /// Brings the records of `need` (distinct experts, at least one) into the area, from slots and
-    /// from files, and those of the last rows into slots, as far as there are some.
+    /// Room for a layer, with nothing in it.
     pub(crate) fn stage(
         self: &Arc<Self>,
         layer: usize,
-        need: &[Need],
-        waits: Waits<'_>,
+        cancelled: &dyn Fn() -> bool,
     ) -> Result<Stage> {
         let area = self.area.as_ref().ok_or_else(|| Error::Internal("no area".into()))?;
-        area.take(waits.cancelled)?;
-        let stage = Stage { residency: self.clone(), layer };
-        let Store::Vram(vram) = &self.store else { return Ok(stage) };
-        vram.back(area.offset, layer_bytes(&self.layers[layer]))?;
-        let mut held = self.hold(layer, need, waits.cancelled)?;
-        self.clear_gaps(layer, need)?;
-        let brought = self.bring_to_area(layer, &held, waits);
-        // The area is used again only when nothing is on its way there.
-        let settled = vram.settle();
-        brought.and(settled)?;
-        let kept = held.kept.iter().try_for_each(|(expert, slot)| {
-            self.back(layer, slot.index)?;
-            let (from, to) = ((Destination::Area, *expert), (Destination::Slots, slot.index));
-            self.copy_record(layer, from, to)
-        });
-        // Nor are the slots given up before: another record could be on its way into one of them.
-        let settled = vram.settle();
-        kept.and(settled)?;
-        held.commit();
-        Ok(stage)
+        let room = area.take(cancelled)?;
+        Ok(Stage::new(self, layer, room))
+    }
+
+    /// The same, with records (distinct, of a layer that comes next) that it will probably need.
+    /// None if there is no room now.
+    pub(crate) fn stage_ahead(
+        self: &Arc<Self>,
+        layer: usize,
+        experts: &[u32],
+        waits: Waits<'_>,
+    ) -> Result<Option<Stage>> {
+        let Some(room) = self.area.as_ref().and_then(Area::try_take) else { return Ok(None) };
+        let mut stage = Stage::new(self, layer, room);
+        stage.ahead = stage.bring(experts, waits)?;
+        Ok(Some(stage))
     }
 
     /// Zeros where kernels may read beyond a record and no needed one follows: what other layers have
     /// left there may be no numbers in this one's type.
-    fn clear_gaps(&self, layer: usize, need: &[Need]) -> Result<()> {
+    fn clear_gaps(
+        &self,
+        layer: usize,
+        area: Destination,
+        (new, all): (&[u32], &[u32]),
+    ) -> Result<()> {
         let Store::Vram(vram) = &self.store else { return Ok(()) };
-        let Layer { parts, experts, .. } = &self.layers[layer];
+        let Layer { parts, experts: count, .. } = &self.layers[layer];
         for (index, part) in parts.iter().enumerate().filter(|(_, part)| part.is_read_beyond()) {
-            for next in need.iter().map(|n| n.expert + 1) {
-                if need.iter().any(|n| n.expert == next) {
+            for next in new.iter().map(|expert| expert + 1) {
+                if all.contains(&next) {
                     continue;
                 }
                 // Not into the place of the one after.
-                let room = if next < *experts { part.slot.stride } else { TAIL_BYTES };
-                let at = self.part_in(layer, index, Destination::Area, next);
+                let room = if next < *count { part.slot.stride } else { TAIL_BYTES };
+                let at = self.part_in(layer, index, area, next);
                 vram.clear(self.store.offset(at), room.min(TAIL_BYTES) as u64)?;
             }
         }
@@ -127,21 +154,26 @@ impl Residency {
     }
 
     /// Copies what is in slots, while what is missing arrives.
-    fn bring_to_area(self: &Arc<Self>, layer: usize, held: &Held, waits: Waits<'_>) -> Result<()> {
+    fn bring_to_area(
+        self: &Arc<Self>,
+        layer: usize,
+        area: Destination,
+        hits: &[(u32, Slot)],
+        missing: &[u32],
+        waits: Waits<'_>,
+    ) -> Result<()> {
         let mut copy_hits = || {
-            held.hits.iter().try_for_each(|(expert, slot)| {
-                let (from, to) = ((Destination::Slots, slot.index), (Destination::Area, *expert));
-                self.copy_record(layer, from, to)
+            hits.iter().try_for_each(|(expert, slot)| {
+                self.copy_record(layer, (Destination::Slots, slot.index), (area, *expert))
             })
         };
-        if held.missing.is_empty() {
+        if missing.is_empty() {
             return copy_hits();
         }
         let parts: Vec<usize> = (0..self.layers[layer].parts.len()).collect();
         let in_order = |&expert: &u32| Placed { expert, slot: expert };
-        let placed: Vec<Placed> = held.missing.iter().map(in_order).collect();
-        let to = Destination::Area;
-        let load = Load::start(self, layer, &parts, &placed, to, Priority::Demand);
+        let placed: Vec<Placed> = missing.iter().map(in_order).collect();
+        let load = Load::start(self, layer, &parts, &placed, area, Priority::Demand);
         let Waits { cancelled, ticket, .. } = waits;
         let brought = load.wait(self, Waits { cancelled, ticket, meanwhile: &mut copy_hits });
         if let (Err(_), Some(ticket)) = (&brought, load.ticket()) {
@@ -149,57 +181,6 @@ impl Residency {
             let _ = ticket.wait();
         }
         brought
-    }
-
-    /// Pins what is resident, and takes slots for what is to stay of the rest.
-    fn hold(
-        self: &Arc<Self>,
-        layer: usize,
-        need: &[Need],
-        cancelled: &dyn Fn() -> bool,
-    ) -> Result<Held> {
-        let mut pool = self.lock();
-        // Another context brings one of them: it is waited for, not read twice.
-        while need.iter().any(|n| matches!(pool.peek(record(layer, n.expert)), Lookup::Loading(_)))
-        {
-            if cancelled() {
-                return Err(Error::Cancelled);
-            }
-            let waited = self.settled.wait_timeout(pool, CANCEL_LOOKED_FOR_EVERY);
-            pool = waited.unwrap_or_else(PoisonError::into_inner).0;
-        }
-        let mut held = Held {
-            residency: self.clone(),
-            hits: Vec::new(),
-            missing: Vec::new(),
-            kept: Vec::new(),
-        };
-        pool.begin_step();
-        let mut missing = Vec::new();
-        for &n in need {
-            match pool.request(record(layer, n.expert)) {
-                Lookup::Resident(slot) => held.hits.push((n.expert, slot)),
-                _ => missing.push(n),
-            }
-        }
-        // Those of the last rows stay: decoding goes on from there. No more than this layer's
-        // share, so that a prompt does not turn over what the others have.
-        missing.sort_by_key(|n| (n.last_row, n.expert));
-        let last_row = need.iter().map(|n| n.last_row).max().unwrap_or(0);
-        let recent = missing.iter().filter(|n| n.last_row + KEPT_ROWS > last_row).count();
-        let room = pool.reservable(index32(layer)) as usize;
-        let stay = missing.len() - recent.min(room).min(self.share(layer));
-        for n in &missing[stay..] {
-            let found = pool.reserve(record(layer, n.expert));
-            held.kept.extend(found.map(|found| (n.expert, found.slot)));
-        }
-        for n in &missing[..stay] {
-            pool.stream(record(layer, n.expert));
-        }
-        drop(pool);
-        held.missing = missing.iter().map(|n| n.expert).collect();
-        held.missing.sort_unstable();
-        Ok(held)
     }
 
     /// Starts to copy a record from one place of the store to another.
@@ -221,9 +202,9 @@ impl Residency {
     pub(super) fn first_slot(&self, layer: usize, part: usize, place: Destination) -> *mut u8 {
         let spec = &self.layers[layer];
         match (place, &self.area) {
-            (Destination::Area, Some(area)) => {
+            (Destination::Area(room), Some(area)) => {
                 let before: u64 = (0..part).map(|p| part_bytes(spec, p)).sum();
-                let offset = usize::try_from(area.offset + before).expect("an address");
+                let offset = usize::try_from(area.offset_of(room) + before).expect("an address");
                 self.store.base().wrapping_add(offset)
             }
             _ => self.classes[spec.class].parts[part].data.cast(),
@@ -232,11 +213,99 @@ impl Residency {
 }
 
 impl Stage {
+    fn new(residency: &Arc<Residency>, layer: usize, room: usize) -> Self {
+        let (experts, ahead) = (Vec::new(), Vec::new());
+        Self { residency: residency.clone(), layer, room, experts, ahead }
+    }
+
+    pub(crate) fn layer(&self) -> usize {
+        self.layer
+    }
+
+    /// Brings those records of `experts` that are not here yet, from slots and from where the pool
+    /// has its records from. Returns those that were in no slot.
+    pub(crate) fn bring(&mut self, experts: &[u32], waits: Waits<'_>) -> Result<Vec<u32>> {
+        let Self { residency, layer, room, .. } = self;
+        let (Store::Vram(vram), Some(area)) = (&residency.store, &residency.area) else {
+            return Err(Error::Internal("no area".into()));
+        };
+        let there = self.experts.len();
+        let new = experts.iter().filter(|expert| !self.experts[..there].contains(expert));
+        let new: Vec<u32> = new.copied().collect();
+        if new.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.experts.extend(&new);
+        vram.back(area.offset_of(*room), layer_bytes(&residency.layers[*layer]))?;
+        let mut held = Held::new(residency);
+        let mut hits = Vec::new();
+        let mut missing = Vec::new();
+        let mut pool = residency.lock();
+        for &expert in &new {
+            match pool.hold(record(*layer, expert)) {
+                Some(slot) => hits.push((expert, slot)),
+                None => missing.push(expert),
+            }
+        }
+        drop(pool);
+        held.pinned.extend(hits.iter().map(|(_, slot)| *slot));
+        let to = Destination::Area(*room);
+        residency.clear_gaps(*layer, to, (&new, &self.experts))?;
+        let brought = residency.bring_to_area(*layer, to, &hits, &missing, waits);
+        // The room is used again, and the slots given up, only when nothing is on its way.
+        let settled = vram.settle();
+        brought.and(settled)?;
+        Ok(missing)
+    }
+
+    /// Counts what a batch needs of the layer (distinct experts, at least one), which is here, and
+    /// copies the records of its last rows to slots, as far as there are some: decoding goes on from
+    /// there. No more than the layer's share, so that a prompt does not turn over what others have.
+    pub(crate) fn keep(&self, need: &[Need]) -> Result<()> {
+        let Self { residency, layer, room, ahead, .. } = self;
+        let Store::Vram(vram) = &residency.store else { return Ok(()) };
+        residency.count_ahead(ahead, need);
+        let mut held = Held::new(residency);
+        let mut missing = Vec::new();
+        let mut pool = residency.lock();
+        pool.begin_step();
+        for &n in need {
+            match pool.request(record(*layer, n.expert)) {
+                Lookup::Resident(slot) | Lookup::Loading(slot) => held.pinned.push(slot),
+                Lookup::Absent => missing.push(n),
+            }
+        }
+        missing.sort_by_key(|n| (n.last_row, n.expert));
+        let last_row = need.iter().map(|n| n.last_row).max().unwrap_or(0);
+        let recent = missing.iter().filter(|n| n.last_row + KEPT_ROWS > last_row).count();
+        let slots = pool.reservable(index32(*layer)) as usize;
+        let stay = missing.len() - recent.min(slots).min(residency.share(*layer));
+        for n in &missing[stay..] {
+            let found = pool.reserve(record(*layer, n.expert));
+            held.reserved.extend(found.map(|found| (n.expert, found.slot)));
+        }
+        for n in &missing[..stay] {
+            pool.stream(record(*layer, n.expert));
+        }
+        drop(pool);
+        let kept = held.reserved.iter().try_for_each(|&(expert, slot)| {
+            residency.back(*layer, slot.index)?;
+            let from = (Destination::Area(*room), expert);
+            residency.copy_record(*layer, from, (Destination::Slots, slot.index))
+        });
+        // Not given up before: another record could be on its way into one of them.
+        let settled = vram.settle();
+        kept.and(settled)?;
+        held.commit();
+        Ok(())
+    }
+
     /// The tensor of `part`, as kernels get it: all experts of the layer, in order.
     pub(crate) fn tensor(&self, part: usize) -> ggml_tensor {
         let spec = &self.residency.layers[self.layer];
         let mut tensor = self.residency.classes[spec.class].parts[part];
-        tensor.data = self.residency.first_slot(self.layer, part, Destination::Area).cast();
+        tensor.data =
+            self.residency.first_slot(self.layer, part, Destination::Area(self.room)).cast();
         tensor.ne[2] = i64::from(spec.experts);
         tensor.nb[3] = tensor.nb[2] * spec.experts as usize;
         tensor
@@ -245,28 +314,29 @@ impl Stage {
 
 impl Drop for Stage {
     fn drop(&mut self) {
-        self.residency.area.as_ref().expect("it was taken").give_back();
+        self.residency.area.as_ref().expect("it was taken").give_back(self.room);
     }
 }
 
-/// What a batch holds of the pool while its layer is staged.
+/// What a batch holds of the pool while copies are under way.
 struct Held {
     residency: Arc<Residency>,
-    /// Resident records, pinned.
-    hits: Vec<(u32, Slot)>,
-    /// Experts to be read, ascending.
-    missing: Vec<u32>,
-    /// Of those, the ones that are to stay, and their slots.
-    kept: Vec<(u32, Slot)>,
+    pinned: Vec<Slot>,
+    /// Slots that are being filled, and whose records.
+    reserved: Vec<(u32, Slot)>,
 }
 
 impl Held {
-    /// What was to stay is in its slots.
+    fn new(residency: &Arc<Residency>) -> Self {
+        Self { residency: residency.clone(), pinned: Vec::new(), reserved: Vec::new() }
+    }
+
+    /// The reserved slots are filled.
     fn commit(&mut self) {
         let mut pool = self.residency.lock();
-        for (expert, slot) in self.kept.drain(..) {
+        for (_, slot) in self.reserved.drain(..) {
             pool.commit(slot);
-            self.hits.push((expert, slot));
+            self.pinned.push(slot);
         }
     }
 }
@@ -274,8 +344,8 @@ impl Held {
 impl Drop for Held {
     fn drop(&mut self) {
         let mut pool = self.residency.lock();
-        self.kept.drain(..).for_each(|(_, slot)| pool.abandon(slot));
-        self.hits.drain(..).for_each(|(_, slot)| pool.unpin(slot));
+        self.reserved.drain(..).for_each(|(_, slot)| pool.abandon(slot));
+        self.pinned.drain(..).for_each(|slot| pool.unpin(slot));
         drop(pool);
         self.residency.settled.notify_all();
     }

@@ -110,7 +110,14 @@ pub(crate) fn attach(model: &Model, room: Room, policy: Policy) {
         Room::Share(share) => PoolSize::Share(share),
         Room::Floor(more) => PoolSize::Bytes(model.least_pool_bytes() + more),
     };
-    let pool = PoolOptions { size, policy, seed: 1, preload: room == Room::Preloaded, below: None };
+    let pool = PoolOptions {
+        size,
+        policy,
+        seed: 1,
+        preload: room == Room::Preloaded,
+        below: None,
+        staged: 2,
+    };
     model.attach_pool(&pool, &mut go_on).unwrap();
 }
 
