@@ -23,7 +23,7 @@ const KEPT_ROWS: u32 = 4;
 /// Room for one layer, for one context at a time.
 pub(super) struct Area {
     /// Where it begins in the store.
-    offset: u64,
+    pub(super) offset: u64,
     bytes: u64,
     free: Mutex<bool>,
     freed: Condvar,
@@ -88,15 +88,15 @@ impl Residency {
         area.take(waits.cancelled)?;
         let stage = Stage { residency: self.clone(), layer };
         let Store::Vram(vram) = &self.store else { return Ok(stage) };
-        vram.back(area.offset, layer_bytes(&self.layers[layer]))?;
+        self.back_area(area.offset, layer_bytes(&self.layers[layer]), waits.cancelled)?;
         let mut held = self.hold(layer, need, waits.cancelled)?;
+        self.back_kept(layer, &mut held.kept)?;
         self.clear_gaps(layer, need)?;
         let brought = self.bring_to_area(layer, &held, waits);
         // The area is used again only when nothing is on its way there.
         let settled = vram.settle();
         brought.and(settled)?;
         let kept = held.kept.iter().try_for_each(|(expert, slot)| {
-            self.back(layer, slot.index)?;
             let (from, to) = ((Destination::Area, *expert), (Destination::Slots, slot.index));
             self.copy_record(layer, from, to)
         });
@@ -188,7 +188,7 @@ impl Residency {
         let last_row = need.iter().map(|n| n.last_row).max().unwrap_or(0);
         let recent = missing.iter().filter(|n| n.last_row + KEPT_ROWS > last_row).count();
         let room = pool.reservable(index32(layer)) as usize;
-        let stay = missing.len() - recent.min(room).min(self.share(layer));
+        let stay = missing.len() - recent.min(room).min(self.share(&pool, layer));
         for n in &missing[stay..] {
             let found = pool.reserve(record(layer, n.expert));
             held.kept.extend(found.map(|found| (n.expert, found.slot)));

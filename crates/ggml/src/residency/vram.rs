@@ -5,6 +5,7 @@
 //! its copy is seen done.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -15,9 +16,6 @@ use super::layer::TAIL_BYTES;
 use crate::abi::*;
 use crate::error::{Error, Result};
 use crate::placement::Gpu;
-
-/// Memory is mapped in pieces of this, bytes: the costs of mapping hardly depend on the size.
-const GRANULE_BYTES: u64 = 32 << 20;
 
 /// Copies from the ring that nobody has waited for. The reader needs the other buffers.
 const COPIES_IN_FLIGHT: usize = 4;
@@ -45,11 +43,11 @@ unsafe impl Send for Vram {}
 unsafe impl Sync for Vram {}
 
 impl Vram {
-    /// Addresses for `bytes`, with no memory behind them yet. What `reader` reads will be copied
-    /// there.
-    pub(super) fn new(gpu: &Gpu, bytes: u64, reader: &Reader) -> Result<Self> {
+    /// Addresses for `bytes`, with no memory behind them yet. It will come in granules of
+    /// `granule_bytes`. What `reader` reads will be copied there.
+    pub(super) fn new(gpu: &Gpu, bytes: u64, granule_bytes: u64, reader: &Reader) -> Result<Self> {
         let device = gpu.device();
-        let region = device.reserve(bytes, GRANULE_BYTES)?;
+        let region = device.reserve(bytes, granule_bytes)?;
         let (uploads, within) = (device.stream()?, device.stream()?);
         let ring = reader.ring().clone();
         let base = NonNull::new(ring.base()).expect("a ring is mapped");
@@ -100,20 +98,51 @@ impl Vram {
         let size = self.region.granule_bytes();
         let end = (offset + bytes + TAIL_BYTES as u64).min(self.region.bytes());
         let _growing = lock(&self.growing);
-        let mut grown = false;
         for granule in offset / size..end.div_ceil(size) {
             let index = usize::try_from(granule).expect("granules are counted in usize");
             if !self.region.is_mapped(index) {
                 self.region.map(index)?;
-                self.uploads.fill(self.region.span(granule * size, size)?, 0)?;
-                grown = true;
+                // What is not surely cleared before it is used is not there.
+                let cleared = self.clear(granule * size, size).and_then(|()| {
+                    // Uploads come behind on the same stream; the other copies are to do so too.
+                    Ok(self.within.wait_for(&self.uploads.record()?)?)
+                });
+                if let Err(error) = cleared {
+                    self.uploads.synchronize()?;
+                    self.region.unmap(index)?;
+                    return Err(error);
+                }
             }
         }
-        if grown {
-            // Uploads come behind on the same stream; the other copies are to do so too.
-            self.within.wait_for(&self.uploads.record()?)?;
-        }
         Ok(())
+    }
+
+    /// Takes the memory away behind every granule that `used` has no part of; returns its bytes.
+    /// Nobody puts memory there meanwhile, and kernels that read there are done.
+    pub(super) fn unback(&self, used: &[Range<u64>]) -> Result<u64> {
+        let size = self.region.granule_bytes();
+        let _growing = lock(&self.growing);
+        let is_used = |granule: &usize| {
+            let (start, end) = (*granule as u64 * size, (*granule as u64 + 1) * size);
+            used.iter().any(|part| part.start < end && start < part.end)
+        };
+        let idle = (0..self.region.granules()).filter(|granule| !is_used(granule));
+        let idle: Vec<usize> = idle.filter(|&granule| self.region.is_mapped(granule)).collect();
+        if idle.is_empty() {
+            return Ok(0);
+        }
+        // Copies that nobody has seen done keep their granules.
+        self.uploads.synchronize()?;
+        self.within.synchronize()?;
+        idle.iter().try_for_each(|&granule| self.region.unmap(granule))?;
+        Ok(idle.len() as u64 * size)
+    }
+
+    /// Of the bytes before `offset`, the start of a granule, those that there is memory behind.
+    pub(super) fn mapped_bytes_before(&self, offset: u64) -> u64 {
+        let size = self.region.granule_bytes();
+        let granules = usize::try_from(offset / size).expect("granules are counted in usize");
+        (0..granules).filter(|&granule| self.region.is_mapped(granule)).count() as u64 * size
     }
 
     /// Starts to copy pinned memory to `offset`, where there is memory.
