@@ -17,7 +17,7 @@ use tierstream_pool::Policy;
 use crate::budget::{Budget, Requirement};
 use crate::error::{Error, Result};
 use crate::size::PoolShare;
-use crate::vram::Vram;
+use crate::vram::{Vram, VramBudget};
 
 /// Context length when none is asked for, tokens; less if the model was trained with less.
 pub const DEFAULT_CTX: u32 = 4096;
@@ -97,6 +97,7 @@ pub struct Engine {
     /// Counters after the load, which are not the requests'.
     loaded: ExpertCounters,
     requirement: Requirement,
+    vram: Option<VramBudget>,
 }
 
 /// How tokens are generated.
@@ -184,10 +185,15 @@ impl Engine {
         if vram.is_some() && options.prefetch != Prefetch::Off {
             notes.push("--prefetch: nothing is read ahead on a GPU yet".to_owned());
         }
+        let mut vram_budget = None;
         if model.is_streamed() {
             let pool = PoolOptions {
                 size: match &vram {
-                    Some(vram) => vram.pool_size(&model, options.experts)?,
+                    Some(vram) => {
+                        let (size, budget) = vram.pool_size(&model, options.experts)?;
+                        vram_budget = Some(budget);
+                        size
+                    }
                     None => budget.pool_size(&requirement, &mut notes)?,
                 },
                 policy: options.policy,
@@ -206,7 +212,8 @@ impl Engine {
         }
         let loaded = model.expert_counters();
         let load_time = start.elapsed();
-        Ok(Engine { file, experts, model, context, load_time, notes, loaded, requirement })
+        let vram = vram_budget;
+        Ok(Engine { file, experts, model, context, load_time, notes, loaded, requirement, vram })
     }
 
     /// Appends `prompt` to the context and generates. `on_token` gets each token and its bytes
@@ -290,6 +297,12 @@ impl Engine {
     /// Stops a generation from another thread, or from a signal's.
     pub fn cancel_handle(&self) -> Cancel {
         self.context.cancel_handle()
+    }
+
+    /// What may be taken of the GPU's memory, to change that from any thread: none where no experts
+    /// are streamed to a GPU.
+    pub fn vram_budget(&self) -> Option<VramBudget> {
+        self.vram.clone()
     }
 
     /// The model's header.
