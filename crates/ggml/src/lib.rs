@@ -1,8 +1,8 @@
 //! Runs models with llama.cpp, with expert weights streamed through a pool.
 //!
 //! The way of a token: [`Context::decode`] calls llama.cpp, which builds its graph and gives it to
-//! the only device it knows, our proxy (`proxy`). The proxy's executor (`host`, or `gpu`) cuts the graph
-//! before the expert matmuls of each layer (`plan`), looks the routed experts up in the pool
+//! the only device it knows, our proxy (`proxy`). The proxy's executor (`host`, or `gpu`) cuts the
+//! graph before the expert matmuls of each layer (`plan`), looks the routed experts up in the pool
 //! (`residency`), has the missing ones read, points the matmuls at slots and lets the real backend
 //! compute. llama.cpp itself is unmodified.
 

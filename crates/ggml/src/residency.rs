@@ -334,7 +334,7 @@ impl Residency {
         let mut ahead = ahead.filter(|ahead| ahead.layer() == layer);
         let mut pool = self.lock();
         if let Some(ahead) = &mut ahead {
-            self.count_ahead(&ahead.experts().collect::<Vec<_>>(), need);
+            self.count_ahead(ahead.experts(), need);
             ahead.settle(&mut pool);
         }
         let split = loop {
@@ -483,11 +483,12 @@ impl Residency {
         (surplus == 0).then_some(split)
     }
 
-    fn count_ahead(&self, experts: &[u32], need: &[Need]) {
-        let needed = |e: &&u32| need.iter().any(|n| n.expert == **e);
-        let used = experts.iter().filter(needed).count();
-        self.read_ahead.fetch_add(experts.len() as u64, Ordering::Relaxed);
-        self.read_ahead_used.fetch_add(used as u64, Ordering::Relaxed);
+    fn count_ahead(&self, experts: impl Iterator<Item = u32>, need: &[Need]) {
+        for expert in experts {
+            let used = need.iter().any(|n| n.expert == expert);
+            self.read_ahead.fetch_add(1, Ordering::Relaxed);
+            self.read_ahead_used.fetch_add(u64::from(used), Ordering::Relaxed);
+        }
     }
 
     /// An even share of the class's slots, in slots.

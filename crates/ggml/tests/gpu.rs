@@ -117,8 +117,14 @@ fn three_tiers() {
         for (prompt, n_batch) in [(12, 1), (80, 40)] {
             let run = Run::new(&reference_model, prompt, 16, n_batch);
             let reference = run.logits(&reference_model);
-            for (above, below, preload) in [(0.4, 1.0, true), (0.4, 1.0, false), (0.3, 0.6, true)] {
-                let what = format!("batch {n_batch}, {above} over {below}, {preload}");
+            for (above, below, preload, staged) in [
+                (0.4, 1.0, true, 2),
+                (0.4, 1.0, true, 1),
+                (0.4, 1.0, false, 2),
+                (0.3, 0.6, true, 2),
+                (0.3, 0.6, true, 1),
+            ] {
+                let what = format!("batch {n_batch}, {above} over {below}, {preload}, {staged}");
                 let device = stand_in();
                 let model = load_on_stand_in(&synth.path, &device, reader());
                 let pool = PoolOptions {
@@ -127,14 +133,14 @@ fn three_tiers() {
                     seed: 1,
                     preload,
                     below: Some(PoolSize::Share(below)),
-                    staged: 2,
+                    staged,
                 };
                 model.attach_pool(&pool, &mut |_| true).unwrap();
                 assert!(device.pinned_bytes() > model.pool_below_bytes().unwrap().0, "{what}");
                 assert_same_bits(&reference, &run.logits(&model), vocab, &what);
                 let c = model.expert_counters();
                 let in_vain = c.read_ahead - c.read_ahead_used;
-                assert_eq!(c.read_ahead > 0, n_batch > 1, "{what}: {c:?}");
+                assert_eq!(c.read_ahead > 0, n_batch > 1 && staged > 1, "{what}: {c:?}");
                 assert!(0 < c.ram_hits && c.ram_hits <= c.faults + in_vain, "{what}: {c:?}");
                 let all = model.expert_bytes();
                 match (below, preload) {

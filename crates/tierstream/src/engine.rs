@@ -182,7 +182,7 @@ impl Engine {
         let requirement = Requirement::measured(&model, &context, &experts);
         let mut notes = notes(&model, &experts);
         if vram.is_some() && options.prefetch != Prefetch::Off {
-            notes.push("--prefetch: nothing is read ahead on a GPU yet".to_owned());
+            notes.push("--prefetch: single tokens read nothing ahead on a GPU yet".to_owned());
         }
         if model.is_streamed() {
             let pool = PoolOptions {

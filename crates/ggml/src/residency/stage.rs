@@ -5,13 +5,14 @@
 //! "stream-k"), so that the bits of their output depend on where each expert lies. With every
 //! expert at the place that it has in the file, they are those of the resident model.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use tierstream_io::Priority;
 use tierstream_pool::{Lookup, Slot};
 
 use super::layer::TAIL_BYTES;
 use super::load::{Destination, Load, Waits};
+use super::vram::lock;
 use super::{CANCEL_LOOKED_FOR_EVERY, Layer, Need, Placed, Residency, Store, index32, record};
 use crate::abi::*;
 use crate::error::{Error, Result};
@@ -76,10 +77,6 @@ fn take_free(free: &mut [bool]) -> Option<usize> {
     let room = free.iter().position(|&free| free)?;
     free[room] = false;
     Some(room)
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Bytes of all records of a layer, as they lie in the area.
@@ -225,17 +222,15 @@ impl Stage {
     /// Brings those records of `experts` that are not here yet, from slots and from where the pool
     /// has its records from. Returns those that were in no slot.
     pub(crate) fn bring(&mut self, experts: &[u32], waits: Waits<'_>) -> Result<Vec<u32>> {
-        let Self { residency, layer, room, .. } = self;
+        let Self { residency, layer, room, experts: there, .. } = self;
         let (Store::Vram(vram), Some(area)) = (&residency.store, &residency.area) else {
             return Err(Error::Internal("no area".into()));
         };
-        let there = self.experts.len();
-        let new = experts.iter().filter(|expert| !self.experts[..there].contains(expert));
-        let new: Vec<u32> = new.copied().collect();
+        let new: Vec<u32> = experts.iter().filter(|e| !there.contains(e)).copied().collect();
         if new.is_empty() {
             return Ok(Vec::new());
         }
-        self.experts.extend(&new);
+        there.extend(&new);
         vram.back(area.offset_of(*room), layer_bytes(&residency.layers[*layer]))?;
         let mut held = Held::new(residency);
         let mut hits = Vec::new();
@@ -250,8 +245,9 @@ impl Stage {
         drop(pool);
         held.pinned.extend(hits.iter().map(|(_, slot)| *slot));
         let to = Destination::Area(*room);
-        residency.clear_gaps(*layer, to, (&new, &self.experts))?;
-        let brought = residency.bring_to_area(*layer, to, &hits, &missing, waits);
+        let cleared = residency.clear_gaps(*layer, to, (&new, there));
+        let bring = |()| residency.bring_to_area(*layer, to, &hits, &missing, waits);
+        let brought = cleared.and_then(bring);
         // The room is used again, and the slots given up, only when nothing is on its way.
         let settled = vram.settle();
         brought.and(settled)?;
@@ -264,7 +260,7 @@ impl Stage {
     pub(crate) fn keep(&self, need: &[Need]) -> Result<()> {
         let Self { residency, layer, room, ahead, .. } = self;
         let Store::Vram(vram) = &residency.store else { return Ok(()) };
-        residency.count_ahead(ahead, need);
+        residency.count_ahead(ahead.iter().copied(), need);
         let mut held = Held::new(residency);
         let mut missing = Vec::new();
         let mut pool = residency.lock();

@@ -164,7 +164,7 @@ impl<'a> Report<'a> {
         if let Some((room, resident)) = self.engine.model().pool_below_bytes() {
             let _ = write!(
                 text,
-                ", {} of them served from host memory ({} of {} filled)",
+                "; {} records came from host memory ({} of {} filled)",
                 used.ram_hits,
                 Bytes(resident),
                 Bytes(room)
