@@ -8,7 +8,8 @@ use crate::driver::Address;
 use crate::error::{Error, Result};
 use crate::region::Use;
 
-/// Device memory of a fixed size. Freed when it and all its [`Span`]s are gone.
+/// Device memory of a fixed size. Freed when it and all its [`Span`]s are gone, unless it is
+/// [somebody else's](Device::borrow).
 #[derive(Debug, Clone)]
 pub struct Block {
     owned: Arc<Owned>,
@@ -19,12 +20,16 @@ pub(crate) struct Owned {
     device: Device,
     address: Address,
     bytes: u64,
+    /// Somebody else frees it.
+    borrowed: bool,
 }
 
 impl Drop for Owned {
     fn drop(&mut self) {
-        // SAFETY: from `allocate`; copies that use it hold a span, and with it this.
-        unsafe { self.device.driver().free(self.address) };
+        if !self.borrowed {
+            // SAFETY: from `allocate`; copies that use it hold a span, and with it this.
+            unsafe { self.device.driver().free(self.address) };
+        }
     }
 }
 
@@ -40,7 +45,18 @@ impl Device {
         let allocated = self.driver().allocate(bytes);
         let address =
             allocated.map_err(|f| f.doing(format!("allocate {bytes} bytes of GPU memory")))?;
-        Ok(Block { owned: Arc::new(Owned { device: self.clone(), address, bytes }) })
+        let device = self.clone();
+        Ok(Block { owned: Arc::new(Owned { device, address, bytes, borrowed: false }) })
+    }
+
+    /// Memory of this device that somebody else has allocated, and will free.
+    ///
+    /// # Safety
+    /// The `bytes` from `address` on are memory of this device until the block and all its
+    /// [`Span`]s are gone, those among them that copies hold.
+    pub unsafe fn borrow(&self, address: u64, bytes: u64) -> Block {
+        let device = self.clone();
+        Block { owned: Arc::new(Owned { device, address, bytes, borrowed: true }) }
     }
 }
 

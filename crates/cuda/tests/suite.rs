@@ -71,6 +71,25 @@ fn pageable_memory_is_copied_too() {
     });
 }
 
+/// Memory that others have allocated is copied to as well, and left to them.
+#[test]
+fn borrowed_memory_stays_with_its_owner() {
+    everywhere(|device| {
+        let stream = device.stream().unwrap();
+        let block = device.allocate(MIB).unwrap();
+        stream.fill(block.span(0, MIB).unwrap(), 0).unwrap();
+        // SAFETY: a part of `block`, which lives longer.
+        let borrowed = unsafe { device.borrow(block.address() + 10, 100) };
+        assert_eq!((borrowed.address(), borrowed.bytes()), (block.address() + 10, 100));
+        stream.upload(vec![7; 90], borrowed.span(10, 90).unwrap()).unwrap();
+        assert!(matches!(borrowed.span(1, 100), Err(Error::Range { .. })));
+        drop(borrowed);
+        let mut expected = vec![0; MIB as usize];
+        expected[20..110].fill(7);
+        assert!(read(device, block.span(0, MIB).unwrap()) == expected);
+    });
+}
+
 #[test]
 fn device_memory_is_filled_and_copied_in_order() {
     everywhere(|device| {
