@@ -164,6 +164,8 @@ impl Sink for Reentrant {
         assert!(matches!(reader.read(self.1, &mut [0; 100]), Err(Error::InsideSink)));
         let ticket = reader.submit(Priority::Demand, vec![self.1], Collect::new([100]));
         assert!(matches!(ticket.wait(), Err(Error::InsideSink)));
+        let no_time = std::time::Duration::ZERO;
+        assert!(matches!(ticket.wait_timeout(no_time), Err(Error::InsideSink)));
     }
     fn done(&self, _: usize, result: Result<(), Error>) {
         result.unwrap();

@@ -3,6 +3,7 @@
 mod support;
 
 use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
 
 use support::{Collect, Fixture, Gate, Places, READING, apart, extent, small, start};
 use tierstream_io::{Chunk, Config, EngineKind, Error, Priority, Reader, Sink};
@@ -110,7 +111,7 @@ fn held_chunks_do_not_lock_demand_out() {
         }
         assert_eq!(held.len(), 6);
         drop(held);
-        assert!(!ticket.is_finished());
+        assert!(!ticket.wait_timeout(Duration::from_millis(2)).unwrap());
         fixture.check(&reader, Priority::Demand, vec![extent(file, 4097, 300_000)]);
         // The buffers that are kept for `Demand` are also there for what becomes it.
         let raised = reader.submit(Priority::Prefetch, apart(file, 3), Collect::new([100; 3]));
@@ -124,6 +125,7 @@ fn held_chunks_do_not_lock_demand_out() {
             }
             std::thread::yield_now();
         }
+        assert!(ticket.wait_timeout(Duration::ZERO).unwrap());
         ticket.wait().unwrap();
         // What is still held outlives the reader.
         drop(reader);

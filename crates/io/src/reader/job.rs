@@ -6,6 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
 use std::thread::ThreadId;
+use std::time::{Duration, Instant};
 
 use super::queue::Priority;
 use super::reaper::Shared;
@@ -15,7 +16,7 @@ use crate::file::File;
 use crate::plan::{Plan, Read, Slice};
 use crate::ring::Buffer;
 use crate::sink::{Chunk, Held, Place, Sink};
-use crate::sync::{lock, wait};
+use crate::sync::{lock, wait, wait_timeout};
 
 /// A request on its way. Dropping the ticket does not stop the request; [`Ticket::cancel`] does.
 pub struct Ticket {
@@ -39,6 +40,26 @@ impl Ticket {
             progress = wait(&self.job.finished, progress);
         }
         progress.first_error.clone().map_or(Ok(()), Err)
+    }
+
+    /// The same for so long at most; says whether every piece is done.
+    ///
+    /// # Errors
+    /// As [`Ticket::wait`].
+    pub fn wait_timeout(&self, most: Duration) -> Result<bool> {
+        let by = Instant::now() + most;
+        let mut progress = lock(&self.job.progress);
+        while !progress.finished {
+            if std::thread::current().id() == self.job.reaper {
+                return Err(Error::InsideSink);
+            }
+            let left = by.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(false);
+            }
+            progress = wait_timeout(&self.job.finished, progress, left);
+        }
+        progress.first_error.clone().map_or(Ok(true), Err)
     }
 
     /// Whether every piece is done.
