@@ -35,6 +35,7 @@ mod sampler;
 mod segment;
 #[cfg(test)]
 mod test_graph;
+mod uploads;
 mod vocab;
 mod weights;
 mod workspace;

@@ -21,6 +21,7 @@ use crate::placement::{Gpu, Placement};
 use crate::precheck;
 use crate::proxy::{Device, OwnedDevice};
 use crate::residency::{ExpertCounters, Layer, Residency, Spec, layer_bytes};
+use crate::uploads::Uploads;
 use crate::vocab::Vocab;
 
 mod layers;
@@ -81,6 +82,8 @@ struct Streamed {
     /// The same, as they lie in host memory, where `layers` do not.
     layers_below: Vec<Layer>,
     placement: Placement,
+    /// To the GPU of `placement`.
+    uploads: Option<Arc<Uploads>>,
     reader: Arc<Reader>,
     files: Vec<FileId>,
 }
@@ -161,6 +164,7 @@ impl Model {
         progress: Progress<'_>,
     ) -> Result<Model> {
         let files = file.files().iter().map(|f| open(&reader, f)).collect::<Result<Vec<_>>>()?;
+        let uploads = placement.gpu().map(|gpu| Uploads::new(gpu, &reader)).transpose()?;
         // Layers that turn out to use their experts in a way that the proxy cannot serve are
         // loaded as llama.cpp does it. That is known once a graph was built.
         loop {
@@ -177,8 +181,8 @@ impl Model {
                 return Self::load_stock(file, how, placement, resident, progress);
             }
             let (reader, files) = (reader.clone(), files.clone());
-            let placement = placement.clone();
-            let streamed = Streamed { layers, layers_below, placement, reader, files };
+            let (placement, uploads) = (placement.clone(), uploads.clone());
+            let streamed = Streamed { layers, layers_below, placement, uploads, reader, files };
             let before = thread_read_bytes();
             let kept = resident.clone();
             let model = Self::load_on_device(file, streamed, kept, experts, false, progress)?;
@@ -207,7 +211,8 @@ impl Model {
         let align = block_bytes(reader, &files)?;
         let layers = pooled_layers(file, &experts, &files, align, &BTreeSet::new());
         let (placement, reader) = (Placement::Cpu, reader.clone());
-        let streamed = Streamed { layers, layers_below: Vec::new(), placement, reader, files };
+        let (layers_below, uploads) = (Vec::new(), None);
+        let streamed = Streamed { layers, layers_below, placement, uploads, reader, files };
         Self::load_on_device(file, streamed, Vec::new(), &experts, true, &mut |_| true)
     }
 
@@ -399,8 +404,8 @@ impl Model {
             }
             _ => None,
         };
-        let placement = &streamed.placement;
-        let residency = Residency::new(spec(&streamed.layers, slots), placement, below, reader())?;
+        let uploads = streamed.uploads.as_ref();
+        let residency = Residency::new(spec(&streamed.layers, slots), uploads, below, reader())?;
         if whole && options.preload {
             residency.load_all(&mut told)?;
         }

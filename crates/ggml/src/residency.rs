@@ -26,7 +26,8 @@ use self::vram::Vram;
 use crate::abi::*;
 use crate::error::{Error, Result};
 use crate::memory::{self, Memory};
-use crate::placement::{Gpu, Placement};
+use crate::placement::Gpu;
+use crate::uploads::Uploads;
 
 mod ahead;
 mod below;
@@ -84,24 +85,25 @@ unsafe impl Sync for Residency {}
 const CANCEL_LOOKED_FOR_EVERY: Duration = Duration::from_millis(20);
 
 impl Residency {
-    /// Makes the pool that executors compute with, in memory that takes room only as slots fill.
-    /// One in a GPU's memory may get its records from another one, `below`.
+    /// Makes the pool that executors compute with, in memory that takes room only as slots fill: in
+    /// that of the GPU that `uploads` copy to, if there are some, or the host's. One in a GPU's
+    /// memory may get its records from another one, `below`.
     pub(crate) fn new(
         spec: Spec,
-        placement: &Placement,
+        uploads: Option<&Arc<Uploads>>,
         below: Option<Arc<Residency>>,
         reader: Arc<Reader>,
     ) -> Result<Arc<Self>> {
-        let tail_bytes = if placement.gpu().is_some() { TAIL_BYTES } else { 0 };
-        Self::build(spec, reader, below, tail_bytes, |total, spec, reader| {
-            Ok(match placement {
-                Placement::Cpu => {
+        let tail_bytes = if uploads.is_some() { TAIL_BYTES } else { 0 };
+        Self::build(spec, reader, below, tail_bytes, |total, spec| {
+            Ok(match uploads {
+                None => {
                     let memory = Arc::new(Memory::weights(total)?);
                     (Store::Host { _pin: None, memory }, None)
                 }
-                Placement::Gpu(gpu) => {
+                Some(uploads) => {
                     let area = Area::new(total as u64, &spec.layers, spec.staged);
-                    (Store::Vram(Vram::new(gpu, area.end(), reader)?), Some(area))
+                    (Store::Vram(Vram::new(uploads.clone(), area.end())?), Some(area))
                 }
             })
         })
@@ -110,7 +112,7 @@ impl Residency {
     /// Makes a pool in host memory for the one of a GPU to get its records from. All of its memory
     /// is taken, and pinned, at once.
     pub(crate) fn below(spec: Spec, gpu: &Gpu, reader: Arc<Reader>) -> Result<Arc<Self>> {
-        Self::build(spec, reader, None, 0, |total, _, _| {
+        Self::build(spec, reader, None, 0, |total, _| {
             let memory = Arc::new(Memory::weights(total)?);
             let base = NonNull::new(memory.base()).expect("memory is not at address 0");
             // SAFETY: mapped as long as the memory is held; who copies from slots holds the pool.
@@ -125,7 +127,7 @@ impl Residency {
         reader: Arc<Reader>,
         below: Option<Arc<Residency>>,
         tail_bytes: usize,
-        store: impl FnOnce(usize, &Spec, &Reader) -> Result<(Store, Option<Area>)>,
+        store: impl FnOnce(usize, &Spec) -> Result<(Store, Option<Area>)>,
     ) -> Result<Arc<Self>> {
         let pool = Pool::new(tierstream_pool::Config {
             layers: layer::specs(&spec.layers, Some(&spec.slots)),
@@ -141,7 +143,7 @@ impl Residency {
         let total: usize = by_class()
             .flat_map(|(class, slots)| parts_of(class).iter().map(move |p| part_bytes(p, slots)))
             .sum();
-        let (store, area) = store(total, &spec, &reader)?;
+        let (store, area) = store(total, &spec)?;
         let mut at = store.base();
         let mut classes = Vec::with_capacity(spec.slots.len());
         for (class, slots) in by_class() {
@@ -552,7 +554,7 @@ mod tests {
         let spec =
             Spec { layers: vec![layer], slots: vec![4], staged: 1, policy: Policy::Lru, seed: 1 };
         let reader = Arc::new(Reader::new(tierstream_io::Config::default()).unwrap());
-        let residency = Residency::new(spec, &Placement::Cpu, None, reader).unwrap();
+        let residency = Residency::new(spec, None, None, reader).unwrap();
         let (done, ended) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
             // The same expert twice breaks the contract.

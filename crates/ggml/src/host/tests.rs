@@ -10,7 +10,6 @@ use tierstream_pool::Policy;
 
 use super::*;
 use crate::memory::{to_ne, usize_of};
-use crate::placement::Placement;
 use crate::plan::{ExpertOp, Stage};
 use crate::residency::{Layer, Need, Part, SlotPart, Spec};
 
@@ -81,7 +80,7 @@ fn pool(sizes: Floats, slots: impl Fn(&[u32]) -> Vec<u32>, rules: Vec<Rule>) -> 
         .collect();
     let slots = slots(&Spec::least_slots(&layers));
     let spec = Spec { layers, slots, staged: 1, policy: Policy::Lru, seed: 0 };
-    Residency::new(spec, &Placement::Cpu, None, reader).unwrap()
+    Residency::new(spec, None, None, reader).unwrap()
 }
 
 fn check(residency: &Residency, layer: usize, part: usize, placed: &[Placed]) {

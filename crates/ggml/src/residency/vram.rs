@@ -1,33 +1,24 @@
 //! Slots in the memory of a GPU: addresses for all of them from the start, memory as they are used.
 //!
-//! Reads arrive in the reader's ring, which is pinned, and each chunk is copied to its slot from
-//! there, on a stream of our own, beside what the GPU computes. A chunk goes back to the ring when
-//! its copy is seen done.
+//! What is read is copied there by [`Uploads`].
 
-use std::collections::VecDeque;
-use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tierstream_cuda::{Event, Region, Registered, Stream};
-use tierstream_io::{Chunk, Reader, Ring};
+use tierstream_cuda::{Region, Stream};
+use tierstream_io::Chunk;
 
 use super::layer::TAIL_BYTES;
 use crate::abi::*;
 use crate::error::{Error, Result};
-use crate::placement::Gpu;
+use crate::uploads::Uploads;
 
 /// Memory is mapped in pieces of this, bytes: the costs of mapping hardly depend on the size.
 const GRANULE_BYTES: u64 = 32 << 20;
 
-/// Copies from the ring that nobody has waited for. The reader needs the other buffers.
-const COPIES_IN_FLIGHT: usize = 4;
-
 /// The memory of one pool on a GPU.
 pub(super) struct Vram {
-    // In the order in which they are to be dropped: copies end before the ring is unpinned.
-    in_flight: Mutex<VecDeque<Event>>,
     /// Copies from the host.
-    uploads: Stream,
+    uploads: Arc<Uploads>,
     /// Copies within this memory, beside them: the bus is not needed for these.
     within: Stream,
     region: Region,
@@ -36,7 +27,6 @@ pub(super) struct Vram {
     /// What the tensors of the pool are said to lie in: a genuine buffer of ggml's, since kernels
     /// are chosen by the buffer's kind and usage. Nothing is in it.
     anchor: ggml_backend_buffer_t,
-    _ring: Registered<Arc<Ring>>,
 }
 
 // SAFETY: the buffer is only named in tensors, and freed once.
@@ -45,17 +35,11 @@ unsafe impl Send for Vram {}
 unsafe impl Sync for Vram {}
 
 impl Vram {
-    /// Addresses for `bytes`, with no memory behind them yet. What `reader` reads will be copied
-    /// there.
-    pub(super) fn new(gpu: &Gpu, bytes: u64, reader: &Reader) -> Result<Self> {
-        let device = gpu.device();
-        let region = device.reserve(bytes, GRANULE_BYTES)?;
-        let (uploads, within) = (device.stream()?, device.stream()?);
-        let ring = reader.ring().clone();
-        let base = NonNull::new(ring.base()).expect("a ring is mapped");
-        let size = ring.bytes();
-        // SAFETY: the ring is mapped as long as it lives; `Vram` ends its copies before it drops it.
-        let ring = unsafe { device.register(ring, base, size) }?;
+    /// Addresses for `bytes` on the GPU of `uploads`, with no memory behind them yet.
+    pub(super) fn new(uploads: Arc<Uploads>, bytes: u64) -> Result<Self> {
+        let gpu = uploads.gpu();
+        let region = gpu.device().reserve(bytes, GRANULE_BYTES)?;
+        let within = gpu.device().stream()?;
         // SAFETY: a device of ggml's registry; a buffer of its own kind.
         let anchor = unsafe {
             let buffer_type = ggml_backend_dev_buffer_type(gpu.inner().cast());
@@ -66,15 +50,7 @@ impl Vram {
             ggml_backend_buffer_set_usage(anchor, GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
             anchor.cast()
         };
-        Ok(Self {
-            in_flight: Mutex::default(),
-            uploads,
-            within,
-            region,
-            growing: Mutex::new(()),
-            anchor,
-            _ring: ring,
-        })
+        Ok(Self { uploads, within, region, growing: Mutex::new(()), anchor })
     }
 
     /// Where the first byte is, in the device's address space.
@@ -127,15 +103,8 @@ impl Vram {
 
     /// The same with a chunk of the ring. Comes from the reader's thread.
     pub(super) fn upload_chunk(&self, chunk: Chunk, offset: u64) -> Result<()> {
-        self.upload(Arrived(chunk), offset)?;
-        let event = self.uploads.record()?;
-        let mut in_flight = lock(&self.in_flight);
-        in_flight.push_back(event);
-        // A copy takes some 20 us per MiB, less than the read of the next one.
-        while in_flight.len() > COPIES_IN_FLIGHT {
-            in_flight.pop_front().expect("there are some").wait()?;
-        }
-        Ok(())
+        let to = self.region.span(offset, chunk.len() as u64)?;
+        self.uploads.upload_chunk(chunk, to)
     }
 
     /// Starts to write zeros, before the uploads that follow.
@@ -151,9 +120,8 @@ impl Vram {
 
     /// Waits for every copy that was started.
     pub(super) fn settle(&self) -> Result<()> {
-        let (uploaded, copied) = (self.uploads.record()?, self.within.record()?);
-        uploaded.wait()?;
-        lock(&self.in_flight).clear();
+        let copied = self.within.record()?;
+        self.uploads.settle()?;
         Ok(copied.wait()?)
     }
 }
@@ -164,15 +132,6 @@ impl Drop for Vram {
         let _ = (self.uploads.synchronize(), self.within.synchronize());
         // SAFETY: ours, freed once; whoever computes with tensors that name it is gone.
         unsafe { ggml_backend_buffer_free(self.anchor.cast()) };
-    }
-}
-
-/// A chunk as the bytes of a copy.
-struct Arrived(Chunk);
-
-impl AsRef<[u8]> for Arrived {
-    fn as_ref(&self) -> &[u8] {
-        &self.0
     }
 }
 

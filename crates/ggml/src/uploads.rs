@@ -1,0 +1,98 @@
+//! Copies from the drive's ring to a GPU's memory: for a load and for the pool, whoever needs them.
+//!
+//! The ring that reads arrive in is pinned, once, and each chunk is copied from there on a stream of
+//! our own, beside what the GPU computes. A chunk goes back to the ring when its copy is seen done.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::ops::Deref;
+use std::ptr::NonNull;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tierstream_cuda::{Event, Registered, Span, Stream};
+use tierstream_io::{Chunk, Reader, Ring};
+
+use crate::error::Result;
+use crate::placement::Gpu;
+
+/// Copies from the ring that nobody has waited for. The reader needs the other buffers.
+const COPIES_IN_FLIGHT: usize = 4;
+
+/// A stream of copies from the host, and the ring that most of them are from.
+pub(crate) struct Uploads {
+    // In the order in which they are to be dropped: copies end before the ring is unpinned.
+    in_flight: Mutex<VecDeque<Event>>,
+    stream: Stream,
+    gpu: Gpu,
+    _ring: Registered<Arc<Ring>>,
+}
+
+impl Uploads {
+    /// Pins the ring of `reader`, for copies to `gpu`.
+    ///
+    /// # Errors
+    /// What the driver says: [`Error::OutOfGpuMemory`](crate::Error::OutOfGpuMemory) if so much
+    /// cannot be pinned, [`Error::Gpu`](crate::Error::Gpu).
+    pub(crate) fn new(gpu: &Gpu, reader: &Reader) -> Result<Arc<Self>> {
+        let stream = gpu.device().stream()?;
+        let ring = reader.ring().clone();
+        let base = NonNull::new(ring.base()).expect("a ring is mapped");
+        let bytes = ring.bytes();
+        // SAFETY: the ring is mapped as long as it lives, and copies end before it is dropped.
+        let ring = unsafe { gpu.device().register(ring, base, bytes) }?;
+        Ok(Arc::new(Self { in_flight: Mutex::default(), stream, gpu: gpu.clone(), _ring: ring }))
+    }
+
+    /// The GPU that is copied to.
+    pub(crate) fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
+    /// Starts to copy a chunk of the ring. Comes from the reader's thread, and may wait for copies
+    /// that were started before.
+    pub(crate) fn upload_chunk(&self, chunk: Chunk, to: Span) -> Result<()> {
+        self.stream.upload(Arrived(chunk), to)?;
+        let event = self.stream.record()?;
+        let mut in_flight = self.in_flight();
+        in_flight.push_back(event);
+        // A copy takes some 20 us per MiB, less than the read of the next one.
+        while in_flight.len() > COPIES_IN_FLIGHT {
+            in_flight.pop_front().expect("there are some").wait()?;
+        }
+        Ok(())
+    }
+
+    /// Waits for every copy that was started.
+    pub(crate) fn settle(&self) -> Result<()> {
+        self.stream.record()?.wait()?;
+        self.in_flight().clear();
+        Ok(())
+    }
+
+    fn in_flight(&self) -> MutexGuard<'_, VecDeque<Event>> {
+        self.in_flight.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Deref for Uploads {
+    type Target = Stream;
+
+    fn deref(&self) -> &Stream {
+        &self.stream
+    }
+}
+
+impl fmt::Debug for Uploads {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Uploads").field("gpu", &self.gpu).finish_non_exhaustive()
+    }
+}
+
+/// A chunk as the bytes of a copy.
+struct Arrived(Chunk);
+
+impl AsRef<[u8]> for Arrived {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
