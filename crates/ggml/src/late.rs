@@ -2,27 +2,41 @@
 //! done. For tests of what computes on a GPU, whose results are not there when a call returns either:
 //! here they surely are not, so that who forgets to wait computes with what was there before.
 //!
-//! The kernels are those of ggml's CPU backend, on one thread.
+//! The kernels are those of ggml's CPU backend, on one thread. Its buffers are in memory of a
+//! stand-in, which kernels can read, and, like those of ggml-cuda, a little larger than their
+//! tensors: behind rows that are no multiple of [`ROW_PADDING`] there is room for one, of zeros.
 
+use std::collections::HashMap;
 use std::ffi::{c_char, c_void};
 use std::ptr;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tierstream_cuda::{Block, Device};
 
 use crate::abi::*;
 use crate::plan::nodes;
 
-/// The device: the CPU's, but for its backends.
+/// Elements (ggml-cuda's `MATRIX_ROW_PADDING`).
+const ROW_PADDING: i64 = 512;
+
+/// The device: the CPU's, but for its backends and its memory.
 struct Late {
     reg: ggml_backend_reg,
     device: ggml_backend_device,
+    buffer_type: ggml_backend_buffer_type,
     cpu: ggml_backend_dev_t,
+    memory: Device,
+    /// The memory of buffers, by its address.
+    blocks: Mutex<HashMap<usize, Block>>,
 }
 
-/// A late device over `cpu`, ggml's CPU device. It lives for ever, as ggml's own do.
-pub(crate) fn device(cpu: ggml_backend_dev_t) -> ggml_backend_dev_t {
+/// A late device over `cpu`, ggml's CPU device, with the memory of `memory`, a stand-in. It lives for
+/// ever, as ggml's own do.
+pub(crate) fn device(cpu: ggml_backend_dev_t, memory: Device) -> ggml_backend_dev_t {
     // SAFETY: a device of ggml's registry, which lives for ever, and so does what it refers to.
     let (mut iface, context) = unsafe { ((*cpu).iface, (*cpu).context) };
     iface.init_backend = Some(init_backend);
+    iface.get_buffer_type = Some(device_buffer_type);
     let late = Box::leak(Box::new(Late {
         reg: ggml_backend_reg {
             api_version: GGML_BACKEND_API_VERSION as i32,
@@ -35,11 +49,111 @@ pub(crate) fn device(cpu: ggml_backend_dev_t) -> ggml_backend_dev_t {
             context: ptr::null_mut(),
         },
         device: ggml_backend_device { iface, reg: ptr::null_mut(), context },
+        buffer_type: ggml_backend_buffer_type {
+            iface: ggml_backend_buffer_type_i {
+                get_name: Some(buffer_type_name),
+                alloc_buffer: Some(alloc_buffer),
+                alloc_buffer_n: None,
+                get_alignment: Some(alignment),
+                get_max_size: None,
+                get_alloc_size: Some(alloc_size),
+                get_alloc_size_n: None,
+                is_host: Some(is_host),
+            },
+            device: ptr::null_mut(),
+            context: ptr::null_mut(),
+        },
         cpu,
+        memory,
+        blocks: Mutex::default(),
     }));
-    late.device.reg = &raw mut late.reg;
-    late.reg.context = ptr::from_mut(late).cast();
-    &raw mut late.device
+    let this = ptr::from_mut(late);
+    // SAFETY: live for ever, and nobody else knows of it yet.
+    unsafe {
+        (*this).device.reg = &raw mut (*this).reg;
+        (*this).reg.context = this.cast();
+        (*this).buffer_type.device = &raw mut (*this).device;
+        (*this).buffer_type.context = this.cast();
+        &raw mut (*this).device
+    }
+}
+
+impl Late {
+    fn blocks(&self) -> MutexGuard<'_, HashMap<usize, Block>> {
+        self.blocks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+extern "C" fn device_buffer_type(dev: ggml_backend_dev_t) -> ggml_backend_buffer_type_t {
+    // SAFETY: our device, whose registry entry has its `Late`.
+    unsafe { &raw mut (*(*(*dev).reg).context.cast::<Late>()).buffer_type }
+}
+
+/// Of our buffer type, or of a copy of it.
+fn late<'a>(buft: ggml_backend_buffer_type_t) -> &'a Late {
+    // SAFETY: the context of our buffer type is its `Late`, which lives for ever.
+    unsafe { &*(*buft).context.cast::<Late>() }
+}
+
+extern "C" fn buffer_type_name(_: ggml_backend_buffer_type_t) -> *const c_char {
+    c"late".as_ptr()
+}
+
+extern "C" fn alignment(_: ggml_backend_buffer_type_t) -> usize {
+    128
+}
+
+/// The kernels are the CPU's.
+extern "C" fn is_host(_: ggml_backend_buffer_type_t) -> bool {
+    true
+}
+
+extern "C" fn alloc_size(_: ggml_backend_buffer_type_t, tensor: *const ggml_tensor) -> usize {
+    // SAFETY: ggml passes a live tensor.
+    unsafe {
+        let beyond = (*tensor).ne[0] % ROW_PADDING;
+        let padded = ggml_is_quantized((*tensor).type_) && beyond != 0;
+        let padding = if padded { ggml_row_size((*tensor).type_, ROW_PADDING - beyond) } else { 0 };
+        ggml_nbytes(tensor) + padding
+    }
+}
+
+extern "C" fn alloc_buffer(buft: ggml_backend_buffer_type_t, size: usize) -> ggml_backend_buffer_t {
+    contain(ptr::null_mut(), || {
+        let Ok(block) = late(buft).memory.allocate(size as u64) else { return ptr::null_mut() };
+        let address = usize::try_from(block.address()).expect("an address of the host");
+        // SAFETY: memory of a stand-in is the host's; it stays until the buffer is freed.
+        unsafe {
+            let base = ptr::with_exposed_provenance_mut(address);
+            let buffer: ggml_backend_buffer_t = ggml_backend_cpu_buffer_from_ptr(base, size).cast();
+            (*buffer).buft = buft;
+            (*buffer).iface.free_buffer = Some(free_buffer);
+            (*buffer).iface.init_tensor = Some(init_tensor);
+            late(buft).blocks().insert(address, block);
+            buffer
+        }
+    })
+}
+
+extern "C" fn free_buffer(buffer: ggml_backend_buffer_t) {
+    contain((), || {
+        // SAFETY: a live buffer of ours, whose context is its address, as with the CPU's.
+        let (late, address) = unsafe { (late((*buffer).buft), (*buffer).context.addr()) };
+        late.blocks().remove(&address);
+    });
+}
+
+/// Zeros behind rows, where kernels may read.
+extern "C" fn init_tensor(buffer: ggml_backend_buffer_t, tensor: *mut ggml_tensor) -> ggml_status {
+    // SAFETY: ggml passes a live buffer of ours, and a tensor that was given as much room there.
+    unsafe {
+        let compute = (*buffer).usage == GGML_BACKEND_BUFFER_USAGE_COMPUTE;
+        if (*tensor).view_src.is_null() && !compute {
+            let (bytes, size) = (ggml_nbytes(tensor), alloc_size((*buffer).buft, tensor));
+            (*tensor).data.cast::<u8>().add(bytes).write_bytes(0, size - bytes);
+        }
+    }
+    GGML_STATUS_SUCCESS
 }
 
 /// One backend of the device.

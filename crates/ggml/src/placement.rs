@@ -100,12 +100,12 @@ impl Gpu {
 
     /// Something with the face of a GPU and without one: ggml's CPU kernels compute on the memory of
     /// `device`, which is a [stand-in](tierstream_cuda::standin), and no sooner than somebody waits
-    /// for it. For tests.
+    /// for it. All buffers are there: weights, KV cache, intermediate results. For tests.
     ///
     /// # Errors
     /// [`Error::Backend`] if ggml has no CPU backend.
     pub fn stand_in(device: Device) -> Result<Gpu> {
-        Ok(Gpu { inner: late::device(cpu()?), device })
+        Ok(Gpu { inner: late::device(cpu()?, device.clone()), device })
     }
 
     /// The driver's side of it.

@@ -208,11 +208,12 @@ fn memory_is_taken_as_it_is_used() {
     let before = free();
     let model = load_on_stand_in(&synth.path, &device, reader());
     attach(&model, Room::Share(1.0), Policy::Lru);
-    assert_eq!((model.vram_bytes(), free()), (Some(0), before));
+    let loaded = free();
+    assert!(model.vram_bytes() == Some(0) && loaded < before, "the dense weights are there");
     let run = Run::new(&model, 3, 0, 1);
     run.logits(&model);
     let taken = model.vram_bytes().unwrap();
-    assert!(taken > 0 && free() == before - taken);
+    assert!(taken > 0 && free() == loaded - taken);
     drop(model);
     assert_eq!((free(), device.pinned_bytes()), (before, 0));
 }
@@ -234,8 +235,8 @@ fn what_goes_wrong_is_told_and_leaves_no_trace() {
             let device = stand_in();
             let model = load_on_stand_in(&synth.path, &device, reader());
             attach(&model, Room::Share(0.4), Policy::Lru);
-            device.inject(fault, after);
             let mut context = run.context(&model);
+            device.inject(fault, after);
             let what = format!("batch {n_batch}, {fault:?} after {after}");
             let error = run.logits_in(&mut context).map(drop).expect_err(&what);
             match fault {
