@@ -91,6 +91,12 @@ pub enum Error {
     /// The GPU has too little memory left, or the host has for pinning.
     #[error(transparent)]
     OutOfGpuMemory(tierstream_cuda::Error),
+    /// The GPU has too little memory left for the weights that are not in the pool.
+    #[error("the GPU has no room for the weights beside the experts: {bytes} bytes")]
+    WeightsTooLarge {
+        /// Bytes of all of them.
+        bytes: usize,
+    },
     /// The GPU is not there, refused something, or is gone.
     #[error(transparent)]
     Gpu(tierstream_cuda::Error),

@@ -1,4 +1,5 @@
-//! Loading a model: dense weights by llama.cpp, expert records by nobody until they are routed to.
+//! Loading a model: weights in host memory by llama.cpp, those in a GPU's by us, expert records by
+//! nobody until they are routed to.
 
 use std::collections::BTreeSet;
 use std::ffi::CString;
@@ -9,6 +10,7 @@ use std::sync::{Arc, Mutex, TryLockError};
 use tierstream_io::{FileId, Reader};
 use tierstream_pool::Policy;
 
+use self::arriving::Arriving;
 use self::layers::{block_bytes, names, pooled_layers};
 use self::loader::{call_loader, check_identities, most_read_bytes, open, thread_read_bytes};
 pub use self::size::PoolSize;
@@ -19,11 +21,12 @@ use crate::error::{Error, Result};
 use crate::log;
 use crate::placement::{Gpu, Placement};
 use crate::precheck;
-use crate::proxy::{Device, OwnedDevice};
+use crate::proxy::{Device, OwnedDevice, PlacedTensor};
 use crate::residency::{ExpertCounters, Layer, Residency, Spec, layer_bytes};
 use crate::uploads::Uploads;
 use crate::vocab::Vocab;
 
+mod arriving;
 mod layers;
 mod loader;
 mod size;
@@ -31,7 +34,8 @@ mod size;
 /// Who reads the weights, and with which kernels they are computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Weights {
-    /// Expert records through a pool, everything else loaded by llama.cpp with direct I/O.
+    /// Expert records through a pool. Of everything else, llama.cpp loads what is in host memory,
+    /// with direct I/O; what is in a GPU's memory is read as the records are.
     Streamed,
     /// Everything loaded by llama.cpp.
     Stock {
@@ -56,7 +60,7 @@ pub struct Model {
 
 pub(crate) struct Inner {
     llama: *mut llama_model,
-    /// The proxy, for [`Weights::Streamed`] models with experts.
+    /// The proxy, for [`Weights::Streamed`] models with experts or on a GPU.
     device: Option<OwnedDevice>,
     streamed: Option<Streamed>,
     /// Blocks whose experts are not streamed, though the model was to be, and why.
@@ -128,12 +132,14 @@ impl Model {
     /// Loads `file`, whose header is already read and checked, to where `placement` says.
     ///
     /// With [`Weights::Streamed`], no byte of the experts is read and `reader` will serve them;
-    /// call [`Model::attach_pool`] before decoding. A dense model is loaded whole.
+    /// call [`Model::attach_pool`] before decoding. A dense model is loaded whole. On a GPU,
+    /// `reader` reads all that goes to its memory, through its ring, which is pinned.
     ///
     /// # Errors
     /// [`Error::Unusable`] and [`Error::Load`] when llama.cpp would abort on the file or refuses
     /// it, [`Error::SelfCheck`] when it does not behave as the proxy device needs, [`Error::Io`],
-    /// [`Error::Cancelled`].
+    /// [`Error::Cancelled`]; of a GPU [`Error::WeightsTooLarge`], [`Error::OutOfGpuMemory`] if the
+    /// ring cannot be pinned, and [`Error::Gpu`].
     pub fn load(
         file: &tierstream_gguf::Model,
         weights: Weights,
@@ -144,14 +150,19 @@ impl Model {
         log::init();
         precheck::check(file)?;
         let experts = tierstream_gguf::Experts::group(file)?;
-        if weights != Weights::Streamed || experts.is_empty() {
-            let how = match weights {
-                Weights::Streamed => Stock { mmap: false, repack: true, cpu_experts: false },
-                Weights::Stock { mmap, repack, cpu_experts } => Stock { mmap, repack, cpu_experts },
-            };
-            return Self::load_stock(file, how, placement, Vec::new(), progress);
+        let stock = match weights {
+            Weights::Stock { mmap, repack, cpu_experts } => {
+                Some(Stock { mmap, repack, cpu_experts })
+            }
+            Weights::Streamed if experts.is_empty() && placement.gpu().is_none() => {
+                Some(Stock { mmap: false, repack: true, cpu_experts: false })
+            }
+            Weights::Streamed => None,
+        };
+        match stock {
+            Some(how) => Self::load_stock(file, how, placement, Vec::new(), progress),
+            None => Self::load_streamed(file, &experts, placement, reader, Vec::new(), progress),
         }
-        Self::load_streamed(file, &experts, placement, reader, Vec::new(), progress)
     }
 
     /// Loads with as many layers streamed as can be; those in `resident` are known not to.
@@ -166,7 +177,7 @@ impl Model {
         let files = file.files().iter().map(|f| open(&reader, f)).collect::<Result<Vec<_>>>()?;
         let uploads = placement.gpu().map(|gpu| Uploads::new(gpu, &reader)).transpose()?;
         // Layers that turn out to use their experts in a way that the proxy cannot serve are
-        // loaded as llama.cpp does it. That is known once a graph was built.
+        // resident. That is known once a graph was built.
         loop {
             let skip: BTreeSet<u32> = resident.iter().map(|(block, _)| *block).collect();
             let align = block_bytes(&reader, &files)?;
@@ -176,25 +187,40 @@ impl Model {
                 // Kernels want records side by side there, and nothing is read in place.
                 Placement::Gpu(_) => (pooled_layers(file, experts, &files, 1, &skip), on_host),
             };
-            if layers.is_empty() {
+            if layers.is_empty() && uploads.is_none() {
                 let how = Stock { mmap: false, repack: false, cpu_experts: false };
                 return Self::load_stock(file, how, placement, resident, progress);
             }
-            let (reader, files) = (reader.clone(), files.clone());
-            let (placement, uploads) = (placement.clone(), uploads.clone());
-            let streamed = Streamed { layers, layers_below, placement, uploads, reader, files };
+            let streamed = Streamed {
+                layers,
+                layers_below,
+                placement: placement.clone(),
+                uploads: uploads.clone(),
+                reader: reader.clone(),
+                files: files.clone(),
+            };
+            let blocks: Vec<u32> = streamed.layers.iter().map(|l| l.block).collect();
             let before = thread_read_bytes();
             let kept = resident.clone();
-            let model = Self::load_on_device(file, streamed, kept, experts, false, progress)?;
+            let (model, unread) =
+                Self::load_on_device(file, streamed, kept, experts, false, progress)?;
             let read = before.zip(thread_read_bytes()).map(|(before, after)| after - before);
             check_identities(file)?;
-            model.check_load(file, read)?;
-            let foreign = model.probe()?;
+            model.check_load(file, &unread, read)?;
+            // The drive is busy while graphs are built.
+            let start = |uploads: &Arc<Uploads>| {
+                let (inner, uploads) = (model.inner.clone(), uploads.clone());
+                Arriving::start(inner, file, &unread, reader.clone(), files.clone(), uploads)
+            };
+            let arriving = uploads.as_ref().map(start).transpose()?;
+            let lost = || arriving.as_ref().and_then(Arriving::failed);
+            let foreign = model.probe().map_err(|error| lost().unwrap_or(error))?;
             if foreign.is_empty() {
+                let all = file.tensor_bytes() - model.expert_bytes();
+                arriving.map_or(Ok(()), |arriving| arriving.wait(all, progress))?;
                 return Ok(model);
             }
-            let layers = &model.inner.streamed.as_ref().expect("just loaded so").layers;
-            resident.extend(foreign.into_iter().map(|(layer, why)| (layers[layer].block, why)));
+            resident.extend(foreign.into_iter().map(|(layer, why)| (blocks[layer], why)));
         }
     }
 
@@ -213,7 +239,9 @@ impl Model {
         let (placement, reader) = (Placement::Cpu, reader.clone());
         let (layers_below, uploads) = (Vec::new(), None);
         let streamed = Streamed { layers, layers_below, placement, uploads, reader, files };
-        Self::load_on_device(file, streamed, Vec::new(), &experts, true, &mut |_| true)
+        let resident = Vec::new();
+        let loaded = Self::load_on_device(file, streamed, resident, &experts, true, &mut |_| true);
+        loaded.map(|(model, _)| model)
     }
 
     fn load_stock(
@@ -259,7 +287,8 @@ impl Model {
         Ok(model)
     }
 
-    /// Loads with our device as llama.cpp's only one. A rehearsal reads the header only.
+    /// Loads with our device as llama.cpp's only one. Returns what is yet to be read to a GPU's
+    /// memory, too. A rehearsal reads the header only.
     fn load_on_device(
         file: &tierstream_gguf::Model,
         streamed: Streamed,
@@ -267,19 +296,18 @@ impl Model {
         experts: &tierstream_gguf::Experts,
         rehearsal: bool,
         progress: Progress<'_>,
-    ) -> Result<Model> {
-        let placement = &streamed.placement;
+    ) -> Result<(Model, Vec<PlacedTensor>)> {
         let slots = all_slots(&streamed.layers).into_iter().max().unwrap_or(0);
-        let device = Device::wrap(placement, names(&streamed.layers), slots as usize)?;
-        // SAFETY: a device of ggml's registry, which lives for ever.
-        let plain = unsafe { ggml_backend_dev_buffer_type(placement.inner()?.cast()) };
+        let names = names(&streamed.layers);
+        let device = Device::wrap(&streamed.placement, names, slots as usize)?;
+        let plain = device.plain_buffer_type();
         let pooled: BTreeSet<u32> = streamed.layers.iter().map(|l| l.block).collect();
         let mut patterns: Vec<(String, ggml_backend_buffer_type_t)> = experts
             .layers()
             .iter()
             .map(|l| l.layer)
             .filter(|block| !pooled.contains(block))
-            .map(|block| (format!(r"^blk\.{block}\.ffn_.*_exps\.weight$"), plain.cast()))
+            .map(|block| (format!(r"^blk\.{block}\.ffn_.*_exps\.weight$"), plain))
             .collect();
         if !pooled.is_empty() {
             let pattern = r"^blk\.[0-9]+\.ffn_(gate|up|down|gate_up)_exps\.weight$";
@@ -305,36 +333,43 @@ impl Model {
         params.use_extra_bufts = false;
         params.no_alloc = rehearsal;
         let path = first_path(file);
-        let llama = call_loader(&path, params, progress)?;
-        device.pooled().table().restore_names();
-        let (device, streamed) = (Some(device), Some(streamed));
+        let llama = call_loader(&path, params, progress)
+            .map_err(|error| device.out_of_memory().unwrap_or(error))?;
+        let unread = device.end_loading();
+        let device = Some(device);
+        let streamed = Some(streamed).filter(|s| rehearsal || !s.layers.is_empty());
         let attaching = Mutex::new(());
         let inner = Inner { llama, device, streamed, resident, attaching, path, rehearsal };
-        Ok(Model { inner: Arc::new(inner) })
+        Ok((Model { inner: Arc::new(inner) }, unread))
     }
 
-    /// Every expert tensor is with us, untouched, and its bytes were not read.
-    fn check_load(&self, file: &tierstream_gguf::Model, read: Option<u64>) -> Result<()> {
-        let device = self.inner.device.as_ref().expect("called for streamed models");
+    /// Every expert tensor is with us, untouched, and neither its bytes nor those of `unread` were
+    /// read.
+    fn check_load(
+        &self,
+        file: &tierstream_gguf::Model,
+        unread: &[PlacedTensor],
+        read: Option<u64>,
+    ) -> Result<()> {
+        let device = self.inner.device.as_ref().expect("called for models on our device");
         device.check_callbacks()?;
         if let Some(name) = device.pooled().table().missing().first() {
             return Err(Error::SelfCheck(format!("llama.cpp does not use the tensor {name}")));
         }
-        let streamed = self.inner.streamed.as_ref().expect("called for streamed models");
-        let pooled: u64 =
-            streamed.layers.iter().map(|l| l.record_bytes() * u64::from(l.experts)).sum();
-        // Embeddings that serve as the output's weights too are read for both where those are on a
-        // GPU and the first layer is not.
+        let ours: u64 = unread.iter().map(|tensor| tensor.bytes).sum();
+        // Embeddings that serve as the output's weights too are on a GPU and, for the input, in host
+        // memory.
         let tied = match file.tensor("output.weight") {
             None if device.on_gpu() => file.tensor("token_embd.weight").map_or(0, |t| t.len),
             _ => 0,
         };
-        let rest = file.file_bytes() - pooled + tied;
+        let rest = (file.file_bytes() + tied).saturating_sub(self.expert_bytes() + ours);
         let headers = file.files().iter().map(|f| f.data_offset).sum();
-        let most = most_read_bytes(rest, headers, file.tensors().len());
+        let tensors = (file.tensors().len() + usize::from(tied > 0)).saturating_sub(unread.len());
+        let most = most_read_bytes(rest, headers, tensors);
         match read {
             Some(read) if read > most => Err(Error::SelfCheck(format!(
-                "llama.cpp read {read} bytes while loading, of which {rest} are not streamed"
+                "llama.cpp read {read} bytes while loading, of which {rest} are its to read"
             ))),
             _ => Ok(()),
         }
@@ -345,7 +380,7 @@ impl Model {
         let options = ContextOptions { n_ctx: 64, n_batch: 8, ..ContextOptions::default() };
         let context = Context::new(self.clone(), &options)?;
         drop(context);
-        let device = self.inner.device.as_ref().expect("called for streamed models");
+        let device = self.inner.device.as_ref().expect("called for models on our device");
         device.check_callbacks()?;
         if !device.has_seen_graph() {
             return Err(Error::SelfCheck(

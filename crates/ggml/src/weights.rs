@@ -29,6 +29,37 @@ pub(crate) struct PartRef {
     pub(crate) part: usize,
 }
 
+/// Tensors whose names llama.cpp's loader does not find in the file.
+#[derive(Default)]
+pub(crate) struct HiddenNames {
+    /// Addresses of tensors, and the first bytes of their names, to be put back.
+    renamed: Vec<(usize, c_char)>,
+}
+
+impl HiddenNames {
+    /// Hides the name of a tensor.
+    ///
+    /// # Safety
+    /// It lives until [`HiddenNames::restore`] is called, or that never is; nobody else looks at its
+    /// name meanwhile.
+    pub(crate) unsafe fn hide(&mut self, tensor: *mut ggml_tensor) {
+        // SAFETY: live, by contract.
+        unsafe {
+            self.renamed.push((tensor.expose_provenance(), (*tensor).name[0]));
+            (*tensor).name[0] = RENAMED;
+        }
+    }
+
+    /// Puts the names back. Call after the load, while the model lives.
+    pub(crate) fn restore(&mut self) {
+        for (addr, byte) in self.renamed.drain(..) {
+            let tensor = ptr::with_exposed_provenance_mut::<ggml_tensor>(addr);
+            // SAFETY: live, by the contract of `hide`.
+            unsafe { (*tensor).name[0] = byte };
+        }
+    }
+}
+
 /// The tensors that llama.cpp has placed in our buffer type.
 #[derive(Default)]
 pub(crate) struct WeightTable {
@@ -38,8 +69,7 @@ pub(crate) struct WeightTable {
     parts: Vec<usize>,
     /// Every expert tensor by its address, once llama.cpp has allocated it.
     tensors: HashMap<usize, PartRef>,
-    /// First bytes of names, to be put back: tensor address, byte.
-    renamed: Vec<(usize, c_char)>,
+    hidden: HiddenNames,
     /// What went wrong inside a callback.
     faults: Vec<String>,
 }
@@ -81,12 +111,7 @@ impl WeightTable {
 
     /// Puts the names back. Call once, after the load, while the model lives.
     pub(crate) fn restore_names(&mut self) {
-        for (addr, byte) in self.renamed.drain(..) {
-            let tensor = ptr::with_exposed_provenance_mut::<ggml_tensor>(addr);
-            // SAFETY: llama.cpp gave us this tensor in `alloc_buffer_n`; it lives as long as the
-            // model, which the caller holds.
-            unsafe { (*tensor).name[0] = byte };
-        }
+        self.hidden.restore();
     }
 
     /// Names that the file has and llama.cpp never allocated with us.
@@ -115,11 +140,8 @@ impl WeightTable {
         let name = name.to_str().map_err(|_| "a tensor name is not UTF-8".to_owned())?;
         let part = *self.names.get(name).ok_or_else(|| format!("{name} is no expert weight"))?;
         self.tensors.insert(tensor.expose_provenance(), part);
-        // SAFETY: as above; the loader reads the name again only after this call.
-        unsafe {
-            self.renamed.push((tensor.addr(), (*tensor).name[0]));
-            (*tensor).name[0] = RENAMED;
-        }
+        // SAFETY: it lives as long as the model, and the loader reads the name only after this.
+        unsafe { self.hidden.hide(tensor) };
         Ok(())
     }
 }

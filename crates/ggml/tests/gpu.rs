@@ -246,7 +246,10 @@ fn what_goes_wrong_is_told_and_leaves_no_trace() {
             context.clear();
             assert_same_bits(&reference, &run.logits_in(&mut context).unwrap(), vocab, &what);
         }
-        for nth in [3, 30] {
+        let loading = reader();
+        load_on_stand_in(&synth.path, &stand_in(), loading.clone());
+        let loading = loading.stats().reads;
+        for nth in [loading + 3, loading + 30] {
             let rule = Rule::all(Action::Errno(libc::EIO)).nth(nth..nth + 1);
             let model = load_on_stand_in(&synth.path, &stand_in(), faulty(vec![rule]));
             attach(&model, Room::Share(0.4), Policy::Lru);

@@ -163,6 +163,11 @@ impl Error {
             Error::Engine(E::Context { .. }) => {
                 Some("a smaller --ctx needs less memory, and so does a smaller --batch".to_owned())
             }
+            Error::Engine(E::WeightsTooLarge { .. }) => Some(
+                "no flag makes them smaller; free some of its memory, or take a model with smaller \
+                 ones"
+                    .to_owned(),
+            ),
             Error::Engine(E::Load { reason, .. }) if lacks_memory(reason) => Some(
                 "no flag makes the weights beside the experts smaller; free some memory, or take \
                  a model with smaller ones"

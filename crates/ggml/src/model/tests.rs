@@ -1,5 +1,6 @@
 //! Models of which not all is streamed, or nothing is there.
 
+use tierstream_cuda::standin::StandIn;
 use tierstream_io::Config;
 use tierstream_synth::{Arch, Spec};
 
@@ -16,9 +17,22 @@ fn logits(model: &Model) -> Vec<u32> {
     all
 }
 
-/// Layers that cannot be streamed are loaded by llama.cpp, and named; the output is the same.
+/// Layers that cannot be streamed are loaded with the dense weights, and named; the output is the
+/// same.
 #[test]
 fn layers_that_stay_resident() {
+    stay_resident(&|| Placement::Cpu);
+}
+
+#[test]
+fn layers_that_stay_resident_on_a_gpu() {
+    stay_resident(&|| {
+        let stand_in = StandIn::new(tierstream_cuda::standin::Config::default()).unwrap();
+        Placement::Gpu(Gpu::stand_in(stand_in.device()).unwrap())
+    });
+}
+
+fn stay_resident(placement: &dyn Fn() -> Placement) {
     let dir = tempfile::tempdir().unwrap();
     let spec = Spec::new(Arch::Qwen3Moe);
     let written = spec.write(dir.path().join("model.gguf")).unwrap();
@@ -31,11 +45,16 @@ fn layers_that_stay_resident() {
     let all: Vec<u32> = experts.layers().iter().map(|l| l.layer).collect();
     for blocks in [&all[1..2], &all[..all.len() - 1], &all[..]] {
         let resident: Vec<_> = blocks.iter().map(|&b| (b, format!("reason {b}"))).collect();
+        let (placement, reader) = (placement(), reader());
+        let go_on = &mut |_| true;
         let model =
-            Model::load_streamed(&file, &experts, &Placement::Cpu, reader(), resident, &mut |_| {
-                true
-            });
+            Model::load_streamed(&file, &experts, &placement, reader.clone(), resident, go_on);
         let model = model.unwrap();
+        if placement.gpu().is_some() {
+            let on_cpu = file.tensor("token_embd.weight").unwrap().len;
+            let ours = file.tensor_bytes() - model.expert_bytes() - on_cpu;
+            assert_eq!(reader.stats().bytes_wanted, ours, "{blocks:?}");
+        }
         let named: Vec<u32> = model.resident_blocks().iter().map(|(block, _)| *block).collect();
         assert_eq!(named, blocks);
         assert_eq!(model.is_streamed(), blocks.len() < all.len());
