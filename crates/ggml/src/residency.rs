@@ -3,6 +3,7 @@
 //! Joins the three that know nothing of each other: the pool's bookkeeping
 //! ([`tierstream_pool`]), the reads ([`tierstream_io`]) and the tensors that kernels read.
 
+use std::collections::VecDeque;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
@@ -80,6 +81,10 @@ const PAGE: usize = tierstream_io::PAGE;
 unsafe impl Send for Residency {}
 // SAFETY: as above.
 unsafe impl Sync for Residency {}
+
+/// So much is queued while a layer that has arrived is settled, and the next one's memory is mapped:
+/// with less the drive would run dry between the layers of a small model.
+const QUEUED_LEAST_BYTES: u64 = 256 << 20;
 
 /// How soon a context that waits for another one sees that it is cancelled.
 const CANCEL_LOOKED_FOR_EVERY: Duration = Duration::from_millis(20);
@@ -289,8 +294,10 @@ impl Residency {
             done += records as u64 * self.layers[layer].record_bytes();
             if progress(done) { Ok(()) } else { Err(Error::Cancelled) }
         };
-        // The next layer's reads are queued before this one's are waited for.
-        let mut under_way: Option<(usize, Step)> = None;
+        // Later layers' reads are queued before the oldest one's are waited for.
+        let bytes = |layer: usize| layer_record_bytes(&self.layers[layer]);
+        let mut under_way: VecDeque<(usize, Step)> = VecDeque::new();
+        let mut queued = 0;
         for (index, layer) in self.layers.iter().enumerate() {
             let need: Vec<Need> =
                 (0..layer.experts).map(|expert| Need { expert, last_row: 0 }).collect();
@@ -299,11 +306,17 @@ impl Residency {
             for group in 0..step.arriving().len() {
                 step.load(&parts, group, Priority::Bulk);
             }
-            if let Some((layer, step)) = under_way.replace((index, step)) {
+            under_way.push_back((index, step));
+            queued += bytes(index);
+            while let Some(&(oldest, _)) = under_way.front()
+                && queued - bytes(oldest) >= QUEUED_LEAST_BYTES
+                && let Some((layer, step)) = under_way.pop_front()
+            {
+                queued -= bytes(layer);
                 finish(layer, step)?;
             }
         }
-        if let Some((layer, step)) = under_way {
+        for (layer, step) in under_way {
             finish(layer, step)?;
         }
         let pool = self.lock();
@@ -520,6 +533,11 @@ struct Split {
 
 fn index32(index: usize) -> u32 {
     u32::try_from(index).expect("a GGUF has fewer than 2^32 layers")
+}
+
+/// Bytes of all records of a layer, as they are read.
+fn layer_record_bytes(layer: &Layer) -> u64 {
+    layer.record_bytes() * u64::from(layer.experts)
 }
 
 fn record(layer: usize, expert: u32) -> Record {
