@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::ptr;
 use std::sync::{Arc, Mutex, TryLockError};
 
-use tierstream_io::{FileId, Reader};
+use tierstream_io::{FileId, Reader, Status};
 use tierstream_pool::Policy;
 
 use self::arriving::Arriving;
@@ -63,6 +63,10 @@ pub(crate) struct Inner {
     /// The proxy, for [`Weights::Streamed`] models with experts or on a GPU.
     device: Option<OwnedDevice>,
     streamed: Option<Streamed>,
+    /// Where it computes, unless on the processor.
+    gpu: Option<Gpu>,
+    /// The path of the reads that the load took, if we read something.
+    read: Option<Status>,
     /// Blocks whose experts are not streamed, though the model was to be, and why.
     resident: Vec<Resident>,
     /// Held while the pool is made.
@@ -277,6 +281,8 @@ impl Model {
             llama,
             device: None,
             streamed: None,
+            gpu: placement.gpu().cloned(),
+            read: None,
             resident,
             attaching: Mutex::new(()),
             path,
@@ -336,10 +342,17 @@ impl Model {
         let llama = call_loader(&path, params, progress)
             .map_err(|error| device.out_of_memory().unwrap_or(error))?;
         let unread = device.end_loading();
-        let device = Some(device);
-        let streamed = Some(streamed).filter(|s| rehearsal || !s.layers.is_empty());
-        let attaching = Mutex::new(());
-        let inner = Inner { llama, device, streamed, resident, attaching, path, rehearsal };
+        let inner = Inner {
+            llama,
+            device: Some(device),
+            gpu: streamed.placement.gpu().cloned(),
+            read: (!unread.is_empty()).then(|| streamed.reader.status()),
+            streamed: Some(streamed).filter(|s| rehearsal || !s.layers.is_empty()),
+            resident,
+            attaching: Mutex::new(()),
+            path,
+            rehearsal,
+        };
         Ok((Model { inner: Arc::new(inner) }, unread))
     }
 
@@ -472,9 +485,9 @@ impl Model {
         streamed.map_or(0, |s| s.layers.iter().map(layer_bytes).max().unwrap_or(0))
     }
 
-    /// The GPU that a streamed model computes on, if it does.
+    /// The GPU that the model computes on, if it does.
     pub fn gpu(&self) -> Option<&Gpu> {
-        self.inner.streamed.as_ref().and_then(|s| s.placement.gpu())
+        self.inner.gpu.as_ref()
     }
 
     /// Bytes of a GPU's memory that the pool has taken so far; none on the CPU.
@@ -550,6 +563,12 @@ impl Model {
     /// The reader that serves faults, if the model streams.
     pub fn reader(&self) -> Option<&Arc<Reader>> {
         self.inner.streamed.as_ref().map(|s| &s.reader)
+    }
+
+    /// The path that reads of the model take, or took when it was loaded to a GPU; none if llama.cpp
+    /// has read all of it.
+    pub fn read_status(&self) -> Option<Status> {
+        self.reader().map(|reader| reader.status()).or_else(|| self.inner.read.clone())
     }
 
     /// The model's files as that reader knows them.

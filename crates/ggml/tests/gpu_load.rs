@@ -70,7 +70,9 @@ fn check(path: &Path, what: &str) {
     assert!(told.is_sorted() && told.last() == Some(&1.0), "{what}: {told:?}");
     assert_eq!(model.is_streamed(), !experts.is_empty(), "{what}");
     assert!(model.resident_blocks().is_empty(), "{what}");
-    // A dense model needs no reads any more.
+    // A dense model needs no reads any more, and tells how it was read.
+    assert_eq!(model.read_status().map(|s| s.engine), Some(reader.status().engine), "{what}");
+    assert!(model.gpu().is_some());
     drop(reader);
     assert_eq!(device.pinned_bytes() > 0, model.is_streamed(), "{what}");
     if model.is_streamed() {

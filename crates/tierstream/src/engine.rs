@@ -93,6 +93,7 @@ pub struct Engine {
     model: Model,
     context: Context,
     load_time: Duration,
+    gpu_start_time: Option<Duration>,
     notes: Vec<String>,
     /// Counters after the load, which are not the requests'.
     loaded: ExpertCounters,
@@ -172,7 +173,9 @@ impl Engine {
         let trained = file.arch_u32("context_length")?.unwrap_or(0);
         let context = context_options(&options, trained);
         let budget = Budget { ram: options.ram_bytes, experts: options.experts };
+        let starting = Instant::now();
         let vram = Vram::before(&options)?;
+        let gpu_start_time = vram.is_some().then(|| starting.elapsed());
         let reader = Arc::new(Reader::new(options.io)?);
         if options.weights == Weights::Streamed && vram.is_none() {
             budget.check_file(&file, &experts, &reader, &context)?;
@@ -207,7 +210,17 @@ impl Engine {
         }
         let loaded = model.expert_counters();
         let load_time = start.elapsed();
-        Ok(Engine { file, experts, model, context, load_time, notes, loaded, requirement })
+        Ok(Engine {
+            file,
+            experts,
+            model,
+            context,
+            load_time,
+            gpu_start_time,
+            notes,
+            loaded,
+            requirement,
+        })
     }
 
     /// Appends `prompt` to the context and generates. `on_token` gets each token and its bytes
@@ -323,6 +336,12 @@ impl Engine {
         self.load_time
     }
 
+    /// Of [`Engine::load_time`], what the GPU took to start: the driver's context and ggml's own,
+    /// which a model of any size waits for. None without a GPU.
+    pub fn gpu_start_time(&self) -> Option<Duration> {
+        self.gpu_start_time
+    }
+
     /// What the pool has done since the load.
     pub fn expert_counters(&self) -> ExpertCounters {
         self.model.expert_counters().since(&self.loaded)
@@ -365,7 +384,7 @@ fn notes(model: &Model, experts: &Experts) -> Vec<String> {
     for (block, why) in model.resident_blocks() {
         notes.push(format!("the experts of block {block} stay resident: {why}"));
     }
-    if let Some(reason) = model.reader().and_then(|r| r.status().reason) {
+    if let Some(reason) = model.read_status().and_then(|status| status.reason) {
         notes.push(reason);
     }
     notes

@@ -247,6 +247,7 @@ mod tests {
         assert!(slots.contains("--experts") && slots.contains("--ram"), "{slots}");
         let context = hint(E::Context { n_ctx: 4096, reason: String::new() });
         assert!(context.contains("--ctx") && context.contains("--batch"), "{context}");
+        assert!(hint(E::WeightsTooLarge { bytes: 1 << 30 }).contains("free some of its memory"));
         let load = |reason: &str| hint(E::Load { path: "m".into(), reason: reason.to_owned() });
         assert!(load("ggml_aligned_malloc: insufficient memory").contains("free some memory"));
         assert!(load("unknown model architecture: 'x'").contains("--log"));

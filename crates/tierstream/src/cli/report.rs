@@ -8,8 +8,10 @@ use tierstream::memory::Usage;
 use tierstream::size::Bytes;
 use tierstream::{Engine, Generation, Stop, Token};
 
-/// Why there is no reader to tell of.
-const NOT_STREAMED: &str = "nothing of this model streams: llama.cpp has loaded it";
+/// Why there are no experts to tell of.
+const NOT_STREAMED: &str = "nothing of this model streams";
+/// Why there are no reads to tell of.
+const NOT_READ: &str = "nothing of this model streams: llama.cpp has loaded it";
 
 /// A generation and the engine that made it.
 pub(crate) struct Report<'a> {
@@ -64,6 +66,7 @@ struct ExpertsJson {
 struct GpuJson {
     name: String,
     pool_bytes: u64,
+    start_s: f64,
 }
 
 #[derive(Debug, Serialize)]
@@ -104,7 +107,7 @@ impl<'a> Report<'a> {
         let made = self.made;
         let mut rows: Vec<(&str, String)> = vec![
             ("total duration", duration(self.total)),
-            ("load duration", duration(self.engine.load_time())),
+            ("load duration", self.load_duration()),
             ("prompt eval count", format!("{} token(s)", made.prompt_tokens)),
             ("prompt eval duration", duration(made.prompt_time)),
             ("prompt eval rate", format!("{:.2} tokens/s", made.prompt_tok_s())),
@@ -116,6 +119,14 @@ impl<'a> Report<'a> {
         rows.push(("seed", self.seed.to_string()));
         rows.push(("peak memory", Bytes(Usage::now().peak_rss_bytes).to_string()));
         lines(&rows)
+    }
+
+    fn load_duration(&self) -> String {
+        let load = duration(self.engine.load_time());
+        match self.engine.gpu_start_time() {
+            Some(start) => format!("{load} (of which {} for the GPU to start)", duration(start)),
+            None => load,
+        }
     }
 
     /// The prompt yields the first token, which takes no time of its own.
@@ -176,7 +187,7 @@ impl<'a> Report<'a> {
     pub(crate) fn json(&self, text: &'a str) -> RunJson<'a> {
         let (made, model) = (self.made, self.engine.model());
         let (budget_bytes, resident_bytes) = model.pool_bytes();
-        let status = model.reader().map(|r| r.status());
+        let status = model.read_status();
         let used = &made.experts;
         RunJson {
             model: model.path().display().to_string(),
@@ -210,12 +221,11 @@ impl<'a> Report<'a> {
             gpu: model.gpu().map(|gpu| GpuJson {
                 name: gpu.name().to_owned(),
                 pool_bytes: model.vram_bytes().unwrap_or(0),
+                start_s: self.engine.gpu_start_time().unwrap_or_default().as_secs_f64(),
             }),
             io: match status {
                 Some(s) => IoJson { engine: Some(s.engine), direct: s.direct, reason: s.reason },
-                None => {
-                    IoJson { engine: None, direct: false, reason: Some(NOT_STREAMED.to_owned()) }
-                }
+                None => IoJson { engine: None, direct: false, reason: Some(NOT_READ.to_owned()) },
             },
             peak_rss_bytes: Usage::now().peak_rss_bytes,
         }
