@@ -51,7 +51,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                 for (e, engine) in options.engines.iter().enumerate() {
                     cold &= std::fs::write("/proc/sys/vm/drop_caches", "3").is_ok();
                     let run = measure(&options, engine, block << 10, depth)?;
-                    eprintln!("round {round}: {engine} {block} KiB x {depth}: {:.2}", run.gb_per_s);
+                    eprintln!("round {round}: {engine} {block} KiB x {depth}: {:.3}", run.gb_per_s);
                     results.entry((b, d, e)).or_default().push(run);
                 }
             }
