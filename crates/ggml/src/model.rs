@@ -378,8 +378,7 @@ impl Model {
         };
         let rest = (file.file_bytes() + tied).saturating_sub(self.expert_bytes() + ours);
         let headers = file.files().iter().map(|f| f.data_offset).sum();
-        let tensors = (file.tensors().len() + usize::from(tied > 0)).saturating_sub(unread.len());
-        let most = most_read_bytes(rest, headers, tensors);
+        let most = most_read_bytes(rest, headers, file.tensors().len());
         match read {
             Some(read) if read > most => Err(Error::SelfCheck(format!(
                 "llama.cpp read {read} bytes while loading, of which {rest} are its to read"

@@ -15,8 +15,9 @@ use crate::abi::*;
 use crate::error::{Error, Result};
 use crate::log;
 
-/// Reads that llama.cpp makes beyond the dense weights: headers that it reads again through
-/// stdio, and the aligned head and tail of each tensor. Bytes.
+/// Reads that llama.cpp makes beyond the weights that are its to read: headers that it reads again
+/// through stdio, the aligned head and tail of each tensor, and what a GPU's driver may read on the
+/// same thread. Bytes.
 const LOAD_SLACK_BYTES: u64 = 256 << 10;
 const LOAD_SLACK_PER_TENSOR_BYTES: u64 = 8 << 10;
 
@@ -106,8 +107,8 @@ pub(super) fn check_identity(
     Err(tierstream_io::Error::Changed { path, what: what.into() }.into())
 }
 
-/// The most bytes that loading may read, by a model's unstreamed bytes, those of its headers among
-/// them, and its tensors. llama.cpp reads headers up to three times.
+/// The most bytes that loading may read, by a model's bytes that are llama.cpp's to read, those of its
+/// headers among them, and its tensors. llama.cpp reads headers up to three times.
 pub(super) fn most_read_bytes(rest: u64, headers: u64, tensors: usize) -> u64 {
     rest + 3 * headers + LOAD_SLACK_BYTES + tensors as u64 * LOAD_SLACK_PER_TENSOR_BYTES
 }
