@@ -52,12 +52,21 @@ impl LayerState {
     }
 }
 
-/// One class. `free + draining >= lack` holds always, so that a layer below its floor finds a free
-/// slot whatever is pinned, as long as no failed load is being waited for.
+/// One class. Before a first [`resize`](Class::resize), `free + draining >= lack` holds always, so
+/// that a layer below its floor finds a free slot whatever is pinned, as long as no failed load is
+/// being waited for. A resize may leave other layers above their new floors: what a layer lacks
+/// then is free, draining, or among theirs.
 #[derive(Clone, Debug)]
 pub(crate) struct Class {
+    /// With those out of use.
     slots: Vec<SlotState>,
+    /// The slots below are in use. Those from here on get no record, and lose the one that they have
+    /// when it is not pinned.
+    in_use: u32,
     layers: Vec<LayerState>,
+    /// Experts of each layer.
+    experts: Vec<u32>,
+    /// Of the slots in use.
     free: FreeSlots,
     /// Where each layer takes free slots first: its even share of the slots.
     regions: Vec<Range<u32>>,
@@ -71,24 +80,81 @@ pub(crate) struct Class {
 }
 
 impl Class {
-    /// `experts` holds the number of experts of each layer.
+    /// With `room` slots, of which `in_use` are used. `experts` holds the number of experts of each
+    /// layer.
     pub(crate) fn new(
-        slots: u32,
+        room: u32,
+        in_use: u32,
         layers: Vec<LayerState>,
-        experts: &[u32],
+        experts: Vec<u32>,
         evictor: Evictor,
     ) -> Self {
         let empty = SlotState { state: State::Free, layer: 0, expert: 0, pins: 0, used: 0 };
-        Self {
-            slots: vec![empty; slots as usize],
-            free: FreeSlots::all(slots),
-            regions: even_shares(experts, slots).collect(),
-            holds_all: experts.iter().copied().map(u64::from).sum::<u64>() <= u64::from(slots),
-            lack: layers.iter().map(LayerState::lack).sum(),
-            surplus: 0,
+        let mut free = FreeSlots::all(room);
+        (in_use..room).for_each(|slot| free.remove(slot));
+        let mut class = Self {
+            slots: vec![empty; room as usize],
+            in_use,
+            regions: vec![0..0; layers.len()],
             layers,
+            experts,
+            free,
+            holds_all: false,
+            lack: 0,
+            surplus: 0,
             evictor,
+        };
+        class.share_out();
+        class
+    }
+
+    /// Uses so many slots, or all if they are more, with a new floor for each layer. Tells which
+    /// records had to go at once.
+    pub(crate) fn resize(
+        &mut self,
+        slots: u32,
+        floors: impl Iterator<Item = u32>,
+        mut evicted: impl FnMut(Record),
+    ) {
+        let before = self.in_use;
+        self.in_use = slots.min(self.slots.len() as u32);
+        for slot in before..self.in_use {
+            if self.slot(slot).state == State::Free {
+                self.free.insert(slot);
+            }
         }
+        for slot in self.in_use..before {
+            if self.slot(slot).state == State::Free {
+                self.free.remove(slot);
+            } else if self.is_evictable(slot) {
+                self.record(slot).into_iter().for_each(&mut evicted);
+                self.vacate(slot);
+            }
+        }
+        self.layers.iter_mut().zip(floors).for_each(|(layer, floor)| layer.floor = floor);
+        self.share_out();
+    }
+
+    /// Divides the slots in use into regions, and sums up what the floors leave.
+    fn share_out(&mut self) {
+        let shares = even_shares(&self.experts, self.in_use);
+        self.regions.iter_mut().zip(shares).for_each(|(region, share)| *region = share);
+        let records: u64 = self.experts.iter().copied().map(u64::from).sum();
+        self.holds_all = records <= u64::from(self.in_use);
+        self.lack = self.layers.iter().map(LayerState::lack).sum();
+        self.surplus = self.layers.iter().map(LayerState::surplus).sum();
+    }
+
+    /// Number of slots in use.
+    pub(crate) fn in_use(&self) -> u32 {
+        self.in_use
+    }
+
+    /// The first slot from which on none is in use, nor has anything in it or a pin on it.
+    pub(crate) fn end(&self) -> u32 {
+        let out_of_use = &self.slots[self.in_use as usize..];
+        let held = out_of_use.iter().rposition(|slot| slot.state != State::Free);
+        held.map_or(self.in_use, |last| self.in_use + last as u32 + 1)
     }
 
     pub(crate) fn slot(&self, slot: u32) -> &SlotState {
@@ -183,13 +249,15 @@ impl Class {
         let entry = &mut self.slots[slot as usize];
         entry.pins = pins;
         if pins == 0 {
-            self.free.insert(slot);
+            self.release(slot);
         } else {
             entry.state = State::Draining;
         }
     }
 
-    pub(crate) fn unpin(&mut self, slot: u32) {
+    /// Gives one pin back. Returns the record that has to go with the last one, from a slot that is
+    /// out of use.
+    pub(crate) fn unpin(&mut self, slot: u32) -> Option<Record> {
         let entry = &mut self.slots[slot as usize];
         assert!(entry.pins > 0, "unpin of slot {slot}, which is not pinned");
         assert!(
@@ -198,15 +266,21 @@ impl Class {
         );
         entry.pins -= 1;
         if entry.pins > 0 {
-            return;
+            return None;
         }
         if entry.state == State::Draining {
             entry.state = State::Free;
-            self.free.insert(slot);
-        } else {
-            let layer = entry.layer;
-            self.update(layer, |layer| layer.evictable += 1);
+            self.release(slot);
+            return None;
         }
+        let layer = entry.layer;
+        self.update(layer, |layer| layer.evictable += 1);
+        if slot < self.in_use {
+            return None;
+        }
+        let evicted = self.record(slot);
+        self.vacate(slot);
+        evicted
     }
 
     pub(crate) fn is_evictable(&self, slot: u32) -> bool {
@@ -219,9 +293,16 @@ impl Class {
         let can = self.is_evictable(slot);
         if can {
             self.vacate(slot);
-            self.free.insert(slot);
+            self.release(slot);
         }
         can
+    }
+
+    /// A slot that holds nothing is free, if it is in use.
+    fn release(&mut self, slot: u32) {
+        if slot < self.in_use {
+            self.free.insert(slot);
+        }
     }
 
     /// Takes a free slot, if the layer may: the record's own place in a class that holds all, else

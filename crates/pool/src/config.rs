@@ -28,7 +28,7 @@ impl LayerSpec {
 pub struct Config {
     /// The MoE layers, densely numbered from 0.
     pub layers: Vec<LayerSpec>,
-    /// Slots of each class.
+    /// Slots of each class, until a [resize](crate::Pool::resize).
     pub slots: Vec<u32>,
     /// Who goes when room is needed.
     pub policy: Policy,
@@ -111,19 +111,20 @@ impl Config {
         if self.policy == (Policy::Lfu { half_life: 0 }) {
             return Err(Error::NoHalfLife);
         }
-        self.check_floors()
+        check_floors(&self.layers, &self.slots)
     }
+}
 
-    fn check_floors(&self) -> Result<(), Error> {
-        let least = least_slots(&self.layers, self.slots.len());
-        for ((class, &slots), &least_slots) in (0u32..).zip(&self.slots).zip(&least) {
-            if slots < least_slots {
-                let least_bytes_total = least_bytes(&self.layers, &least);
-                return Err(Error::FloorsDoNotFit { class, slots, least_slots, least_bytes_total });
-            }
+/// Refuses fewer slots than the floors of a class need.
+pub(crate) fn check_floors(layers: &[LayerSpec], slots: &[u32]) -> Result<(), Error> {
+    let least = least_slots(layers, slots.len());
+    for ((class, &slots), &least_slots) in (0u32..).zip(slots).zip(&least) {
+        if slots < least_slots {
+            let least_bytes_total = least_bytes(layers, &least);
+            return Err(Error::FloorsDoNotFit { class, slots, least_slots, least_bytes_total });
         }
-        Ok(())
     }
+    Ok(())
 }
 
 /// The sum of the floors per class; layers of a class that is not below `classes` do not count.

@@ -17,7 +17,8 @@ pub struct LayerCounters {
     pub hits_in_flight: u64,
     /// Requests that found no slot.
     pub faults: u64,
-    /// Records of this layer that made room for another one, of this layer or not.
+    /// Records of this layer that made room for another one, of this layer or not, or whose slots
+    /// went out of use.
     pub evictions: u64,
     /// Bytes that arrived for this layer, into slots or through staging.
     pub bytes_faulted: u64,

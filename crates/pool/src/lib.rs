@@ -2,8 +2,8 @@
 //!
 //! Pure logic. There is no I/O, no clock and no thread in here: the caller holds a mutex, says when
 //! a step begins, and moves the bytes. The runtime and the trace simulator drive the same code, so
-//! what the simulator predicts is what the runtime does. Nothing allocates after [`Pool::new`], and
-//! equal calls on an equal [`Config`] give equal answers.
+//! what the simulator predicts is what the runtime does. Nothing allocates after [`Pool::new`], but
+//! for [`Pool::resize`], and equal calls on an equal [`Config`] give equal answers.
 //!
 //! # Words
 //!
@@ -40,6 +40,12 @@
 //!   layer that holds more than its floor. The [`Policy`] chooses among them, and takes a record
 //!   that was used in the current step only when there is no other.
 //!
+//! # Slots out of use
+//!
+//! [`Pool::resize`] changes the number of slots while they are used. The highest go out of use, at
+//! once or with their last pin: that is `free` without being given to anybody. [`Pool::end`] tells
+//! from where on what is behind the slots can be taken away.
+//!
 //! # Where a layer's records lie
 //!
 //! A kernel that gets the slots from a layer's lowest to its highest pays for all that lie between,
@@ -59,6 +65,8 @@
 //! - With lower floors a layer that takes a free slot gets one of its own region if there is one.
 //!   A layer that evicts another layer's record gets that one's slot, wherever it lies; every such
 //!   eviction mixes the regions, and only [`Pool::clear`] puts them in order again.
+//! - After a [`Pool::resize`] all this holds of the records that came since the next
+//!   [`Pool::clear`]: those from before lie where the regions were then.
 //!
 //! # Example
 //!

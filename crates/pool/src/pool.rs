@@ -82,6 +82,7 @@ impl Pool {
     /// layers need: the error then names the least number of slots and bytes.
     pub fn new(config: Config) -> Result<Self, Error> {
         config.check()?;
+        let room = rooms(&config);
         let mut layers = Vec::with_capacity(config.layers.len());
         let mut states = vec![Vec::new(); config.slots.len()];
         let mut experts = vec![Vec::new(); config.slots.len()];
@@ -110,12 +111,13 @@ impl Pool {
         }
         let cycle = layers.len() as u64;
         let classes = (0u64..)
-            .zip(&config.slots)
+            .zip(room.into_iter().zip(&config.slots))
             .zip(states.into_iter().zip(experts))
-            .map(|((class, &slots), (states, experts))| {
-                let shape = Shape { slots, experts: &experts, cycle, seed: config.seed ^ class };
+            .map(|((class, (room, &slots)), (states, experts))| {
+                let seed = config.seed ^ class;
+                let shape = Shape { slots: room, experts: &experts, cycle, seed };
                 let evictor = Evictor::new(&config.policy, &shape);
-                Class::new(slots, states, &experts, evictor)
+                Class::new(room, slots, states, experts, evictor)
             })
             .collect();
         Ok(Self {
@@ -142,6 +144,63 @@ impl Pool {
     #[must_use]
     pub fn even_shares(experts: &[u32], slots: u32) -> Vec<u32> {
         free::even_shares(experts, slots).map(|share| share.end - share.start).collect()
+    }
+
+    /// Uses `slots` slots of each class from now on, with `floors` for the layers.
+    ///
+    /// A class has room for a slot per record, or for what it was made with if that is more; a
+    /// larger number counts as that. When there are fewer than before, the highest go out of use,
+    /// whatever is in them: free ones at once; those of resident records that are not pinned at
+    /// once too, which counts as evictions; the others when their last pin is given back, or their
+    /// load has failed. Until then [`end`](Self::end) tells of them. A record in such a slot is
+    /// found as any other, and pinned again by who asks for it.
+    ///
+    /// Records keep their slots, so that some will lie outside of their layers' new regions, and
+    /// layers that had their records in the highest slots are below their floors. They get there
+    /// again at the cost of the others, which may be all pinned in the meantime: then
+    /// [`reserve`](Self::reserve) has nothing to give.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::FloorsDoNotFit`], with the least. Nothing has changed then.
+    ///
+    /// # Panics
+    ///
+    /// If there is not one number for each class, and one floor for each layer.
+    pub fn resize(&mut self, slots: &[u32], floors: &[u32]) -> Result<(), Error> {
+        assert_eq!(slots.len(), self.classes.len(), "slots for every class");
+        assert_eq!(floors.len(), self.layers.len(), "a floor for every layer");
+        let specs = self.layers.iter().zip(floors).map(|(layer, &floor)| LayerSpec {
+            class: layer.class,
+            experts: layer.experts,
+            floor,
+            record_bytes: layer.record_bytes,
+        });
+        let specs: Vec<LayerSpec> = specs.collect();
+        config::check_floors(&specs, slots)?;
+        let mut gone = Vec::new();
+        for (class, &slots) in slots.iter().enumerate() {
+            let own = specs.iter().filter(|spec| spec.class as usize == class);
+            let floors = own.map(LayerSpec::capped_floor);
+            self.classes[class].resize(slots, floors, |record| gone.push(record));
+        }
+        gone.into_iter().for_each(|record| self.forget_evicted(record));
+        Ok(())
+    }
+
+    /// Slots of a class that are in use.
+    #[must_use]
+    pub fn slots(&self, class: u32) -> u32 {
+        self.classes[class as usize].in_use()
+    }
+
+    /// Where the slots of a class end: no slot from here on is in use, nor has anything in it, nor a
+    /// pin on it. That stays so until the next [`resize`](Self::resize), so that what is behind
+    /// those slots can be taken away. It is above [`slots`](Self::slots) as long as slots that are
+    /// to go out of use are pinned.
+    #[must_use]
+    pub fn end(&self, class: u32) -> u32 {
+        self.classes[class as usize].end()
     }
 
     /// Begins the next step: one MoE layer of one batch. Recency is measured in steps.
@@ -205,7 +264,8 @@ impl Pool {
     /// caller fills it and then calls [`commit`](Self::commit) or [`abandon`](Self::abandon).
     ///
     /// `None` if every slot that the layer may have is pinned or held for other layers. That cannot
-    /// happen to a layer below its floor, unless waiters still pin slots whose load failed.
+    /// happen to a layer below its floor, unless waiters still pin slots whose load failed, or a
+    /// [`resize`](Self::resize) has left other layers with more than their floors, all pinned.
     ///
     /// # Panics
     ///
@@ -217,9 +277,7 @@ impl Pool {
         let (index, evicted) =
             self.classes[class as usize].take(local, record.expert, self.step)?;
         if let Some(evicted) = evicted {
-            let (_, key) = self.locate(evicted);
-            self.slot_of[key] = ABSENT;
-            self.counters[evicted.layer as usize].evictions += 1;
+            self.forget_evicted(evicted);
         }
         self.slot_of[key] = index;
         Some(Reservation { slot: Slot { class, index }, evicted })
@@ -264,14 +322,16 @@ impl Pool {
         }
     }
 
-    /// Gives one pin back.
+    /// Gives one pin back. With the last one, the record of a slot that is out of use is evicted.
     ///
     /// # Panics
     ///
     /// If the slot is not pinned, or if this is the last pin of a loading slot: its owner commits
     /// or abandons first.
     pub fn unpin(&mut self, slot: Slot) {
-        self.classes[slot.class as usize].unpin(slot.index);
+        if let Some(evicted) = self.classes[slot.class as usize].unpin(slot.index) {
+            self.forget_evicted(evicted);
+        }
     }
 
     /// A record was read through staging and used there, without a slot: counts its bytes and its
@@ -353,6 +413,13 @@ impl Pool {
         (layer, (layer.base + record.expert) as usize)
     }
 
+    /// A record has lost its slot.
+    fn forget_evicted(&mut self, record: Record) {
+        let (_, key) = self.locate(record);
+        self.slot_of[key] = ABSENT;
+        self.counters[record.layer as usize].evictions += 1;
+    }
+
     fn count_arrival(&mut self, record: Record) {
         let (layer, key) = self.locate(record);
         let bytes = layer.record_bytes;
@@ -361,4 +428,11 @@ impl Pool {
         counters.first_touches += u64::from(!self.touched[key]);
         self.touched[key] = true;
     }
+}
+
+/// Slots that each class ever has: one for every record, or what it is made with.
+fn rooms(config: &Config) -> Vec<u32> {
+    let mut records = vec![0u32; config.slots.len()];
+    config.layers.iter().for_each(|spec| records[spec.class as usize] += spec.experts);
+    records.iter().zip(&config.slots).map(|(&records, &slots)| records.max(slots)).collect()
 }

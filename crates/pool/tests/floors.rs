@@ -243,6 +243,62 @@ fn streamed_records_take_no_slot() {
     assert_eq!((pool.resident(0), pool.reservable(0)), (0, 8));
 }
 
+#[test]
+fn the_highest_slots_go_out_of_use_when_nobody_has_them_pinned() {
+    let mut pool = pool(vec![LayerSpec { floor: 2, ..SIX }; 2], vec![10], Policy::Lru);
+    fill(&mut pool, 0, 0..5); // slots 0-4
+    let pinned = load(&mut pool, record(1, 0)); // slot 5
+    let failing = pool.reserve(record(1, 1)).unwrap().slot;
+    assert_eq!(pool.request(record(1, 1)), Lookup::Loading(failing));
+    assert_eq!((pinned.index, failing.index), (5, 6));
+
+    pool.resize(&[4], &[2, 2]).unwrap();
+    assert_eq!((pool.slots(0), pool.end(0)), (4, 7));
+    assert_eq!((pool.resident(0), pool.counters()[0].evictions), (4, 1));
+    // What is still there is found, and what loads may arrive, or not.
+    assert_eq!(pool.request(record(1, 0)), Lookup::Resident(pinned));
+    pool.abandon(failing);
+    assert_eq!(pool.end(0), 7);
+    pool.unpin(failing);
+    assert_eq!(pool.end(0), 6);
+    pool.unpin(pinned);
+    assert_eq!((pool.end(0), pool.resident(1)), (6, 1));
+    pool.unpin(pinned);
+    assert_eq!((pool.end(0), pool.resident(1), pool.counters()[1].evictions), (4, 0, 1));
+    // The layer that has lost all gets its floor back from the one that has more.
+    assert_eq!(pool.reservable(1), 2);
+    fill(&mut pool, 1, 0..4);
+    assert_eq!((pool.resident(0), pool.resident(1)), (2, 2));
+}
+
+#[test]
+fn slots_come_into_use_again() {
+    let mut pool = pool(vec![LayerSpec { floor: 2, ..SIX }], vec![4], Policy::Lru);
+    let slots: Vec<_> = (0..4).map(|expert| load(&mut pool, record(0, expert))).collect();
+    pool.resize(&[2], &[2]).unwrap();
+    assert_eq!((pool.slots(0), pool.end(0), pool.reservable(0)), (2, 4, 0));
+    // More than there are records: a slot for each of them.
+    pool.resize(&[1_000], &[2]).unwrap();
+    assert_eq!((pool.slots(0), pool.end(0), pool.reservable(0)), (64, 64, 60));
+    slots.into_iter().for_each(|slot| pool.unpin(slot));
+    fill(&mut pool, 0, 4..64);
+    assert_eq!((pool.resident(0), total(&pool).evictions), (64, 0));
+}
+
+#[test]
+fn a_pool_does_not_shrink_below_its_floors() {
+    let mut pool = pool(vec![SIX; 6], vec![60], Policy::Lru);
+    fill(&mut pool, 0, 0..20);
+    let least_bytes_total = 48 * 100;
+    let expected =
+        Error::FloorsDoNotFit { class: 0, slots: 47, least_slots: 48, least_bytes_total };
+    assert_eq!(pool.resize(&[47], &[8; 6]), Err(expected));
+    assert_eq!((pool.slots(0), pool.resident(0)), (60, 20));
+    // Floors may change with the size.
+    pool.resize(&[47], &[7; 6]).unwrap();
+    assert_eq!(pool.slots(0), 47);
+}
+
 /// Mistakes of the caller, which must not pass silently.
 mod mistakes {
     use super::*;

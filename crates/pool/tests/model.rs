@@ -39,7 +39,10 @@ impl ModelSlot {
 #[derive(Clone, Debug)]
 struct Model {
     config: Config,
+    /// Slots that each class ever has.
+    room: Vec<u32>,
     slots: Vec<ModelSlot>,
+    resized: bool,
     /// Every use of every record: the record and the step.
     history: Vec<(Record, u64)>,
     arrived: Vec<Record>,
@@ -51,8 +54,9 @@ struct Model {
 impl Model {
     fn new(config: &Config) -> Self {
         let nothing = Record { layer: 0, expert: 0 };
-        let slots = (0u32..).zip(&config.slots).flat_map(|(class, &slots)| {
-            (0..slots).map(move |index| ModelSlot {
+        let room = room(config);
+        let slots = (0u32..).zip(&room).flat_map(|(class, &room)| {
+            (0..room).map(move |index| ModelSlot {
                 slot: Slot { class, index },
                 state: State::Free,
                 record: nothing,
@@ -62,8 +66,11 @@ impl Model {
                 uses: vec![],
             })
         });
+        let slots = slots.collect();
         Self {
-            slots: slots.collect(),
+            slots,
+            room,
+            resized: false,
             history: vec![],
             arrived: vec![],
             counters: vec![LayerCounters::default(); config.layers.len()],
@@ -71,6 +78,14 @@ impl Model {
             step: 0,
             serial: 0,
         }
+    }
+
+    fn in_use(&self, slot: Slot) -> bool {
+        slot.index < self.config.slots[slot.class as usize]
+    }
+
+    fn is_free(&self, s: &ModelSlot) -> bool {
+        s.state == State::Free && self.in_use(s.slot)
     }
 
     fn class(&self, layer: u32) -> u32 {
@@ -133,7 +148,7 @@ impl Model {
 
     fn may_take_free(&self, layer: u32) -> bool {
         let class = self.class(layer);
-        let free = self.slots.iter().filter(|s| s.slot.class == class && s.state == State::Free);
+        let free = self.slots.iter().filter(|s| s.slot.class == class && self.is_free(s));
         let others = (0..self.counters.len() as u32).filter(|&o| o != layer);
         let others = others.filter(|&o| self.class(o) == class);
         let free = free.count();
@@ -210,6 +225,38 @@ impl Model {
         if s.pins == 0 && s.state == State::Draining {
             s.state = State::Free;
         }
+        self.evict_out_of_use();
+    }
+
+    /// What is in slots out of use, and not pinned, goes.
+    fn evict_out_of_use(&mut self) {
+        let slots = &self.config.slots;
+        let out = |s: &ModelSlot| s.slot.index >= slots[s.slot.class as usize];
+        for s in self.slots.iter_mut().filter(|s| out(s) && s.evictable()) {
+            s.state = State::Free;
+            self.counters[s.record.layer as usize].evictions += 1;
+        }
+    }
+
+    fn resize(&mut self, slots: &[u32], floors: &[u32]) {
+        let counts = slots.iter().zip(&self.room).map(|(&slots, &room)| slots.min(room));
+        self.config.slots = counts.collect();
+        let layers = self.config.layers.iter_mut();
+        layers.zip(floors).for_each(|(spec, &floor)| spec.floor = floor);
+        self.resized = true;
+        self.evict_out_of_use();
+    }
+
+    fn end(&self, class: u32) -> u32 {
+        let of_class = self.slots.iter().filter(|s| s.slot.class == class);
+        let held = of_class.filter(|s| self.in_use(s.slot) || s.state != State::Free);
+        held.map(|s| s.slot.index + 1).max().unwrap_or(0)
+    }
+
+    /// Whether a layer of the class has more than its floor, all of which is pinned now.
+    fn is_full_of_pins(&self, class: u32) -> bool {
+        let mut layers = 0..self.config.layers.len() as u32;
+        layers.any(|layer| self.class(layer) == class && self.held(layer) > self.floor(layer))
     }
 
     fn forget(&mut self, wanted: impl Fn(Record) -> bool) -> u32 {
@@ -230,6 +277,14 @@ impl Model {
     fn slots_in(&self, matches: impl Fn(&ModelSlot) -> bool) -> Vec<Slot> {
         self.slots.iter().filter(|s| matches(s)).map(|s| s.slot).collect()
     }
+}
+
+/// Slots that each class ever has.
+fn room(config: &Config) -> Vec<u32> {
+    let records = |class: u32| {
+        config.layers.iter().filter(|spec| spec.class == class).map(|spec| spec.experts).sum()
+    };
+    (0u32..).zip(&config.slots).map(|(class, &slots)| slots.max(records(class))).collect()
 }
 
 fn faded(now: u64, then: u64, half_life: u64) -> f64 {
@@ -308,13 +363,40 @@ impl Run {
                 assert_eq!(u32::from(forgotten), self.model.forget(|r| r == record));
                 format!("{forgotten}")
             }
-            _ => {
+            99 => {
                 let forgotten = self.pool.clear();
                 assert_eq!(forgotten, self.model.forget(|_| true));
                 format!("{forgotten}")
             }
+            _ => self.resize(chosen, number),
         };
         self.answers.push(Answer(op, answer));
+    }
+
+    /// To any number of slots from one below the floors to some more than there is room for, and
+    /// with other floors now and then.
+    fn resize(&mut self, chosen: usize, number: u32) -> String {
+        let layers = &self.model.config.layers;
+        let floors: Vec<u32> = match number % 3 {
+            0 => layers.iter().map(|spec| spec.floor / 2).collect(),
+            1 => layers.iter().map(|spec| spec.floor + 1).collect(),
+            _ => layers.iter().map(|spec| spec.floor).collect(),
+        };
+        let specs = layers.iter().zip(&floors).map(|(spec, &floor)| LayerSpec { floor, ..*spec });
+        let least = Pool::least_slots(&specs.collect::<Vec<_>>(), 2);
+        let room = &self.model.room;
+        let slots = |class: usize| {
+            let lowest = least[class].saturating_sub(1);
+            let choice = chosen >> (8 * class);
+            lowest + (choice % (room[class].saturating_sub(lowest) as usize + 3)) as u32
+        };
+        let slots = [slots(0), slots(1)];
+        let resized = self.pool.resize(&slots, &floors);
+        assert_eq!(resized.is_ok(), slots.iter().zip(least).all(|(&slots, least)| slots >= least));
+        if resized.is_ok() {
+            self.model.resize(&slots, &floors);
+        }
+        format!("{resized:?}")
     }
 
     fn reserve(&mut self, record: Record) -> String {
@@ -323,6 +405,7 @@ impl Run {
         }
         let layer = record.layer;
         let below_floor = self.model.lack(layer) > 0;
+        let class = self.model.class(layer);
         let draining = self.model.slots.iter().any(|s| s.state == State::Draining);
         let free = self.model.may_take_free(layer);
         let candidates = self.model.candidates(layer);
@@ -331,16 +414,19 @@ impl Run {
         match given {
             None => {
                 assert!(!free && candidates.is_empty());
-                assert!(!below_floor || draining, "a layer below its floor was refused");
+                let full = self.model.resized && self.model.is_full_of_pins(class);
+                assert!(!below_floor || draining || full, "a layer below its floor was refused");
             }
             Some(given) if free => {
                 assert_eq!(given.evicted, None);
-                assert_eq!(self.model.find(given.slot).state, State::Free);
+                let s = self.model.find(given.slot).clone();
+                assert!(self.model.is_free(&s), "{s:?}");
                 self.model.put(given.slot, record);
             }
             Some(given) => {
                 let victim = candidates.iter().find(|s| s.slot == given.slot);
                 let victim = victim.expect("the victim is a candidate");
+                assert!(self.model.in_use(given.slot));
                 assert_eq!(given.evicted, Some(victim.record));
                 if let Some(expected) = self.model.victim(&candidates) {
                     assert_eq!(given.slot, expected, "the naive victim");
@@ -399,6 +485,9 @@ impl Run {
         }
         let bytes = |record: &Record| model.config.layers[record.layer as usize].record_bytes;
         assert_eq!(pool.resident_bytes(), resident.iter().map(bytes).sum::<u64>());
+        for (class, &slots) in (0u32..).zip(&model.config.slots) {
+            assert_eq!((pool.slots(class), pool.end(class)), (slots, model.end(class)));
+        }
         for layer in 0..model.config.layers.len() as u32 {
             self.check_reservable(layer);
         }
@@ -438,7 +527,7 @@ fn configs(policy: Policy) -> impl Strategy<Value = Config> {
 }
 
 fn ops() -> impl Strategy<Value = Vec<Op>> {
-    prop::collection::vec((0u8..100, any::<usize>(), any::<u32>()), 1..250)
+    prop::collection::vec((0u8..103, any::<usize>(), any::<u32>()), 1..250)
 }
 
 fn agrees(config: &Config, ops: &[Op]) {

@@ -149,6 +149,31 @@ proptest! {
         }
     }
 
+    /// A pool that has been of another size, and is cleared, lays records out as a new one does.
+    #[test]
+    fn a_resized_pool_is_in_order_again_when_it_is_cleared(
+        experts in experts(), sizes in prop::collection::vec(1u32..60, 1..4), steps in steps(),
+    ) {
+        let floors = |slots| Pool::even_shares(&experts, slots);
+        let mut resized = pool(&experts, &floors(sizes[0]), sizes[0], Policy::Lru);
+        let mut size = sizes[0];
+        for (index, &step) in steps.iter().enumerate() {
+            let now = sizes[index * sizes.len() / steps.len()];
+            if now != size {
+                size = now;
+                resized.resize(&[size], &floors(size)).unwrap();
+            }
+            run(&mut resized, &experts, |layer| floors(size)[layer], step);
+        }
+        resized.clear();
+        let mut new = pool(&experts, &floors(size), size, Policy::Lru);
+        for step in steps {
+            run(&mut resized, &experts, |layer| floors(size)[layer], step);
+            run(&mut new, &experts, |layer| floors(size)[layer], step);
+            prop_assert_eq!(held(&resized, &experts), held(&new, &experts));
+        }
+    }
+
     /// With any floors: a free slot is taken from the region as long as it has one.
     #[test]
     fn free_slots_of_the_region_go_first(
