@@ -126,7 +126,9 @@ impl std::fmt::Debug for Context {
 }
 
 impl Context {
-    /// Allocates a KV cache and compute buffers.
+    /// Allocates a KV cache and compute buffers. Where a GPU's memory does not suffice, the expert
+    /// pool of the model gives way to them; it grows again, as far as it can, when the context is
+    /// gone and others compute.
     ///
     /// # Errors
     /// [`Error::Context`] with llama.cpp's reason, [`Error::SelfCheck`].
@@ -160,16 +162,19 @@ impl Context {
         params.abort_callback_data = Arc::as_ptr(&cancel.flag).cast_mut().cast();
         // Buffers that are touched in part only would keep what was freed before them resident.
         give_back_freed_memory();
-        log::clear();
-        log::take_compute_bytes();
-        let birth = model.device().map(|d| d.birth(threads, options.prefetch));
-        // SAFETY: the model is live; the flag lives as long as the context.
-        let llama = unsafe { llama_init_from_model(model.raw(), params) };
-        let newborn = model.device().map(|d| d.take_newborn());
-        drop(birth);
-        if llama.is_null() {
+        let make = || {
+            log::clear();
+            log::take_compute_bytes();
+            let birth = model.device().map(|d| d.birth(threads, options.prefetch));
+            // SAFETY: the model is live; the flag lives as long as the context.
+            let llama = unsafe { llama_init_from_model(model.raw(), params) };
+            let newborn = model.device().map(|d| d.take_newborn());
+            drop(birth);
+            (!llama.is_null()).then_some((llama, newborn))
+        };
+        let Some((llama, newborn)) = model.with_room(make)? else {
             return Err(failed(log::complaints()));
-        }
+        };
         let mut context = Context {
             llama,
             threadpool: ptr::null_mut(),

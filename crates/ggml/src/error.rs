@@ -97,6 +97,23 @@ pub enum Error {
         /// Bytes of all of them.
         bytes: usize,
     },
+    /// Not even the smallest pool, and what computing with it takes, has room in the GPU's memory:
+    /// something else has taken it.
+    #[error(
+        "the GPU has no memory left: the experts of one token need {least_bytes} bytes of it, and \
+         {had_bytes} are to be had ({source})"
+    )]
+    GpuMemoryTaken {
+        /// What the experts of one token take, and the room that batches are computed in.
+        least_bytes: u64,
+        /// What the pool had, and what was free.
+        had_bytes: u64,
+        /// What the driver said.
+        source: tierstream_cuda::Error,
+    },
+    /// A pool is to change its size that cannot: only those on a GPU can.
+    #[error("the model has no expert pool on a GPU, and no other one changes its size")]
+    NotElastic,
     /// The GPU is not there, refused something, or is gone.
     #[error(transparent)]
     Gpu(tierstream_cuda::Error),

@@ -90,8 +90,12 @@ impl OnGpu {
         }
         let no_pool = || Error::SelfCheck("expert weights are used before there is a pool".into());
         let residency = pooled.residency().ok_or_else(no_pool)?.clone();
+        residency.look_after_memory()?;
         if let Some(bases) = &*residency.identity() {
-            return run_resident(self.inner, &residency, graph, plan, bases);
+            let run = run_resident(self.inner, &residency, graph, plan, bases);
+            // Who takes slots away waits for the lock, and not for the GPU.
+            synchronize(self.inner);
+            return run;
         }
         for (index, segment) in plan.segments.iter().enumerate() {
             if self.control.is_cancelled() {

@@ -14,7 +14,8 @@ use self::arriving::Arriving;
 use self::layers::{block_bytes, names, pooled_layers};
 use self::loader::{call_loader, check_identities, most_read_bytes, open, thread_read_bytes};
 pub use self::size::PoolSize;
-use self::size::{all_slots, pool_bytes, slots_for};
+use self::size::slots_for;
+pub(crate) use self::size::{all_slots, pool_bytes, slots_within};
 use crate::abi::*;
 use crate::context::{Context, ContextOptions};
 use crate::error::{Error, Result};
@@ -22,7 +23,7 @@ use crate::log;
 use crate::placement::{Gpu, Placement};
 use crate::precheck;
 use crate::proxy::{Device, OwnedDevice, PlacedTensor};
-use crate::residency::{ExpertCounters, Layer, Residency, Spec, layer_bytes};
+use crate::residency::{ExpertCounters, Layer, Residency, Spec, layer_bytes, rounding_bytes};
 use crate::uploads::Uploads;
 use crate::vocab::Vocab;
 
@@ -459,6 +460,51 @@ impl Model {
         if device.pooled().attach(residency) { Ok(()) } else { Err(Error::HasPool) }
     }
 
+    /// Changes the size of the pool on a GPU, while others compute with it.
+    ///
+    /// A smaller pool gives memory back: at once, but for what is being computed with, which is
+    /// waited for (half a minute at most). The records in the slots that go are evicted, whichever
+    /// these are. A larger one takes memory as it fills. Where the GPU has less than that, the pool
+    /// gets as large as it can, now and later.
+    ///
+    /// Returns the bytes of the slots that there are now: those of `size`, or more if some that
+    /// were to go are still computed with. Their memory is given back soon after.
+    ///
+    /// A pool of all experts that were read beforehand is computed with by look-up once it has been
+    /// smaller, which is a little slower, and stays so.
+    ///
+    /// # Errors
+    /// [`Error::PoolTooSmall`], with the least; nothing has changed then. [`Error::NotElastic`]
+    /// without a pool on a GPU. [`Error::Gpu`]: what the driver says.
+    pub fn resize_pool(&self, size: PoolSize) -> Result<u64> {
+        let (Some(streamed), Some(residency)) = (&self.inner.streamed, self.residency()) else {
+            return Err(Error::NotElastic);
+        };
+        residency.resize(slots_for(&streamed.layers, size)?)
+    }
+
+    /// Calls `make`, which takes memory of the GPU that is not the pool's, and when that fails calls
+    /// it again with a smaller pool: first with half of what the pool can spare, then with the
+    /// least. The pool grows again as far as memory reaches, now and when what was made is gone.
+    pub(crate) fn with_room<T>(&self, mut make: impl FnMut() -> Option<T>) -> Result<Option<T>> {
+        let made = make();
+        match self.residency() {
+            Some(residency) if made.is_none() => {
+                for share in [2, 1] {
+                    if !residency.spare(share)? {
+                        break;
+                    }
+                    let made = make();
+                    if made.is_some() {
+                        return Ok(made);
+                    }
+                }
+                Ok(None)
+            }
+            _ => Ok(made),
+        }
+    }
+
     /// Bytes of all streamed experts; 0 for models that do not stream.
     pub fn expert_bytes(&self) -> u64 {
         let layers = self.inner.streamed.as_ref().map_or(&[][..], |s| &s.layers);
@@ -482,6 +528,17 @@ impl Model {
     pub fn area_bytes(&self) -> u64 {
         let streamed = self.inner.streamed.as_ref().filter(|s| s.placement.gpu().is_some());
         streamed.map_or(0, |s| s.layers.iter().map(layer_bytes).max().unwrap_or(0))
+    }
+
+    /// Bytes of a GPU's memory that slots and [area](Self::area_bytes) may take beyond their size,
+    /// because they take it in large pieces; 0 on the CPU.
+    ///
+    /// # Errors
+    /// [`Error::Gpu`]: what the driver says.
+    pub fn rounding_bytes(&self) -> Result<u64> {
+        let Some(streamed) = &self.inner.streamed else { return Ok(0) };
+        let gpu = streamed.placement.gpu();
+        gpu.map_or(Ok(0), |gpu| rounding_bytes(gpu, &streamed.layers))
     }
 
     /// The GPU that the model computes on, if it does.

@@ -14,6 +14,8 @@ use tierstream_pool::{LayerCounters, Lookup, Pool, Record};
 
 pub(crate) use self::ahead::Ahead;
 pub use self::counters::ExpertCounters;
+use self::elastic::Elastic;
+pub(crate) use self::elastic::rounding_bytes;
 use self::layer::TAIL_BYTES;
 pub(crate) use self::layer::{Layer, Part, SlotPart, Spec};
 use self::load::Destination;
@@ -27,12 +29,14 @@ use self::vram::Vram;
 use crate::abi::*;
 use crate::error::{Error, Result};
 use crate::memory::{self, Memory};
+use crate::model::{all_slots, pool_bytes};
 use crate::placement::Gpu;
 use crate::uploads::Uploads;
 
 mod ahead;
 mod below;
 mod counters;
+mod elastic;
 mod layer;
 mod load;
 mod stage;
@@ -46,8 +50,8 @@ pub(crate) struct Residency {
     classes: Vec<Class>,
     /// Holds every slot.
     store: Store,
-    /// Bytes of all slots.
-    slot_bytes: usize,
+    /// Of a pool whose size can change: one on a GPU.
+    elastic: Option<Elastic>,
     /// Behind the slots, for whole layers; on a GPU.
     area: Option<Area>,
     /// The pool that records come from; without one they are read.
@@ -68,9 +72,19 @@ pub(crate) struct Residency {
 
 /// The slots of one size class.
 struct Class {
-    slots: u32,
-    /// A tensor per part, `ne[2]` = slots; its data begin where slot 0 does.
+    /// A tensor per part, with as many matrices as there are addresses for slots; its data begin
+    /// where slot 0 does.
     parts: Vec<ggml_tensor>,
+}
+
+/// How slots lie in memory: those of each part of each class side by side.
+struct Layout {
+    /// Slots per class that there are addresses for.
+    room: Vec<u32>,
+    /// Bytes behind the last slot of a part.
+    tail_bytes: usize,
+    /// Where each part begins.
+    align: usize,
 }
 
 /// Where the slots of a part begin, in memory: the largest alignment that direct reads ask for.
@@ -99,41 +113,51 @@ impl Residency {
         below: Option<Arc<Residency>>,
         reader: Arc<Reader>,
     ) -> Result<Arc<Self>> {
-        let tail_bytes = if uploads.is_some() { TAIL_BYTES } else { 0 };
-        Self::build(spec, reader, below, tail_bytes, |total, spec| {
-            Ok(match uploads {
-                None => {
-                    let memory = Arc::new(Memory::weights(total)?);
-                    (Store::Host { _pin: None, memory }, None)
-                }
-                Some(uploads) => {
-                    let area = Area::new(total as u64, &spec.layers, spec.staged);
-                    (Store::Vram(Vram::new(uploads.clone(), area.end())?), Some(area))
-                }
-            })
-        })
+        let Some(uploads) = uploads else {
+            let layout = Layout::in_host_memory(&spec);
+            let built = Self::build(spec, reader, below, layout, |total, _| {
+                let memory = Arc::new(Memory::weights(total)?);
+                Ok((Store::Host { _pin: None, memory }, None))
+            })?;
+            return Ok(Arc::new(built));
+        };
+        let elastic = Elastic::new(uploads.gpu(), &spec)?;
+        let granule_bytes = elastic.granule_bytes();
+        let align = usize::try_from(granule_bytes).expect("addresses have 64 bits");
+        let room = all_slots(&spec.layers);
+        let layout = Layout { room, tail_bytes: TAIL_BYTES, align };
+        let mut built = Self::build(spec, reader, below, layout, |total, spec| {
+            let area = Area::new(total as u64, &spec.layers, spec.staged);
+            let vram = Vram::new(uploads.clone(), area.end(), granule_bytes)?;
+            Ok((Store::Vram(vram), Some(area)))
+        })?;
+        built.elastic = Some(elastic);
+        Ok(Arc::new(built))
     }
 
     /// Makes a pool in host memory for the one of a GPU to get its records from. All of its memory
     /// is taken, and pinned, at once.
     pub(crate) fn below(spec: Spec, gpu: &Gpu, reader: Arc<Reader>) -> Result<Arc<Self>> {
-        Self::build(spec, reader, None, 0, |total, _| {
+        let layout = Layout::in_host_memory(&spec);
+        let built = Self::build(spec, reader, None, layout, |total, _| {
             let memory = Arc::new(Memory::weights(total)?);
             let base = NonNull::new(memory.base()).expect("memory is not at address 0");
             // SAFETY: mapped as long as the memory is held; who copies from slots holds the pool.
             let pin = unsafe { gpu.device().register(memory.clone(), base, memory.bytes()) }?;
             Ok((Store::Host { _pin: Some(pin), memory }, None))
-        })
+        })?;
+        Ok(Arc::new(built))
     }
 
-    /// `store` makes memory for so many bytes of slots, which have a tail behind those of each part.
+    /// `store` makes memory for so many bytes of slots.
     fn build(
         spec: Spec,
         reader: Arc<Reader>,
         below: Option<Arc<Residency>>,
-        tail_bytes: usize,
+        layout: Layout,
         store: impl FnOnce(usize, &Spec) -> Result<(Store, Option<Area>)>,
-    ) -> Result<Arc<Self>> {
+    ) -> Result<Self> {
+        let Layout { room, tail_bytes, align } = layout;
         let pool = Pool::new(tierstream_pool::Config {
             layers: layer::specs(&spec.layers, Some(&spec.slots)),
             slots: spec.slots.clone(),
@@ -143,14 +167,16 @@ impl Residency {
         // Layers of a class differ only in where a part begins in its slot.
         let model_of = |class: usize| spec.layers.iter().find(|l| l.class == class);
         let parts_of = |class: usize| model_of(class).map_or(&[][..], |l| &l.parts);
-        let part_bytes = |part: &Part, slots: u32| part.slot.bytes_of(slots as usize, tail_bytes);
-        let by_class = || spec.slots.iter().copied().enumerate();
+        let part_bytes = |part: &Part, slots: u32| {
+            part.slot.bytes_of(slots as usize, tail_bytes).next_multiple_of(align)
+        };
+        let by_class = || room.iter().copied().enumerate();
         let total: usize = by_class()
             .flat_map(|(class, slots)| parts_of(class).iter().map(move |p| part_bytes(p, slots)))
             .sum();
         let (store, area) = store(total, &spec)?;
         let mut at = store.base();
-        let mut classes = Vec::with_capacity(spec.slots.len());
+        let mut classes = Vec::with_capacity(room.len());
         for (class, slots) in by_class() {
             let mut parts = Vec::new();
             for part in parts_of(class) {
@@ -161,13 +187,13 @@ impl Residency {
                 parts.push(tensor);
                 at = at.wrapping_add(part_bytes(part, slots));
             }
-            classes.push(Class { slots, parts });
+            classes.push(Class { parts });
         }
-        Ok(Arc::new(Self {
+        Ok(Self {
             layers: spec.layers,
             classes,
             store,
-            slot_bytes: total,
+            elastic: None,
             area,
             below,
             pool: Mutex::new(pool),
@@ -177,7 +203,7 @@ impl Residency {
             resident_requests: AtomicU64::new(0),
             read_ahead: AtomicU64::new(0),
             read_ahead_used: AtomicU64::new(0),
-        }))
+        })
     }
 
     pub(crate) fn layer(&self, layer: usize) -> &Layer {
@@ -188,9 +214,9 @@ impl Residency {
         &self.layers
     }
 
-    /// Bytes of all slots.
+    /// Bytes of all slots in use.
     pub(crate) fn budget_bytes(&self) -> u64 {
-        self.slot_bytes as u64
+        pool_bytes(&self.layers, &self.slots())
     }
 
     /// Bytes of a GPU's memory that the pool has taken so far.
@@ -201,14 +227,16 @@ impl Residency {
         }
     }
 
-    /// Slots per size class.
+    /// Slots in use per size class.
     pub(crate) fn slots(&self) -> Vec<u32> {
-        self.classes.iter().map(|class| class.slots).collect()
+        let pool = self.lock();
+        (0..self.classes.len()).map(|class| pool.slots(index32(class))).collect()
     }
 
-    /// Slots of the size class of a layer.
+    /// Slots that there are addresses for, of the size class of a layer.
     pub(crate) fn slots_of(&self, layer: usize) -> u32 {
-        self.classes[self.layers[layer].class].slots
+        let parts = &self.classes[self.layers[layer].class].parts;
+        parts.first().map_or(0, |part| u32::try_from(part.ne[2]).expect("made of a u32"))
     }
 
     /// Bytes of the records that are resident now.
@@ -282,7 +310,8 @@ impl Residency {
     }
 
     /// Reads every record into its slot, in file order, if all fit; then kernels find each
-    /// layer's experts in expert order and no look-up is needed. `progress` gets bytes done.
+    /// layer's experts in expert order and no look-up is needed. Where memory is short, only as many
+    /// as there turns out to be room for. `progress` gets bytes done.
     pub(crate) fn load_all(self: &Arc<Self>, progress: &mut dyn FnMut(u64) -> bool) -> Result<()> {
         let mut done = 0;
         let mut finish = |layer: usize, step: Step| -> Result<()> {
@@ -301,7 +330,15 @@ impl Residency {
         for (index, layer) in self.layers.iter().enumerate() {
             let need: Vec<Need> =
                 (0..layer.experts).map(|expert| Need { expert, last_row: 0 }).collect();
-            let mut step = self.acquire(index, &need, None, &|| false)?;
+            let mut step = match self.try_acquire(index, &need, None, &|| false) {
+                Err(error @ Error::OutOfGpuMemory(_)) => {
+                    for (layer, step) in under_way {
+                        finish(layer, step)?;
+                    }
+                    return self.give_way(error, 0, 0, &|| false);
+                }
+                acquired => acquired?,
+            };
             let parts: Vec<usize> = (0..layer.parts.len()).collect();
             for group in 0..step.arriving().len() {
                 step.load(&parts, group, Priority::Bulk);
@@ -338,8 +375,8 @@ impl Residency {
     /// reserves slots for the others. What does not fit at once comes in groups through the same
     /// slots, see [`Step::arriving`]. Takes over what `ahead` has begun to read. Waits while
     /// another context holds what this one needs; holds nothing while it waits, and gives up when
-    /// `cancelled` says so.
-    pub(crate) fn acquire(
+    /// `cancelled` says so. Fails, and holds nothing, if there is too little memory of a GPU.
+    fn try_acquire(
         self: &Arc<Self>,
         layer: usize,
         need: &[Need],
@@ -480,7 +517,7 @@ impl Residency {
         }
         // Waves. They turn over about this layer's share of the pool and leave the rest to the
         // other layers; when even that is not there, resident records of this layer give way.
-        let share = self.share(layer).min(reservable);
+        let share = self.share(pool, layer).min(reservable);
         split.reserve = spare.min(share).max(share.div_ceil(2)).min(split.missing.len());
         if split.reserve == 0 {
             return None;
@@ -507,14 +544,21 @@ impl Residency {
     }
 
     /// An even share of the class's slots, in slots.
-    fn share(&self, layer: usize) -> usize {
+    fn share(&self, pool: &Pool, layer: usize) -> usize {
         let class = self.layers[layer].class;
         let sharers = self.layers.iter().filter(|l| l.class == class).count();
-        (self.classes[class].slots as usize / sharers).max(1)
+        (pool.slots(index32(class)) as usize / sharers).max(1)
     }
 
     fn lock(&self) -> MutexGuard<'_, Pool> {
         self.pool.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Layout {
+    /// No more than there are slots at first: their number does not change.
+    fn in_host_memory(spec: &Spec) -> Self {
+        Self { room: spec.slots.clone(), tail_bytes: 0, align: PAGE }
     }
 }
 

@@ -14,7 +14,7 @@ pub enum PoolSize {
 }
 
 /// Slots that hold every record, per class.
-pub(super) fn all_slots(layers: &[Layer]) -> Vec<u32> {
+pub(crate) fn all_slots(layers: &[Layer]) -> Vec<u32> {
     let mut slots = vec![0; layers.iter().map(|l| l.class + 1).max().unwrap_or(0)];
     for layer in layers {
         slots[layer.class] += layer.experts;
@@ -23,12 +23,26 @@ pub(super) fn all_slots(layers: &[Layer]) -> Vec<u32> {
 }
 
 /// Bytes of `slots` slots per class.
-pub(super) fn pool_bytes(layers: &[Layer], slots: &[u32]) -> u64 {
+pub(crate) fn pool_bytes(layers: &[Layer], slots: &[u32]) -> u64 {
     let bytes = |(class, &n): (usize, &u32)| {
         let layer = layers.iter().find(|l| l.class == class);
         layer.map_or(0, |l| l.slot_bytes() * u64::from(n))
     };
     slots.iter().enumerate().map(bytes).sum()
+}
+
+/// The most slots per class, shared out as [`slots_for`] does, of which `fits` says that they fit;
+/// the least if none do.
+pub(crate) fn slots_within(layers: &[Layer], fits: impl Fn(&[u32]) -> bool) -> Vec<u32> {
+    let least = Spec::least_slots(layers);
+    let shared =
+        |bytes| slots_for(layers, PoolSize::Bytes(bytes)).unwrap_or_else(|_| least.clone());
+    let (mut fit, mut most) = (pool_bytes(layers, &least), pool_bytes(layers, &all_slots(layers)));
+    while fit < most {
+        let bytes = fit + (most - fit).div_ceil(2);
+        if fits(&shared(bytes)) { fit = bytes } else { most = bytes - 1 }
+    }
+    shared(fit)
 }
 
 /// Shares a budget out between the size classes: each gets its floor and a share of the rest in

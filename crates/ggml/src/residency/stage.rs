@@ -25,7 +25,7 @@ const KEPT_ROWS: u32 = 4;
 /// is brought if there is room for two.
 pub(super) struct Area {
     /// Where it begins in the store.
-    offset: u64,
+    pub(super) offset: u64,
     /// Bytes of room for one layer.
     bytes: u64,
     free: Mutex<Vec<bool>>,
@@ -231,7 +231,8 @@ impl Stage {
             return Ok(Vec::new());
         }
         there.extend(&new);
-        vram.back(area.offset_of(*room), layer_bytes(&residency.layers[*layer]))?;
+        let bytes = layer_bytes(&residency.layers[*layer]);
+        residency.back_area(area.offset_of(*room), bytes, waits.cancelled)?;
         let mut held = Held::new(residency);
         let mut hits = Vec::new();
         let mut missing = Vec::new();
@@ -275,7 +276,7 @@ impl Stage {
         let last_row = need.iter().map(|n| n.last_row).max().unwrap_or(0);
         let recent = missing.iter().filter(|n| n.last_row + KEPT_ROWS > last_row).count();
         let slots = pool.reservable(index32(*layer)) as usize;
-        let stay = missing.len() - recent.min(slots).min(residency.share(*layer));
+        let stay = missing.len() - recent.min(slots).min(residency.share(&pool, *layer));
         for n in &missing[stay..] {
             let found = pool.reserve(record(*layer, n.expert));
             held.reserved.extend(found.map(|found| (n.expert, found.slot)));
@@ -284,8 +285,8 @@ impl Stage {
             pool.stream(record(*layer, n.expert));
         }
         drop(pool);
+        residency.back_kept(*layer, &mut held.reserved)?;
         let kept = held.reserved.iter().try_for_each(|&(expert, slot)| {
-            residency.back(*layer, slot.index)?;
             let from = (Destination::Area(*room), expert);
             residency.copy_record(*layer, from, (Destination::Slots, slot.index))
         });

@@ -2,6 +2,7 @@
 //!
 //! What is read is copied there by [`Uploads`].
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tierstream_cuda::{Region, Stream};
@@ -11,9 +12,6 @@ use super::layer::TAIL_BYTES;
 use crate::abi::*;
 use crate::error::{Error, Result};
 use crate::uploads::Uploads;
-
-/// Memory is mapped in pieces of this, bytes: the costs of mapping hardly depend on the size.
-const GRANULE_BYTES: u64 = 32 << 20;
 
 /// The memory of one pool on a GPU.
 pub(super) struct Vram {
@@ -35,14 +33,15 @@ unsafe impl Send for Vram {}
 unsafe impl Sync for Vram {}
 
 impl Vram {
-    /// Addresses for `bytes` on the GPU of `uploads`, with no memory behind them yet.
-    pub(super) fn new(uploads: Arc<Uploads>, bytes: u64) -> Result<Self> {
-        let gpu = uploads.gpu();
-        let region = gpu.device().reserve(bytes, GRANULE_BYTES)?;
-        let within = gpu.device().stream()?;
+    /// Addresses for `bytes` on the GPU of `uploads`, with no memory behind them yet. It will come in
+    /// granules of `granule_bytes`.
+    pub(super) fn new(uploads: Arc<Uploads>, bytes: u64, granule_bytes: u64) -> Result<Self> {
+        let device = uploads.gpu().device();
+        let region = device.reserve(bytes, granule_bytes)?;
+        let within = device.stream()?;
         // SAFETY: a device of ggml's registry; a buffer of its own kind.
         let anchor = unsafe {
-            let buffer_type = ggml_backend_dev_buffer_type(gpu.inner().cast());
+            let buffer_type = ggml_backend_dev_buffer_type(uploads.gpu().inner().cast());
             let anchor = ggml_backend_buft_alloc_buffer(buffer_type, 256);
             if anchor.is_null() {
                 return Err(Error::OutOfMemory { bytes: 256, what: "a buffer on the GPU" });
@@ -76,20 +75,51 @@ impl Vram {
         let size = self.region.granule_bytes();
         let end = (offset + bytes + TAIL_BYTES as u64).min(self.region.bytes());
         let _growing = lock(&self.growing);
-        let mut grown = false;
         for granule in offset / size..end.div_ceil(size) {
             let index = usize::try_from(granule).expect("granules are counted in usize");
             if !self.region.is_mapped(index) {
                 self.region.map(index)?;
-                self.uploads.fill(self.region.span(granule * size, size)?, 0)?;
-                grown = true;
+                // What is not surely cleared before it is used is not there.
+                let cleared = self.clear(granule * size, size).and_then(|()| {
+                    // Uploads come behind on the same stream; the other copies are to do so too.
+                    Ok(self.within.wait_for(&self.uploads.record()?)?)
+                });
+                if let Err(error) = cleared {
+                    self.uploads.synchronize()?;
+                    self.region.unmap(index)?;
+                    return Err(error);
+                }
             }
         }
-        if grown {
-            // Uploads come behind on the same stream; the other copies are to do so too.
-            self.within.wait_for(&self.uploads.record()?)?;
-        }
         Ok(())
+    }
+
+    /// Takes the memory away behind every granule that `used` has no part of; returns its bytes.
+    /// Nobody puts memory there meanwhile, and kernels that read there are done.
+    pub(super) fn unback(&self, used: &[Range<u64>]) -> Result<u64> {
+        let size = self.region.granule_bytes();
+        let _growing = lock(&self.growing);
+        let is_used = |granule: &usize| {
+            let (start, end) = (*granule as u64 * size, (*granule as u64 + 1) * size);
+            used.iter().any(|part| part.start < end && start < part.end)
+        };
+        let idle = (0..self.region.granules()).filter(|granule| !is_used(granule));
+        let idle: Vec<usize> = idle.filter(|&granule| self.region.is_mapped(granule)).collect();
+        if idle.is_empty() {
+            return Ok(0);
+        }
+        // Copies that nobody has seen done keep their granules.
+        self.uploads.synchronize()?;
+        self.within.synchronize()?;
+        idle.iter().try_for_each(|&granule| self.region.unmap(granule))?;
+        Ok(idle.len() as u64 * size)
+    }
+
+    /// Of the bytes before `offset`, the start of a granule, those that there is memory behind.
+    pub(super) fn mapped_bytes_before(&self, offset: u64) -> u64 {
+        let size = self.region.granule_bytes();
+        let granules = usize::try_from(offset / size).expect("granules are counted in usize");
+        (0..granules).filter(|&granule| self.region.is_mapped(granule)).count() as u64 * size
     }
 
     /// Starts to copy pinned memory to `offset`, where there is memory.
