@@ -174,7 +174,9 @@ fn resized_during(path: &Path, pool: &PoolOptions) {
             let failed: Vec<_> = failed.filter_map(Result::err).collect();
             over.store(true, Ordering::Relaxed);
             let resizes = resizer.join().unwrap();
-            failed.into_iter().for_each(|panic| std::panic::resume_unwind(panic));
+            if let Some(panic) = failed.into_iter().next() {
+                std::panic::resume_unwind(panic);
+            }
             resizes
         })
     });

@@ -101,3 +101,42 @@ fn a_rehearsed_model_computes_nothing() {
         assert!(matches!(attached, Err(Error::Rehearsal)), "{attached:?}");
     }
 }
+
+/// What is not the pool's takes memory: the pool gives way by half of what it can spare, or by all.
+#[test]
+fn a_pool_on_a_gpu_makes_room_for_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let written = Spec::new(Arch::Qwen3Moe).write(dir.path().join("model.gguf")).unwrap();
+    let file = tierstream_gguf::Model::open(&written.files[0]).unwrap();
+    let config = standin::Config { memory_bytes: 64 << 20, granularity: 16 << 10 };
+    // Tenths of what the pool can spare, how often it is tried, and whether it works.
+    for (tenths, tries, works) in [(0, 1, true), (4, 2, true), (8, 3, true), (12, 3, false)] {
+        let stand_in = standin::StandIn::new(config).unwrap();
+        let gpu = Placement::Gpu(Gpu::stand_in(stand_in.device()).unwrap());
+        let reader = Arc::new(Reader::new(Config::default()).unwrap());
+        let model = Model::load(&file, Weights::Streamed, &gpu, reader, &mut |_| true).unwrap();
+        let size = PoolSize::Share(1.0);
+        let pool = PoolOptions { size, policy: Policy::Lru, seed: 1, preload: true, below: None };
+        model.attach_pool(&pool, &mut |_| true).unwrap();
+        let free_bytes = || stand_in.device().memory().unwrap().free_bytes;
+        let _others = stand_in.device().allocate(free_bytes() - (16 << 10)).unwrap();
+        let spare = model.vram_bytes().unwrap()
+            - model.least_pool_bytes()
+            - model.rounding_bytes().unwrap();
+        let mut tried = 0;
+        let made = model.with_room(|| {
+            tried += 1;
+            stand_in.device().allocate((spare * tenths / 10).max(1)).ok()
+        });
+        let made = made.unwrap();
+        assert_eq!((tried, made.is_some()), (tries, works), "{tenths} tenths");
+        let least = model.least_pool_bytes();
+        let slots = model.pool_bytes().0;
+        match tries {
+            1 => assert_eq!(slots, model.whole_pool_bytes()),
+            2 => assert!(least * 2 < slots && slots < model.whole_pool_bytes()),
+            // Or a few more, in the granules that those take.
+            _ => assert!(slots <= least + model.rounding_bytes().unwrap()),
+        }
+    }
+}
