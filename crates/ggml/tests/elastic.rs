@@ -207,6 +207,28 @@ fn resized_while_contexts_generate_with_everything_resident() {
     resized_during(&Synth::qwen().path, &options(true, None));
 }
 
+/// The same, in the middle of a batch: what computes by no more than a lock is waited for.
+#[test]
+fn slots_that_are_computed_with_without_pins_are_waited_for() {
+    let synth = Synth::qwen();
+    let checked = Checked::new(&synth.path, &[(250, 0, 250)]);
+    for round in 0..6 {
+        let device = stand_in(64);
+        let model = streamed(&synth.path, &device, Room::Preloaded);
+        let (run, expected) = &checked.runs[0];
+        let mut context = run.context(&model);
+        watched("a batch and a resize", || {
+            std::thread::scope(|s| {
+                let logits = s.spawn(|| run.logits_in(&mut context).unwrap());
+                std::thread::sleep(std::time::Duration::from_millis(2 + 3 * round));
+                model.resize_pool(PoolSize::Bytes(model.least_pool_bytes())).unwrap();
+                let logits = logits.join().unwrap();
+                assert_same_bits(expected, &logits, checked.vocab, &format!("round {round}"));
+            });
+        });
+    }
+}
+
 #[test]
 fn resized_while_contexts_generate_with_several_size_classes() {
     let synth = Synth::new(&Spec::new(Arch::Qwen3Moe).quant(Quant::Q4_K_M));

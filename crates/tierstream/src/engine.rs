@@ -17,7 +17,7 @@ use tierstream_pool::Policy;
 use crate::budget::{Budget, Requirement};
 use crate::error::{Error, Result};
 use crate::size::PoolShare;
-use crate::vram::Vram;
+use crate::vram::{Vram, VramBudget};
 
 /// Context length when none is asked for, tokens; less if the model was trained with less.
 pub const DEFAULT_CTX: u32 = 4096;
@@ -98,6 +98,7 @@ pub struct Engine {
     /// Counters after the load, which are not the requests'.
     loaded: ExpertCounters,
     requirement: Requirement,
+    vram: Option<VramBudget>,
 }
 
 /// How tokens are generated.
@@ -187,10 +188,15 @@ impl Engine {
         if vram.is_some() && options.prefetch != Prefetch::Off {
             notes.push("--prefetch: single tokens read nothing ahead on a GPU yet".to_owned());
         }
+        let mut vram_budget = None;
         if model.is_streamed() {
             let pool = PoolOptions {
                 size: match &vram {
-                    Some(vram) => vram.pool_size(&model, options.experts)?,
+                    Some(vram) => {
+                        let (size, budget) = vram.pool_size(&model, options.experts)?;
+                        vram_budget = Some(budget);
+                        size
+                    }
                     None => budget.pool_size(&requirement, &mut notes)?,
                 },
                 policy: options.policy,
@@ -220,6 +226,7 @@ impl Engine {
             notes,
             loaded,
             requirement,
+            vram: vram_budget,
         })
     }
 
@@ -304,6 +311,12 @@ impl Engine {
     /// Stops a generation from another thread, or from a signal's.
     pub fn cancel_handle(&self) -> Cancel {
         self.context.cancel_handle()
+    }
+
+    /// What may be taken of the GPU's memory, to change that from any thread: none where no experts
+    /// are streamed to a GPU.
+    pub fn vram_budget(&self) -> Option<VramBudget> {
+        self.vram.clone()
     }
 
     /// The model's header.

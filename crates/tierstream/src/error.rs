@@ -42,6 +42,17 @@ pub enum Error {
         /// The least budget that works.
         least_bytes: u64,
     },
+    /// Something else has taken so much of the GPU's memory that no pool has room.
+    #[error(
+        "the GPU has no memory left: the experts of one token need {} of it, and {} are to be had",
+        Bytes(*.least_bytes), Bytes(*.had_bytes)
+    )]
+    VramTaken {
+        /// What the least pool takes, and the room that batches are computed in.
+        least_bytes: u64,
+        /// What the pool had, and what was free.
+        had_bytes: u64,
+    },
     /// `--ram`, with a GPU, is below what one token needs.
     #[error(
         "{} of host memory are too little for the experts that do not fit the GPU's: those of one \
@@ -117,6 +128,9 @@ impl From<tierstream_ggml::Error> for Error {
             tierstream_ggml::Error::PoolTooSmall { bytes, least_bytes } => {
                 Error::PoolTooSmall { bytes, least_bytes }
             }
+            tierstream_ggml::Error::GpuMemoryTaken { least_bytes, had_bytes, .. } => {
+                Error::VramTaken { least_bytes, had_bytes }
+            }
             tierstream_ggml::Error::OutOfMemory { bytes, what } => {
                 Error::OutOfMemory { bytes, what }
             }
@@ -142,6 +156,11 @@ impl Error {
             Error::Vram { least_bytes, .. } => {
                 Some(format!("give it --vram {}, or a smaller --ctx", round_up_mib(*least_bytes)))
             }
+            Error::VramTaken { .. } => Some(
+                "another program may have taken it (nvidia-smi tells); the pool grows again by itself \
+                 when there is some, and a smaller --ctx needs less"
+                    .to_owned(),
+            ),
             Error::Engine(E::OutOfGpuMemory(_)) => Some(
                 "less is taken with a smaller --vram (of the GPU), --ram (pinned) or --ctx".to_owned(),
             ),

@@ -58,3 +58,4 @@ pub use tierstream_pool::Policy;
 pub use verify::{
     Difference, Requests, Stage, Verification, VerifyOptions, VerifyProgress, verify,
 };
+pub use vram::VramBudget;

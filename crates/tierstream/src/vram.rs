@@ -1,8 +1,11 @@
-//! What a model takes of a GPU's memory, and what a budget leaves for its experts.
+//! What a model takes of a GPU's memory, and what a budget leaves for its experts: when it is loaded,
+//! and when the budget changes.
 //!
 //! What llama.cpp puts there (dense weights, KV cache, compute buffers) is what is free less after
 //! it than before. The pool gets what is left, but for the area in which whole layers are computed
 //! and an allowance.
+
+use std::fmt;
 
 use tierstream_ggml::{Gpu, Model, PoolSize};
 
@@ -22,8 +25,8 @@ const DEFAULT_RAM_SHARE: f64 = 0.5;
 const SECOND_LAYER_SHARE: u64 = 16;
 
 /// What computing takes beyond what is allocated when the pool is made: ggml's buffers for
-/// intermediate results, its captured graphs, cuBLAS, and up to a granule of the pool that is used
-/// in part. Bytes; about 510 MiB were seen on an H100, with batches of 512 tokens.
+/// intermediate results, its captured graphs, cuBLAS. Bytes; about 510 MiB were seen on an H100, with
+/// batches of 512 tokens.
 const GROWTH_BYTES: u64 = 640 << 20;
 
 /// The budget of a model that is not loaded yet.
@@ -49,26 +52,21 @@ impl Vram {
         Ok(Some(Self { gpu, budget_bytes, free_before, ram_bytes: options.ram_bytes }))
     }
 
-    /// Size of the pool of a model that is loaded, and has its context.
+    /// Size of the pool of a model that is loaded, and has its context; and what the budget can be
+    /// changed by.
     ///
     /// # Errors
     /// [`Error::Vram`] if the budget is too small.
-    pub(crate) fn pool_size(&self, model: &Model, asked: Option<PoolShare>) -> Result<PoolSize> {
+    pub(crate) fn pool_size(
+        &self,
+        model: &Model,
+        asked: Option<PoolShare>,
+    ) -> Result<(PoolSize, VramBudget)> {
         let area_bytes = self.layers_staged(model) as u64 * model.area_bytes();
-        let fixed = self.taken_bytes()? + area_bytes + GROWTH_BYTES;
-        let least = model.least_pool_bytes();
-        let Some(left) = self.budget_bytes.checked_sub(fixed).filter(|&left| left >= least) else {
-            return Err(self.too_small(fixed + least));
-        };
-        let (size, bytes) = match asked {
-            Some(PoolShare::Bytes(bytes)) => (PoolSize::Bytes(bytes.0), bytes.0),
-            Some(PoolShare::Share(share)) => {
-                let size = PoolSize::Share(share);
-                (size, model.pool_bytes_of(size)?)
-            }
-            None => (PoolSize::Share(1.0), model.whole_pool_bytes()),
-        };
-        Ok(if bytes <= left { size } else { PoolSize::Bytes(left) })
+        let beside = area_bytes + model.rounding_bytes()? + GROWTH_BYTES;
+        let fixed_bytes = self.taken_bytes()? + beside;
+        let budget = VramBudget { model: model.clone(), asked, fixed_bytes };
+        Ok((budget.pool_size(self.budget_bytes)?, budget))
     }
 
     /// How many whole layers get room: a second one, which lets prompts run faster, only if it costs
@@ -119,15 +117,65 @@ impl Vram {
     /// [`Error::Vram`].
     pub(crate) fn check(&self) -> Result<()> {
         let taken = self.taken_bytes()?;
-        if taken > self.budget_bytes { Err(self.too_small(taken)) } else { Ok(()) }
+        if taken > self.budget_bytes { Err(too_small(self.budget_bytes, taken)) } else { Ok(()) }
     }
 
     fn taken_bytes(&self) -> Result<u64> {
         Ok(self.free_before.saturating_sub(self.gpu.free_bytes()?))
     }
+}
 
-    fn too_small(&self, needed: u64) -> Error {
-        let least_bytes = needed.next_multiple_of(1 << 20);
-        Error::Vram { vram_bytes: self.budget_bytes, least_bytes }
+/// What a model may take of a GPU's memory, to be changed while it is used: from any thread, also
+/// while another one generates. Clones are the same budget, and keep the model.
+#[derive(Clone)]
+pub struct VramBudget {
+    model: Model,
+    asked: Option<PoolShare>,
+    /// All but the slots of the pool.
+    fixed_bytes: u64,
+}
+
+impl VramBudget {
+    /// Changes the budget to `vram_bytes`, as [`Options::vram_bytes`]. A smaller one takes slots from
+    /// the pool, whichever these are, and gives their memory back; what is being computed with is
+    /// waited for, half a minute at most. A larger one is taken as the pool fills, and so far as
+    /// there is memory.
+    ///
+    /// Returns what the model may take now, bytes: `vram_bytes`, or less if all experts have a slot,
+    /// or as many as [`Options::experts`] says. It is more if slots that were to go are still
+    /// computed with after all; their memory is given back soon after. Contexts that were made
+    /// beside the [engine](crate::Engine)'s do not count.
+    ///
+    /// # Errors
+    /// [`Error::Vram`] with the least that works; nothing has changed then.
+    pub fn set(&self, vram_bytes: u64) -> Result<u64> {
+        let reached = self.model.resize_pool(self.pool_size(vram_bytes)?)?;
+        Ok(self.fixed_bytes + reached)
     }
+
+    /// What `vram_bytes` leave for the pool, if it is to be that large.
+    fn pool_size(&self, vram_bytes: u64) -> Result<PoolSize> {
+        let (model, least) = (&self.model, self.model.least_pool_bytes());
+        let left = vram_bytes.checked_sub(self.fixed_bytes).filter(|&left| left >= least);
+        let left = left.ok_or_else(|| too_small(vram_bytes, self.fixed_bytes + least))?;
+        let (size, bytes) = match self.asked {
+            Some(PoolShare::Bytes(bytes)) => (PoolSize::Bytes(bytes.0), bytes.0),
+            Some(PoolShare::Share(share)) => {
+                let size = PoolSize::Share(share);
+                (size, model.pool_bytes_of(size)?)
+            }
+            None => (PoolSize::Share(1.0), model.whole_pool_bytes()),
+        };
+        Ok(if bytes <= left { size } else { PoolSize::Bytes(left) })
+    }
+}
+
+impl fmt::Debug for VramBudget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("VramBudget").field("fixed_bytes", &self.fixed_bytes).finish_non_exhaustive()
+    }
+}
+
+fn too_small(vram_bytes: u64, needed: u64) -> Error {
+    Error::Vram { vram_bytes, least_bytes: needed.next_multiple_of(1 << 20) }
 }

@@ -1,6 +1,6 @@
 //! Models of which not all is streamed, or nothing is there.
 
-use tierstream_cuda::standin::StandIn;
+use tierstream_cuda::standin::{Config as StandInConfig, StandIn};
 use tierstream_io::Config;
 use tierstream_synth::{Arch, Spec};
 
@@ -27,7 +27,7 @@ fn layers_that_stay_resident() {
 #[test]
 fn layers_that_stay_resident_on_a_gpu() {
     stay_resident(&|| {
-        let stand_in = StandIn::new(tierstream_cuda::standin::Config::default()).unwrap();
+        let stand_in = StandIn::new(StandInConfig::default()).unwrap();
         Placement::Gpu(Gpu::stand_in(stand_in.device()).unwrap())
     });
 }
@@ -108,10 +108,10 @@ fn a_pool_on_a_gpu_makes_room_for_others() {
     let dir = tempfile::tempdir().unwrap();
     let written = Spec::new(Arch::Qwen3Moe).write(dir.path().join("model.gguf")).unwrap();
     let file = tierstream_gguf::Model::open(&written.files[0]).unwrap();
-    let config = standin::Config { memory_bytes: 64 << 20, granularity: 16 << 10 };
+    let config = StandInConfig { memory_bytes: 64 << 20, granularity: 16 << 10 };
     // Tenths of what the pool can spare, how often it is tried, and whether it works.
     for (tenths, tries, works) in [(0, 1, true), (4, 2, true), (8, 3, true), (12, 3, false)] {
-        let stand_in = standin::StandIn::new(config).unwrap();
+        let stand_in = StandIn::new(config).unwrap();
         let gpu = Placement::Gpu(Gpu::stand_in(stand_in.device()).unwrap());
         let reader = Arc::new(Reader::new(Config::default()).unwrap());
         let model = Model::load(&file, Weights::Streamed, &gpu, reader, &mut |_| true).unwrap();
