@@ -581,6 +581,11 @@ impl Model {
         self.residency().map_or((0, 0), |r| (r.budget_bytes(), r.resident_bytes()))
     }
 
+    /// Bytes of the slots that the pool was to have and has not, because the GPU's memory is short.
+    pub fn pool_shortage_bytes(&self) -> u64 {
+        self.residency().map_or(0, |r| r.shortage_bytes())
+    }
+
     /// Bytes of all slots of the pool in host memory below a GPU's, and bytes of the records in them;
     /// none without one.
     pub fn pool_below_bytes(&self) -> Option<(u64, u64)> {

@@ -146,6 +146,13 @@ impl Residency {
         Ok(pool_bytes(&self.layers, &self.ends()))
     }
 
+    /// Bytes of the slots that were asked for, and are not there because memory is short.
+    pub(crate) fn shortage_bytes(&self) -> u64 {
+        let Some((elastic, _)) = self.elastic() else { return 0 };
+        let asked = elastic.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        pool_bytes(&self.layers, &asked) - pool_bytes(&self.layers, &self.slots())
+    }
+
     /// Gives back one `part`th of the memory that the smallest pool could do without; it may be taken
     /// again when there is enough. Whether there was any.
     pub(crate) fn spare(&self, part: u64) -> Result<bool> {

@@ -67,6 +67,7 @@ struct GpuJson {
     name: String,
     pool_bytes: u64,
     start_s: f64,
+    shortage_bytes: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -222,6 +223,7 @@ impl<'a> Report<'a> {
                 name: gpu.name().to_owned(),
                 pool_bytes: model.vram_bytes().unwrap_or(0),
                 start_s: self.engine.gpu_start_time().unwrap_or_default().as_secs_f64(),
+                shortage_bytes: model.pool_shortage_bytes(),
             }),
             io: match status {
                 Some(s) => IoJson { engine: Some(s.engine), direct: s.direct, reason: s.reason },
@@ -229,6 +231,15 @@ impl<'a> Report<'a> {
             },
             peak_rss_bytes: Usage::now().peak_rss_bytes,
         }
+    }
+
+    /// That the pool is smaller than it was to be, if it is.
+    pub(crate) fn shortage(&self) -> Option<String> {
+        let bytes = self.engine.model().pool_shortage_bytes();
+        let shortage = Bytes(bytes);
+        (bytes > 0).then(|| {
+            format!("other programs have taken the GPU's memory: the pool is {shortage} smaller")
+        })
     }
 
     /// The path that reads really took.

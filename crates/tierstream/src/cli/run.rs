@@ -79,6 +79,9 @@ pub(crate) fn tell(report: &Report<'_>, verbose: bool) {
         output::stderr(&format!("\n{}", report.timings()));
     }
     output::status("2", &report.summary());
+    if let Some(shortage) = report.shortage() {
+        output::note(shortage);
+    }
 }
 
 /// Generates into `out`, until the model, the options, a stop text, Ctrl-C or a closed
