@@ -343,6 +343,11 @@ fn one_refusal_is_met_with_less() {
             assert_same_bits(expected, &logits, checked.vocab, &what);
             assert!(model.pool_bytes().0 <= asked, "{what}");
         }
+        // Where nothing can be given up, it is tried once more.
+        let device = stand_in(512);
+        let model = streamed(&synth.path, &device, Room::Floor(0));
+        device.inject(Fault::OutOfMemory, 3);
+        checked.check(&model, index, "the smallest pool");
     }
 }
 
