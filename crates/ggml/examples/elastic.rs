@@ -182,7 +182,8 @@ fn load(path: &Path, gpu: &Gpu) -> Outcome<Model> {
     let placement = Placement::Gpu(gpu.clone());
     let model = Model::load(&file, Weights::Streamed, &placement, reader, &mut |_| true)?;
     let size = PoolSize::Share(1.0);
-    let pool = PoolOptions { size, policy: Policy::Lru, seed: 1, preload: true, below: None };
+    let pool =
+        PoolOptions { size, policy: Policy::Lru, seed: 1, preload: true, below: None, staged: 2 };
     model.attach_pool(&pool, &mut |_| true)?;
     Ok(model)
 }

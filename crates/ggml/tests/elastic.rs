@@ -36,7 +36,7 @@ fn share_bytes(model: &Model, share: f64) -> u64 {
 
 /// What the pool may have mapped when it has `pool_bytes` of slots.
 fn most_mapped(model: &Model, pool_bytes: u64) -> u64 {
-    pool_bytes + model.area_bytes() + model.rounding_bytes().unwrap()
+    pool_bytes + 2 * model.area_bytes() + model.rounding_bytes().unwrap()
 }
 
 /// Runs over a model, with the bits that they must give.
@@ -190,7 +190,7 @@ fn options(preload: bool, below: Option<PoolSize>) -> PoolOptions {
         size: PoolSize::Share(1.0),
         policy: Policy::Lru,
         seed: 1,
-        staged: 1,
+        staged: 2,
         preload,
         below,
     }

@@ -116,7 +116,14 @@ fn a_pool_on_a_gpu_makes_room_for_others() {
         let reader = Arc::new(Reader::new(Config::default()).unwrap());
         let model = Model::load(&file, Weights::Streamed, &gpu, reader, &mut |_| true).unwrap();
         let size = PoolSize::Share(1.0);
-        let pool = PoolOptions { size, policy: Policy::Lru, seed: 1, preload: true, below: None };
+        let pool = PoolOptions {
+            size,
+            policy: Policy::Lru,
+            seed: 1,
+            preload: true,
+            below: None,
+            staged: 1,
+        };
         model.attach_pool(&pool, &mut |_| true).unwrap();
         let free_bytes = || stand_in.device().memory().unwrap().free_bytes;
         let _others = stand_in.device().allocate(free_bytes() - (16 << 10)).unwrap();
