@@ -36,9 +36,8 @@ struct Kept {
     items: VecDeque<(u64, Item)>,
 }
 
-/// Memory of a copy, held to be dropped later.
-#[expect(dead_code, reason = "held for its drop")]
-struct Item(Box<dyn Send>, Option<Span>);
+/// Memory of a copy, held to be dropped later: the host's, and the device's.
+struct Item(Option<Box<dyn Send>>, #[expect(dead_code, reason = "held for its drop")] Vec<Span>);
 
 impl Device {
     /// A new stream.
@@ -65,7 +64,7 @@ impl Stream {
         self.check(&to, bytes.len())?;
         let (len, copy) = (bytes.len(), Copy::Up { from: bytes.as_ptr(), to: to.address() });
         // SAFETY: the item keeps both sides in place; the host's is only read.
-        unsafe { self.copy(copy, len, Item(Box::new(from), Some(to))) }
+        unsafe { self.copy(copy, len, Item(Some(Box::new(from)), vec![to])) }
     }
 
     /// Copies from the device to host memory, which comes back through [`Pending::wait`].
@@ -84,7 +83,7 @@ impl Stream {
         let (len, copy) =
             (bytes.len(), Copy::Down { from: from.address(), to: bytes.as_mut_ptr() });
         let to = Arc::new(to);
-        let item = Item(Box::new(Arc::clone(&to)), Some(from));
+        let item = Item(Some(Box::new(Arc::clone(&to))), vec![from]);
         // SAFETY: the item keeps both sides in place, and `Pending` looks at the host's only when
         // the copy is done.
         unsafe { self.copy(copy, len, item) }?;
@@ -101,7 +100,7 @@ impl Stream {
         self.check(&to, len)?;
         let copy = Copy::Within { from: from.address(), to: to.address() };
         // SAFETY: the item keeps both sides in place.
-        unsafe { self.copy(copy, len, Item(Box::new(from), Some(to))) }
+        unsafe { self.copy(copy, len, Item(None, vec![from, to])) }
     }
 
     /// Sets every byte to `value`.
@@ -115,7 +114,7 @@ impl Stream {
         let Shared { device, raw, .. } = &*self.shared;
         // SAFETY: the span stays in place, as it is kept.
         let fill = || unsafe { device.driver().fill(*raw, at, bytes as usize, value) };
-        if bytes == 0 { Ok(()) } else { self.queue(fill, doing, Item(Box::new(()), Some(to))) }
+        if bytes == 0 { Ok(()) } else { self.queue(fill, doing, Item(None, vec![to])) }
     }
 
     /// An event behind everything that was queued so far.
@@ -230,13 +229,14 @@ impl Shared {
 
     /// Drops what was queued before event `number`.
     fn give_up(&self, number: u64) {
-        let items: Vec<_> = {
-            let mut kept = lock(&self.kept);
-            let count = kept.items.partition_point(|(event, _)| *event <= number);
-            kept.items.drain(..count).collect()
-        };
-        // Outside of the lock, since it may run code of the caller's.
-        drop(items);
+        let mut kept = lock(&self.kept);
+        let count = kept.items.partition_point(|(event, _)| *event <= number);
+        let items = kept.items.drain(..count);
+        // The device's memory within the lock: when this returns it is given up, also if another
+        // thread has seen a later event. The host's outside, since that may run code of the caller's.
+        let host: Vec<_> = items.map(|(_, Item(host, _))| host).collect();
+        drop(kept);
+        drop(host);
     }
 }
 

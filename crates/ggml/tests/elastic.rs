@@ -11,7 +11,7 @@ use common::{
     Room, Run, Synth, assert_same_bits, attach, load_on_stand_in, reader, stock, watched,
 };
 use tierstream_cuda::standin::{Config, Fault, StandIn};
-use tierstream_ggml::{Error, Model, PoolOptions, PoolSize};
+use tierstream_ggml::{Context, Error, Model, PoolOptions, PoolSize};
 use tierstream_pool::Policy;
 use tierstream_synth::{Arch, Quant, Spec};
 
@@ -65,6 +65,23 @@ impl Checked {
     fn check_all(&self, model: &Model, what: &str) {
         (0..self.runs.len()).for_each(|index| self.check(model, index, what));
     }
+
+    /// A context for each run: what they take of the device's memory is taken from now on.
+    fn contexts(&self, model: &Model) -> Vec<Context> {
+        self.runs.iter().map(|(run, _)| run.context(model)).collect()
+    }
+
+    fn check_in(&self, contexts: &mut [Context], index: usize, what: &str) {
+        let (run, expected) = &self.runs[index];
+        let context = &mut contexts[index];
+        context.clear();
+        let logits = run.logits_in(context).unwrap_or_else(|e| panic!("run {index}, {what}: {e}"));
+        assert_same_bits(expected, &logits, self.vocab, &format!("run {index}, {what}"));
+    }
+
+    fn check_all_in(&self, contexts: &mut [Context], what: &str) {
+        (0..self.runs.len()).for_each(|index| self.check_in(contexts, index, what));
+    }
 }
 
 #[test]
@@ -74,7 +91,9 @@ fn memory_falls_and_rises_with_the_size() {
         let checked = Checked::new(&synth.path, &[(40, 12, 1), (60, 4, 32)]);
         for room in [Room::Preloaded, Room::Share(1.0)] {
             let device = stand_in(512);
-            let model = streamed(&synth.path, &device, room);
+            let model = load_on_stand_in(&synth.path, &device, reader());
+            let without = free_bytes(&device);
+            attach(&model, room, Policy::Lru);
             checked.check_all(&model, "before");
             let whole = model.pool_bytes().0;
             assert_eq!(whole, model.whole_pool_bytes());
@@ -86,7 +105,8 @@ fn memory_falls_and_rises_with_the_size() {
                 assert!(model.pool_bytes().1 <= reached);
                 let now = model.vram_bytes().unwrap();
                 assert!(now < mapped && now <= most_mapped(&model, reached), "{now} of {mapped}");
-                assert_eq!(free_bytes(&device), (512 << 20) - now);
+                // The pool has a small buffer of ggml's beside.
+                assert!(without - now - free_bytes(&device) < 16 << 10);
                 mapped = now;
                 checked.check_all(&model, &format!("{room:?}, down to {share}"));
                 assert!(model.vram_bytes().unwrap() <= most_mapped(&model, reached));
@@ -94,7 +114,7 @@ fn memory_falls_and_rises_with_the_size() {
             // Memory comes with the records, not with the number.
             let before = model.vram_bytes().unwrap();
             assert_eq!(model.resize_pool(PoolSize::Bytes(u64::MAX)).unwrap(), whole);
-            assert_eq!(model.vram_bytes(), Some(before));
+            assert!(model.vram_bytes().unwrap() <= before);
             let evictions = model.expert_counters().evictions;
             checked.check_all(&model, &format!("{room:?}, up again"));
             assert!(model.vram_bytes().unwrap() > before);
@@ -253,25 +273,26 @@ fn without_memory_the_pool_is_smaller_and_grows_when_there_is_some() {
     for first in [0, 1] {
         let device = stand_in(64);
         let model = streamed(&synth.path, &device, Room::Share(1.0));
-        let least = model.least_pool_bytes() + model.area_bytes();
+        let least = model.least_pool_bytes() + 2 * model.area_bytes();
         let left = least + model.rounding_bytes().unwrap() + (3 << 20);
         assert!(left < model.whole_pool_bytes(), "{left}");
+        let mut contexts = checked.contexts(&model);
         let other = device.device().allocate(free_bytes(&device) - left).unwrap();
         watched("a pool without memory", || {
             let what = format!("run {first} first");
-            checked.check(&model, first, &what);
-            checked.check(&model, 1 - first, &what);
-            checked.check_all(&model, &what);
+            checked.check_in(&mut contexts, first, &what);
+            checked.check_in(&mut contexts, 1 - first, &what);
+            checked.check_all_in(&mut contexts, &what);
             let (slots, mapped) = (model.pool_bytes().0, model.vram_bytes().unwrap());
             assert!(slots < model.whole_pool_bytes(), "{slots}");
             assert_eq!(model.pool_shortage_bytes(), model.whole_pool_bytes() - slots);
             assert!(mapped <= left && most_mapped(&model, slots) <= left + (1 << 20), "{slots}");
             drop(other);
             while model.pool_bytes().0 < model.whole_pool_bytes() {
-                checked.check_all(&model, "grown");
+                checked.check_all_in(&mut contexts, "grown");
             }
         });
-        checked.check_all(&model, "grown");
+        checked.check_all_in(&mut contexts, "grown");
         assert!(model.vram_bytes().unwrap() > left && model.pool_shortage_bytes() == 0);
     }
 }
@@ -285,12 +306,13 @@ fn memory_is_given_back_before_there_is_none() {
     for room in [Room::Preloaded, Room::Share(1.0)] {
         let device = stand_in(64);
         let model = streamed(&synth.path, &device, room);
-        checked.check_all(&model, "before");
+        let mut contexts = checked.contexts(&model);
+        checked.check_all_in(&mut contexts, "before");
         let before = model.vram_bytes().unwrap();
         let other = device.device().allocate(free_bytes(&device) - (100 << 10)).unwrap();
         watched("memory is given back", || {
-            while free_bytes(&device) < 2 << 20 {
-                checked.check_all(&model, "scarce");
+            while free_bytes(&device) < 1 << 20 {
+                checked.check_all_in(&mut contexts, "scarce");
             }
         });
         assert!(model.vram_bytes().unwrap() <= before - (1 << 20));
@@ -335,19 +357,18 @@ fn one_refusal_is_met_with_less() {
             let device = stand_in(512);
             let model = streamed(&synth.path, &device, Room::Share(0.8));
             let asked = model.pool_bytes().0;
+            let mut contexts = checked.contexts(&model);
             device.inject(Fault::OutOfMemory, after);
-            let what = format!("run {index}, after {after}");
-            let (run, expected) = &checked.runs[index];
-            let mut context = run.context(&model);
-            let logits = run.logits_in(&mut context).unwrap_or_else(|e| panic!("{what}: {e}"));
-            assert_same_bits(expected, &logits, checked.vocab, &what);
+            let what = format!("after {after}");
+            checked.check_in(&mut contexts, index, &what);
             assert!(model.pool_bytes().0 <= asked, "{what}");
         }
         // Where nothing can be given up, it is tried once more.
         let device = stand_in(512);
         let model = streamed(&synth.path, &device, Room::Floor(0));
+        let mut contexts = checked.contexts(&model);
         device.inject(Fault::OutOfMemory, 3);
-        checked.check(&model, index, "the smallest pool");
+        checked.check_in(&mut contexts, index, "the smallest pool");
     }
 }
 
@@ -358,10 +379,12 @@ fn a_preload_ends_where_memory_does() {
     let checked = Checked::new(&synth.path, &[(30, 8, 1), (60, 4, 32)]);
     let device = stand_in(64);
     let left = 6 << 20;
+    let model = load_on_stand_in(&synth.path, &device, reader());
+    let mut contexts = checked.contexts(&model);
     let other = device.device().allocate(free_bytes(&device) - left).unwrap();
-    let model = streamed(&synth.path, &device, Room::Preloaded);
+    attach(&model, Room::Preloaded, Policy::Lru);
     let (slots, resident) = model.pool_bytes();
     assert!(resident > 0 && slots < model.whole_pool_bytes(), "{resident} of {slots}");
-    checked.check_all(&model, "preloaded in part");
+    checked.check_all_in(&mut contexts, "preloaded in part");
     drop(other);
 }

@@ -18,6 +18,7 @@ use tierstream_cuda::Device;
 use tierstream_pool::Slot;
 
 use super::layer::{self, TAIL_BYTES};
+use super::stage::Area;
 use super::vram::Vram;
 use super::{
     Ahead, CANCEL_LOOKED_FOR_EVERY, Layer, Need, Residency, Spec, Step, Store, index32, record,
@@ -360,7 +361,7 @@ impl Residency {
     }
 
     /// Gives back the memory of slots that hold nothing and that nobody gets before the number
-    /// changes, which it does not by whose turn it is. Returns its bytes.
+    /// changes, which it does not by whose turn it is; and that of free rooms. Returns its bytes.
     fn unmap_unused(&self, elastic: &Elastic, vram: &Vram) -> Result<u64> {
         let ends = self.ends();
         elastic.leaving.store(ends != self.slots(), Ordering::Relaxed);
@@ -373,8 +374,8 @@ impl Residency {
                 used.push(first..first + bytes + TAIL_BYTES as u64);
             }
         }
-        used.extend(self.area.as_ref().map(|area| area.offset..area.end()));
-        vram.unback(&used)
+        // Whoever takes room asks for its memory afterwards.
+        vram.unback(|| used.into_iter().chain(self.area.iter().flat_map(Area::taken)).collect())
     }
 
     /// Per class, where the slots end that are in use or hold something.

@@ -5,6 +5,7 @@
 //! "stream-k"), so that the bits of their output depend on where each expert lies. With every
 //! expert at the place that it has in the file, they are those of the resident model.
 
+use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use tierstream_io::Priority;
@@ -42,6 +43,13 @@ impl Area {
     /// Where it ends in the store.
     pub(super) fn end(&self) -> u64 {
         self.offset_of(lock(&self.free).len())
+    }
+
+    /// Where in the store the rooms are that are taken.
+    pub(super) fn taken(&self) -> Vec<Range<u64>> {
+        let free = lock(&self.free);
+        let taken = free.iter().enumerate().filter(|&(_, &free)| !free);
+        taken.map(|(room, _)| self.offset_of(room)..self.offset_of(room) + self.bytes).collect()
     }
 
     fn offset_of(&self, room: usize) -> u64 {
@@ -113,15 +121,20 @@ impl Residency {
     }
 
     /// The same, with records (distinct, of a layer that comes next) that it will probably need.
-    /// None if there is no room now.
+    /// None if there is no room now, or no memory: it is not worth any slots.
     pub(crate) fn stage_ahead(
         self: &Arc<Self>,
         layer: usize,
         experts: &[u32],
         waits: Waits<'_>,
     ) -> Result<Option<Stage>> {
-        let Some(room) = self.area.as_ref().and_then(Area::try_take) else { return Ok(None) };
+        let (Store::Vram(vram), Some(area)) = (&self.store, &self.area) else { return Ok(None) };
+        let Some(room) = area.try_take() else { return Ok(None) };
         let mut stage = Stage::new(self, layer, room);
+        match vram.back(area.offset_of(room), layer_bytes(&self.layers[layer])) {
+            Err(Error::OutOfGpuMemory(_)) => return Ok(None),
+            backed => backed?,
+        }
         stage.ahead = stage.bring(experts, waits)?;
         Ok(Some(stage))
     }

@@ -94,11 +94,12 @@ impl Vram {
         Ok(())
     }
 
-    /// Takes the memory away behind every granule that `used` has no part of; returns its bytes.
-    /// Nobody puts memory there meanwhile, and kernels that read there are done.
-    pub(super) fn unback(&self, used: &[Range<u64>]) -> Result<u64> {
+    /// Takes the memory away behind every granule that `used` has no part of, which is asked for
+    /// while nobody can put memory anywhere; returns its bytes. Kernels that read there are done.
+    pub(super) fn unback(&self, used: impl FnOnce() -> Vec<Range<u64>>) -> Result<u64> {
         let size = self.region.granule_bytes();
         let _growing = lock(&self.growing);
+        let used = used();
         let is_used = |granule: &usize| {
             let (start, end) = (*granule as u64 * size, (*granule as u64 + 1) * size);
             used.iter().any(|part| part.start < end && start < part.end)
