@@ -391,7 +391,12 @@ impl Residency {
         }
         let split = loop {
             match self.split(&pool, layer, need, ahead.as_ref()) {
-                Some(split) => break split,
+                Some(split) if split.give_up.is_empty() => break split,
+                // Their slots are counted again: after a resize, other layers may lack them.
+                Some(split) => split.give_up.iter().for_each(|need| {
+                    let evicted = pool.evict(record(layer, need.expert));
+                    assert!(evicted, "an unpinned resident record can be evicted");
+                }),
                 None if ahead.is_some() => {
                     drop(pool);
                     ahead = None;
@@ -415,13 +420,8 @@ impl Residency {
             slots.pinned.push(slot);
             slots.hits.push(Placed { expert: need.expert, slot: slot.index });
         }
-        for need in &split.give_up {
-            let evicted = pool.evict(record(layer, need.expert));
-            assert!(evicted, "an unpinned resident record can be evicted");
-        }
         // The records wanted last come last and stay: decoding goes on from there.
         let mut missing = split.missing;
-        missing.extend(split.give_up);
         missing.sort_by_key(|n| (n.last_row, n.expert));
         for need in &missing {
             let found = pool.request(record(layer, need.expert));
