@@ -475,10 +475,11 @@ impl Residency {
     /// Makes sure that there is memory behind a slot.
     fn back(&self, layer: usize, slot: u32) -> Result<()> {
         let Store::Vram(vram) = &self.store else { return Ok(()) };
-        let parts = &self.layers[layer].parts;
+        let Layer { class, parts, .. } = &self.layers[layer];
+        let left = self.elastic.as_ref().map_or(0, |elastic| elastic.left_beside(*class, slot));
         for (index, part) in parts.iter().enumerate() {
             let at = self.part_in(layer, index, Destination::Slots, slot);
-            vram.back(self.store.offset(at), part.bytes as u64)?;
+            vram.back(self.store.offset(at), part.bytes as u64, left)?;
         }
         Ok(())
     }

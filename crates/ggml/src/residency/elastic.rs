@@ -52,6 +52,8 @@ const ATTEMPTS: u32 = 8;
 pub(super) struct Elastic {
     device: Device,
     granule_bytes: u64,
+    /// Slots per class of the smallest pool.
+    least: Vec<u32>,
     /// Slots per class that were asked for: there are fewer while memory is short. Held while the
     /// number of slots changes.
     asked: Mutex<Vec<u32>>,
@@ -90,6 +92,7 @@ impl Elastic {
         Ok(Self {
             device: gpu.device().clone(),
             granule_bytes: granule_bytes(gpu.device(), &spec.layers)?,
+            least: Spec::least_slots(&spec.layers),
             asked: Mutex::new(spec.slots.clone()),
             leaving: AtomicBool::new(false),
             looked: Mutex::new(Instant::now()),
@@ -102,6 +105,17 @@ impl Elastic {
 
     fn reserve_bytes(&self) -> u64 {
         (self.device.info().memory_bytes / 32).min(RESERVE_BYTES_MAX)
+    }
+
+    /// Bytes that stay free when the pool takes more than it must have, as it does in the midst of a
+    /// graph: so many that [it need not give some back](Residency::look_after_memory) at once.
+    pub(super) fn left_bytes(&self) -> u64 {
+        self.reserve_bytes() / 4
+    }
+
+    /// The same for a slot of a class: nothing, if it is one of those that there have to be.
+    pub(super) fn left_beside(&self, class: usize, slot: u32) -> u64 {
+        if slot < self.least[class] { 0 } else { self.left_bytes() }
     }
 
     /// Bytes that the slots take in whole granules.
@@ -159,7 +173,7 @@ impl Residency {
     pub(crate) fn spare(&self, part: u64) -> Result<bool> {
         let Some((elastic, vram)) = self.elastic() else { return Ok(false) };
         let _turn = elastic.asked.lock().unwrap_or_else(PoisonError::into_inner);
-        let least = elastic.bytes_of(&self.layers, &Spec::least_slots(&self.layers));
+        let least = elastic.bytes_of(&self.layers, &elastic.least);
         let memory = self.slot_memory(vram);
         let kept = memory - memory.saturating_sub(least) / part;
         let slots = self.slots();
@@ -180,7 +194,7 @@ impl Residency {
         let free_bytes = elastic.device.memory()?.free_bytes;
         let (reserve_bytes, slots) = (elastic.reserve_bytes(), self.slots());
         // Far apart, so that it does not go to and fro.
-        let is_scarce = free_bytes < reserve_bytes / 4;
+        let is_scarce = free_bytes < elastic.left_bytes();
         let can_grow = slots != *asked && free_bytes >= 2 * reserve_bytes;
         if is_scarce || can_grow {
             let room = self.slot_memory(vram) + free_bytes;
@@ -226,7 +240,7 @@ impl Residency {
         let Store::Vram(vram) = &self.store else { return Ok(()) };
         let mut attempt = 0;
         loop {
-            match vram.back(offset, bytes) {
+            match vram.back(offset, bytes, 0) {
                 Err(error @ Error::OutOfGpuMemory(_)) => {
                     self.give_way(error, bytes, attempt, cancelled)?;
                     attempt += 1;
@@ -296,10 +310,9 @@ impl Residency {
             return Ok(());
         }
         let Error::OutOfGpuMemory(source) = error else { return Err(error) };
-        let least = Spec::least_slots(&self.layers);
         let free_bytes = elastic.device.memory()?.free_bytes;
         Err(Error::GpuMemoryTaken {
-            least_bytes: elastic.bytes_of(&self.layers, &least) + beside,
+            least_bytes: elastic.bytes_of(&self.layers, &elastic.least) + beside,
             had_bytes: self.slot_memory(vram) + free_bytes,
             source,
         })
@@ -317,7 +330,7 @@ impl Residency {
             let room = there.saturating_sub(beside + elastic.reserve_bytes());
             self.slots_in(elastic, room.min(now))
         } else {
-            Spec::least_slots(&self.layers)
+            elastic.least.clone()
         };
         let fit = merged(&fit, &slots, u32::min);
         self.set_slots(&fit)?;

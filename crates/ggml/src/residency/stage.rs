@@ -11,6 +11,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use tierstream_io::Priority;
 use tierstream_pool::{Lookup, Slot};
 
+use super::elastic::Elastic;
 use super::layer::TAIL_BYTES;
 use super::load::{Destination, Load, Waits};
 use super::vram::lock;
@@ -131,7 +132,8 @@ impl Residency {
         let (Store::Vram(vram), Some(area)) = (&self.store, &self.area) else { return Ok(None) };
         let Some(room) = area.try_take() else { return Ok(None) };
         let mut stage = Stage::new(self, layer, room);
-        match vram.back(area.offset_of(room), layer_bytes(&self.layers[layer])) {
+        let left = self.elastic.as_ref().map_or(0, Elastic::left_bytes);
+        match vram.back(area.offset_of(room), layer_bytes(&self.layers[layer]), left) {
             Err(Error::OutOfGpuMemory(_)) => return Ok(None),
             backed => backed?,
         }

@@ -70,14 +70,18 @@ impl Vram {
         self.region.mapped_bytes()
     }
 
-    /// Puts memory, zeros, behind `bytes` from `offset` on, and behind what kernels may read beyond.
-    pub(super) fn back(&self, offset: u64, bytes: u64) -> Result<()> {
+    /// Puts memory, zeros, behind `bytes` from `offset` on, and behind what kernels may read beyond,
+    /// as long as the device has `left` bytes free afterwards.
+    pub(super) fn back(&self, offset: u64, bytes: u64, left: u64) -> Result<()> {
         let size = self.region.granule_bytes();
         let end = (offset + bytes + TAIL_BYTES as u64).min(self.region.bytes());
         let _growing = lock(&self.growing);
         for granule in offset / size..end.div_ceil(size) {
             let index = usize::try_from(granule).expect("granules are counted in usize");
             if !self.region.is_mapped(index) {
+                if left > 0 {
+                    self.leave(size, left)?;
+                }
                 self.region.map(index)?;
                 // What is not surely cleared before it is used is not there.
                 let cleared = self.clear(granule * size, size).and_then(|()| {
@@ -92,6 +96,19 @@ impl Vram {
             }
         }
         Ok(())
+    }
+
+    /// Refuses to take `bytes` of the device's memory if fewer than `left` would be free then.
+    fn leave(&self, bytes: u64, left: u64) -> Result<()> {
+        let free = self.uploads.gpu().free_bytes()?;
+        if free >= bytes + left {
+            return Ok(());
+        }
+        Err(Error::OutOfGpuMemory(tierstream_cuda::Error::OutOfMemory {
+            doing: format!("take {bytes} bytes of GPU memory, and leave {left} to others"),
+            name: "out of memory".into(),
+            text: format!("{free} are free").into(),
+        }))
     }
 
     /// Takes the memory away behind every granule that `used` has no part of, which is asked for
