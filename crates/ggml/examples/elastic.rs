@@ -30,6 +30,7 @@ type Outcome<T = ()> = Result<T, Box<dyn std::error::Error>>;
 fn main() -> Outcome {
     // A gate of the driver's: before its first call.
     tierstream_cuda::load_modules_eagerly();
+    tierstream_ggml::on_abort(|message| eprintln!("{message}"));
     let mut arguments = std::env::args().skip(1);
     let dir = tempfile::tempdir()?;
     let path = match arguments.next() {

@@ -4,11 +4,12 @@ use std::ffi::{CStr, c_char};
 use std::sync::{PoisonError, RwLock};
 
 use crate::abi::*;
+use crate::log;
 
 static CALLBACK: RwLock<Option<fn(&str)>> = RwLock::new(None);
 
-/// For programs: calls `callback` with the message (`file.c:12: GGML_ASSERT(x) failed`) when
-/// llama.cpp gives up inside a call of ours, on the thread that met the fault, in place of ggml's
+/// For programs: calls `callback` with the message (`file.c:12: GGML_ASSERT(x) failed`), and with
+/// what was complained of on the thread before, when llama.cpp gives up inside a call of ours, on the thread that met the fault, in place of ggml's
 /// own message and backtrace.
 ///
 /// The process cannot go on: ggml calls `abort()` when `callback` returns. A program that wants to
@@ -28,7 +29,12 @@ unsafe extern "C" fn on_message(message: *const c_char) {
             && !message.is_null()
         {
             // SAFETY: ggml passes a NUL-terminated string.
-            callback(&unsafe { CStr::from_ptr(message) }.to_string_lossy());
+            let message = unsafe { CStr::from_ptr(message) }.to_string_lossy();
+            // A GPU's backend says only in the log what went wrong.
+            match log::complaints() {
+                none if none == log::NO_REASON => callback(&message),
+                complaints => callback(&format!("{message}: {complaints}")),
+            }
         }
     });
 }

@@ -487,6 +487,10 @@ impl Model {
     /// it again with a smaller pool: first with half of what the pool can spare, then with the
     /// least. The pool grows again as far as memory reaches, now and when what was made is gone.
     pub(crate) fn with_room<T>(&self, mut make: impl FnMut() -> Option<T>) -> Result<Option<T>> {
+        // What is made takes more when it is first used: whether there is some is looked at before.
+        if let Some(residency) = self.residency() {
+            residency.look_soon();
+        }
         let made = make();
         match self.residency() {
             Some(residency) if made.is_none() => {

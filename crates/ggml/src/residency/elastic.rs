@@ -59,8 +59,8 @@ pub(super) struct Elastic {
     asked: Mutex<Vec<u32>>,
     /// Slots were pinned when they were taken out of use, so that their memory is still there.
     leaving: AtomicBool,
-    /// When the device was last asked for its free memory.
-    looked: Mutex<Instant>,
+    /// When the device was last asked for its free memory, if it need not be asked again at once.
+    looked: Mutex<Option<Instant>>,
 }
 
 /// What the slots of a part may take beyond their size, and the area too, bytes: memory comes in
@@ -95,7 +95,7 @@ impl Elastic {
             least: Spec::least_slots(&spec.layers),
             asked: Mutex::new(spec.slots.clone()),
             leaving: AtomicBool::new(false),
-            looked: Mutex::new(Instant::now()),
+            looked: Mutex::default(),
         })
     }
 
@@ -130,9 +130,9 @@ impl Elastic {
     /// Whether it is time to ask for the free memory; if so, not again for a while.
     fn is_time(&self) -> bool {
         let Ok(mut looked) = self.looked.try_lock() else { return false };
-        let is_time = looked.elapsed() >= LOOKED_EVERY;
+        let is_time = looked.is_none_or(|looked| looked.elapsed() >= LOOKED_EVERY);
         if is_time {
-            *looked = Instant::now();
+            *looked = Some(Instant::now());
         }
         is_time
     }
@@ -181,6 +181,13 @@ impl Residency {
         self.set_slots(&fit)?;
         self.wait_until_unused(&|| false)?;
         Ok(self.unmap_unused(elastic, vram)? > 0)
+    }
+
+    /// Before the next graph, memory is [looked after](Self::look_after_memory) in any case.
+    pub(crate) fn look_soon(&self) {
+        if let Some(elastic) = &self.elastic {
+            *elastic.looked.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        }
     }
 
     /// Between two graphs, now and then: gives memory back when the GPU has hardly any left, and
