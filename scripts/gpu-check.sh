@@ -22,7 +22,7 @@ failed=0
 nvidia-smi --query-gpu=memory.used --format=csv,noheader,nounits -lms 200 >"$work/memory" &
 
 # Runs a command that prints JSON, adds that under a name, with the most memory that the GPU had in
-# use meanwhile (MiB, all programs), and prints the lines that say it: verify, decode or prompt.
+# use meanwhile (MiB, all programs), and prints the lines that say it: verify, decode, prompt or prefill.
 step() {
     local name=$1 kind=$2 from
     shift 2
@@ -53,6 +53,12 @@ def decode(r):
 def prompt(r):
     yield f"{r['prompt_tokens']} tokens of prompt at {r['prompt_tok_s']:.0f} tok/s"
 
+def prefill(r):
+    for x in r["rows"]:
+        yield (f"{x['prompt_tokens']} tokens by {x['peer'] or 'tierstream'}: "
+               f"{x['tok_s_median']:.0f} tok/s, {x['bytes_brought'] / 1e9:.1f} GB brought at "
+               f"{x['bus_share'] or 0:.2f} of the bus")
+
 path, name, work, kind, command = sys.argv[1:]
 work = pathlib.Path(work)
 try:
@@ -66,7 +72,7 @@ pathlib.Path(path).write_text(json.dumps(results, indent=1))
 if result is not None and "error" in result:
     print(f"{name}: {result['error']}", flush=True)
 elif result is not None:
-    for line in {"verify": verify, "decode": decode, "prompt": prompt}[kind](result):
+    for line in {"verify": verify, "decode": decode, "prompt": prompt, "prefill": prefill}[kind](result):
         print(f"{name:24} {line} ({peak} MiB on the GPU)", flush=True)
 PY
 }
@@ -152,9 +158,6 @@ step "30B, rest in RAM" decode "${bench[@]}" --against stock,stock-cpu-moe \
 step "30B, 8 GiB, rest in RAM" decode "${bench[@]}" --experts 100% --vram 8GiB
 step "30B, 8 GiB, 4 GiB of RAM" decode "${bench[@]}" --experts 100% --vram 8GiB --ram 4GiB
 step "30B, 8 GiB, rest on drive" decode "${bench[@]}" --experts 100% --vram 8GiB --ram 0
-for n in 512 4096; do
-    ids=$(python3 -c "import random; random.seed(1); print(','.join(str(random.randrange(32000)) for _ in range($n)))")
-    step "30B, 8 GiB, prompt of $n" prompt tierstream run "$model" --vram 8GiB --ctx 4352 \
-        --prompt-tokens "$ids" -n 16 --temp 0 "${gpu[@]}"
-done
+step "30B, 8 GiB, prompts" prefill tierstream bench prefill "$model" --vram 8GiB --repeats 3 \
+    --tokens 512,4096 --against stock-cpu-moe "${gpu[@]}"
 exit "$failed"

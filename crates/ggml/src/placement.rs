@@ -138,6 +138,14 @@ impl Gpu {
         Ok(())
     }
 
+    /// Bytes per second of copies from pinned host memory, 64 MiB at a time, median of ten.
+    ///
+    /// # Errors
+    /// [`Error::Gpu`]: what the driver says.
+    pub fn copy_rate(&self) -> Result<f64> {
+        Ok(self.device.bandwidth(64 << 20, 10)?.upload_gbps * 1e9)
+    }
+
     /// The device's name: `NVIDIA H200`.
     pub fn name(&self) -> &str {
         &self.device.info().name

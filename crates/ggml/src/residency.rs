@@ -255,9 +255,10 @@ impl Residency {
             sum.hits += c.hits + c.hits_in_flight;
             sum.faults += c.faults;
             sum.evictions += c.evictions;
-            sum.bytes_read += c.bytes_faulted;
+            sum.bytes_brought += c.bytes_faulted;
             sum.first_touches += c.first_touches;
         }
+        sum.bytes_read = sum.bytes_brought;
         if let Some(below) = &self.below {
             let below = below.counters();
             (sum.ram_hits, sum.bytes_read) = (below.hits, below.bytes_read);

@@ -108,6 +108,51 @@ pub fn turn(engine: &mut Engine, tokens: &[Token], warmup: usize) -> Result<Turn
     })
 }
 
+/// One measurement of a prompt.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Prefill {
+    /// Tokens of the prompt per second.
+    pub tok_s: f64,
+    /// Bytes of records that came into the pool for it.
+    pub bytes_brought: u64,
+    /// Bytes of records that were read for it.
+    pub bytes_read: u64,
+    /// Bytes per second of copies to the GPU and nothing else, right after; none on the CPU.
+    pub bus_bytes_per_s: Option<f64>,
+    /// Share of all experts that the pool holds, 0 to 1; none if nothing streams.
+    pub pool_share: Option<f64>,
+    /// The most that the process had resident.
+    pub peak_rss_bytes: u64,
+}
+
+/// Computes two prompts of `n` tokens drawn from `seed`, and measures the second one: with the first
+/// come the kernels of a GPU.
+///
+/// # Errors
+/// As [`Engine::generate`].
+pub fn prefill(engine: &mut Engine, n: usize, seed: u32) -> Result<Prefill> {
+    engine.check_room(n)?;
+    let tokens = drawn_tokens(2 * n, engine.model().vocab().len(), seed);
+    let (first, second) = tokens.split_at(n);
+    engine.context().decode(first, Keep::Last, |_, _| {})?;
+    engine.clear();
+    let counted = engine.expert_counters();
+    let start = Instant::now();
+    engine.context().decode(second, Keep::Last, |_, _| {})?;
+    let seconds = start.elapsed().as_secs_f64();
+    engine.context().rest();
+    let used = engine.expert_counters().since(&counted);
+    let gpu = engine.model().gpu();
+    Ok(Prefill {
+        tok_s: n as f64 / seconds,
+        bytes_brought: used.bytes_brought,
+        bytes_read: used.bytes_read,
+        bus_bytes_per_s: gpu.map(|gpu| gpu.copy_rate()).transpose()?,
+        pool_share: engine.model().pool_share(),
+        peak_rss_bytes: Usage::now().peak_rss_bytes,
+    })
+}
+
 /// Records read so far, asked for or ahead, by block.
 fn arrived_by_block(engine: &Engine) -> Vec<(u32, u64)> {
     let records = |block, bytes: u64| {

@@ -17,6 +17,9 @@ pub struct ExpertCounters {
     pub evictions: u64,
     /// Bytes of the records that were read.
     pub bytes_read: u64,
+    /// Bytes of the records that came into the pool: those that were read, and on a GPU those from
+    /// the pool below.
+    pub bytes_brought: u64,
     /// Records asked for at least once.
     pub first_touches: u64,
     /// Records brought before they were asked for.
@@ -36,6 +39,7 @@ impl ExpertCounters {
             ram_hits: self.ram_hits - before.ram_hits,
             evictions: self.evictions - before.evictions,
             bytes_read: self.bytes_read - before.bytes_read,
+            bytes_brought: self.bytes_brought - before.bytes_brought,
             first_touches: self.first_touches - before.first_touches,
             read_ahead: self.read_ahead - before.read_ahead,
             read_ahead_used: self.read_ahead_used - before.read_ahead_used,

@@ -268,9 +268,56 @@ pub(crate) struct Verify {
 pub(crate) enum Bench {
     /// Tokens per second with pools of several sizes, against stock llama.cpp if asked for
     Decode(BenchDecode),
+    /// Tokens per second of prompts, and the share of the bus to the GPU that is used
+    Prefill(BenchPrefill),
     /// One measurement in a process of its own; `bench decode` starts these
     #[command(hide = true)]
     Turn(BenchTurn),
+    /// The same for `bench prefill`
+    #[command(hide = true)]
+    PrefillTurn(BenchPrefillTurn),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchPrefill {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// Lengths of prompts, in tokens; drawn from the seed, which asks for more experts than text does
+    #[arg(
+        long,
+        value_delimiter = ',',
+        value_name = "N,...",
+        default_value = "512,4096",
+        allow_negative_numbers = true,
+        value_parser = whole(1..=1_000_000u32)
+    )]
+    pub(crate) tokens: Vec<u32>,
+    /// What to run beside it, in turns, as `bench decode`
+    #[arg(long, value_delimiter = ',')]
+    pub(crate) against: Vec<Peer>,
+    /// Turns of each
+    #[arg(
+        long,
+        default_value_t = 3,
+        allow_negative_numbers = true,
+        value_parser = whole(1..=u32::MAX)
+    )]
+    pub(crate) repeats: u32,
+    /// Empty the page cache before each turn (needs root)
+    #[arg(long)]
+    pub(crate) cold: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchPrefillTurn {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// Tokens of the prompt
+    #[arg(long)]
+    pub(crate) tokens: u32,
+    /// Run a peer instead of streaming
+    #[arg(long)]
+    pub(crate) peer: Option<Peer>,
 }
 
 #[derive(Debug, Args)]

@@ -13,11 +13,14 @@ use clap::ValueEnum;
 use serde::Serialize;
 use tierstream::bench::{self, ReadPath, Turn, median_min_max};
 use tierstream::size::{Bytes, PoolShare};
-use tierstream::{Token, Weights, demo, memory};
+use tierstream::{Options, Token, Weights, demo, memory};
 
-use super::args::{BenchDecode, BenchTurn, Cli, Peer};
+pub(crate) use self::prefill::{prefill, turn as prefill_turn};
+use super::args::{BenchDecode, BenchTurn, Cli, LoadArgs, Peer};
 use super::report::read_way;
 use super::{open, output, routing};
+
+mod prefill;
 
 /// The answer of `bench decode`.
 #[derive(Debug, Serialize)]
@@ -122,12 +125,29 @@ pub(crate) fn decode(cli: &Cli, args: &BenchDecode) -> anyhow::Result<ExitCode> 
 
 /// One measurement; the result is a line of JSON.
 pub(crate) fn turn(args: &BenchTurn) -> anyhow::Result<ExitCode> {
-    // Whoever starts it may be ended by a signal, and then nobody wants the result.
-    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))?;
+    end_with_parent()?;
     let tokens: Vec<Token> = serde_json::from_str(&token_text(&args.token_file)?)?;
     let mut options = open::options(&args.model.load, args.model.experts)?;
     options.ctx.get_or_insert(u32::try_from(tokens.len().next_multiple_of(256))?);
-    match args.peer {
+    peer_options(args.peer, &mut options);
+    let path = open::path(&args.model.load)?;
+    let mut engine = open::engine(&args.model.load, &path, options)?;
+    if let Some(file) = args.routing.as_ref().filter(|_| args.peer.is_none()) {
+        engine.context().replay(Some(routing::read(file)?));
+    }
+    let turn = bench::turn(&mut engine, &tokens, args.warmup as usize)?;
+    output::print(&format!("{}\n", serde_json::to_string(&turn)?))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Whoever starts a turn may be ended by a signal, and then nobody wants its result.
+fn end_with_parent() -> io::Result<()> {
+    Ok(rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))?)
+}
+
+/// What the peer does with the weights.
+fn peer_options(peer: Option<Peer>, options: &mut Options) {
+    match peer {
         Some(Peer::Stock) => {
             options.weights = Weights::Stock { mmap: true, repack: false, cpu_experts: false }
         }
@@ -140,14 +160,6 @@ pub(crate) fn turn(args: &BenchTurn) -> anyhow::Result<ExitCode> {
         }
         None => {}
     }
-    let path = open::path(&args.model.load)?;
-    let mut engine = open::engine(&args.model.load, &path, options)?;
-    if let Some(file) = args.routing.as_ref().filter(|_| args.peer.is_none()) {
-        engine.context().replay(Some(routing::read(file)?));
-    }
-    let turn = bench::turn(&mut engine, &tokens, args.warmup as usize)?;
-    output::print(&format!("{}\n", serde_json::to_string(&turn)?))?;
-    Ok(ExitCode::SUCCESS)
 }
 
 fn name(peer: Peer) -> &'static str {
@@ -240,10 +252,23 @@ fn turn_command(
     size: Option<PoolShare>,
     peer: Option<Peer>,
 ) -> anyhow::Result<Command> {
-    let m = &args.model;
+    let mut command = model_command("turn", &args.model, size, peer)?;
+    command.args(["--token-file", "-", "--warmup", &args.warmup.to_string()]);
+    if let Some(routing) = args.routing.as_ref().filter(|_| peer.is_none()) {
+        command.arg("--routing").arg(routing);
+    }
+    Ok(command)
+}
+
+/// This program's hidden command `turn` of `bench`, with the options of `m` that it takes.
+fn model_command(
+    turn: &str,
+    m: &LoadArgs,
+    size: Option<PoolShare>,
+    peer: Option<Peer>,
+) -> anyhow::Result<Command> {
     let mut command = Command::new(std::env::current_exe()?);
-    command.args(["bench", "turn"]).arg(&m.model).args(["--token-file", "-"]);
-    command.args(["--warmup", &args.warmup.to_string()]);
+    command.args(["bench", turn]).arg(&m.model);
     command.args(["--policy", &m.policy.to_string(), "--io", &m.io.to_string()]);
     command.args(["--prefetch", &m.prefetch.to_string()]);
     command.args(["--batch", &m.batch.to_string(), "--seed", &m.seed().to_string()]);
@@ -262,8 +287,6 @@ fn turn_command(
     option("--threads", m.threads.map(|t| t.to_string()));
     option("--ctx", m.ctx.map(|c| c.to_string()));
     option("--experts", size.map(exact));
-    let routing = args.routing.as_ref().map(|file| file.display().to_string());
-    option("--routing", routing.filter(|_| peer.is_none()));
     option("--peer", peer.and_then(|p| p.to_possible_value()).map(|v| v.get_name().to_owned()));
     Ok(command)
 }
