@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crate::device::Device;
-use crate::driver::{Copy, Outcome, RawEvent, RawStream};
+use crate::driver::{Copy, Outcome, RawEvent, RawStream, Rows};
 use crate::error::{Error, Result};
 use crate::memory::Span;
 use crate::sync::lock;
@@ -65,6 +65,42 @@ impl Stream {
         let (len, copy) = (bytes.len(), Copy::Up { from: bytes.as_ptr(), to: to.address() });
         // SAFETY: the item keeps both sides in place; the host's is only read.
         unsafe { self.copy(copy, len, Item(Some(Box::new(from)), vec![to])) }
+    }
+
+    /// The same with rows of `width` bytes, as one copy: at the source they begin every `from_pitch`
+    /// bytes, at the destination every `to_pitch`; each side ends with its last row. What lies
+    /// between them there is not touched.
+    ///
+    /// # Errors
+    /// As [`upload`](Self::upload); [`Error::Config`] for rows that overlap, or sides that do not
+    /// have the same number of whole rows.
+    pub fn upload_rows<T: AsRef<[u8]> + Send + 'static>(
+        &self,
+        from: T,
+        from_pitch: usize,
+        to: Span,
+        to_pitch: usize,
+        width: usize,
+    ) -> Result<()> {
+        self.shared.device.check_same(to.device())?;
+        let from = Lent::new(from);
+        // SAFETY: as in `upload`.
+        let bytes = unsafe { from.value.as_ref() }.as_ref();
+        let rows_of = |bytes: usize, pitch: usize| {
+            let before = bytes.checked_sub(width).filter(|_| width > 0 && pitch >= width)?;
+            before.is_multiple_of(pitch).then_some(before / pitch + 1)
+        };
+        let there = rows_of(usize::try_from(to.bytes()).unwrap_or(usize::MAX), to_pitch);
+        let count = rows_of(bytes.len(), from_pitch).filter(|&count| there == Some(count));
+        let Some(count) = count else {
+            let (from, to) = (bytes.len(), to.bytes());
+            let what = format!("{from} and {to} bytes are not the same rows of {width}");
+            return Err(Error::Config(what));
+        };
+        let rows = Rows { count, width, from_pitch, to_pitch };
+        let copy = Copy::UpRows { from: bytes.as_ptr(), to: to.address(), rows };
+        // SAFETY: the item keeps both sides in place; the host's is only read.
+        unsafe { self.copy(copy, count * width, Item(Some(Box::new(from)), vec![to])) }
     }
 
     /// Copies from the device to host memory, which comes back through [`Pending::wait`].
@@ -192,7 +228,7 @@ impl Stream {
             return Ok(());
         }
         let doing = || match copy {
-            Copy::Up { .. } => format!("copy {bytes} bytes to the GPU"),
+            Copy::Up { .. } | Copy::UpRows { .. } => format!("copy {bytes} bytes to the GPU"),
             Copy::Down { .. } => format!("copy {bytes} bytes from the GPU"),
             Copy::Within { .. } => format!("copy {bytes} bytes on the GPU"),
         };

@@ -60,6 +60,40 @@ fn copies_arrive_and_leave_their_neighbours_alone() {
 }
 
 #[test]
+fn rows_arrive_at_other_distances_and_nothing_between_them() {
+    everywhere(|device| {
+        let stream = device.stream().unwrap();
+        let block = device.allocate(MIB).unwrap();
+        for (seed, (count, width, from_pitch, to_pitch)) in
+            [(1, 5, 5, 9), (3, 100, 100, 100), (7, 4096, 5000, 4200), (4, 1, 3, 2)]
+                .into_iter()
+                .enumerate()
+        {
+            stream.fill(block.span(0, MIB).unwrap(), 0x55).unwrap();
+            let ends = |pitch: usize| (count - 1) * pitch + width;
+            let bytes = pattern(seed, ends(from_pitch));
+            let target = block.span(10, ends(to_pitch) as u64).unwrap();
+            stream.upload_rows(bytes.clone(), from_pitch, target, to_pitch, width).unwrap();
+            stream.synchronize().unwrap();
+            let mut expected = vec![0x55; MIB as usize];
+            for row in 0..count {
+                let from = &bytes[row * from_pitch..][..width];
+                expected[10 + row * to_pitch..][..width].copy_from_slice(from);
+            }
+            assert!(read(device, block.span(0, MIB).unwrap()) == expected);
+        }
+        // Other numbers of rows, rows that overlap, half a row, none.
+        for (from, from_pitch, to, to_pitch, width) in
+            [(25, 10, 15, 10, 5), (14, 4, 15, 10, 5), (16, 10, 15, 10, 5), (0, 1, 0, 1, 0)]
+        {
+            let to = block.span(0, to).unwrap();
+            let error = stream.upload_rows(vec![0; from], from_pitch, to, to_pitch, width);
+            assert!(matches!(error, Err(Error::Config(_))), "{error:?}");
+        }
+    });
+}
+
+#[test]
 fn pageable_memory_is_copied_too() {
     everywhere(|device| {
         let stream = device.stream().unwrap();
@@ -83,6 +117,7 @@ fn borrowed_memory_stays_with_its_owner() {
         assert_eq!((borrowed.address(), borrowed.bytes()), (block.address() + 10, 100));
         stream.upload(vec![7; 90], borrowed.span(10, 90).unwrap()).unwrap();
         assert!(matches!(borrowed.span(1, 100), Err(Error::Range { .. })));
+        stream.synchronize().unwrap();
         drop(borrowed);
         let mut expected = vec![0; MIB as usize];
         expected[20..110].fill(7);

@@ -31,10 +31,24 @@ pub(crate) struct RawEvent(pub(crate) usize);
 pub(crate) enum Copy {
     /// From the host to the device.
     Up { from: *const u8, to: Address },
+    /// The same, row by row; rows begin at other distances on either side.
+    UpRows { from: *const u8, to: Address, rows: Rows },
     /// From the device to the host.
     Down { from: Address, to: *mut u8 },
     /// On the device.
     Within { from: Address, to: Address },
+}
+
+/// Rows of bytes with something else between them.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Rows {
+    pub(crate) count: usize,
+    /// Bytes of a row.
+    pub(crate) width: usize,
+    /// Bytes from the start of one row to that of the next, at the source.
+    pub(crate) from_pitch: usize,
+    /// The same at the destination.
+    pub(crate) to_pitch: usize,
 }
 
 /// One device. Every call may come from any thread.

@@ -368,6 +368,27 @@ impl Driver for Nvidia {
         check(unsafe {
             match copy {
                 Copy::Up { from, to } => sys::cuMemcpyHtoDAsync_v2(to, from.cast(), bytes, stream),
+                Copy::UpRows { from, to, rows } => {
+                    let copy = sys::CUDA_MEMCPY2D {
+                        srcXInBytes: 0,
+                        srcY: 0,
+                        srcMemoryType: sys::CUmemorytype::CU_MEMORYTYPE_HOST,
+                        srcHost: from.cast(),
+                        srcDevice: 0,
+                        srcArray: null_mut(),
+                        srcPitch: rows.from_pitch,
+                        dstXInBytes: 0,
+                        dstY: 0,
+                        dstMemoryType: sys::CUmemorytype::CU_MEMORYTYPE_DEVICE,
+                        dstHost: null_mut(),
+                        dstDevice: to,
+                        dstArray: null_mut(),
+                        dstPitch: rows.to_pitch,
+                        WidthInBytes: rows.width,
+                        Height: rows.count,
+                    };
+                    sys::cuMemcpy2DAsync_v2(&raw const copy, stream)
+                }
                 Copy::Down { from, to } => {
                     sys::cuMemcpyDtoHAsync_v2(to.cast(), from, bytes, stream)
                 }

@@ -139,6 +139,10 @@ impl State {
 fn device_ranges(op: Op) -> Vec<(Address, u64)> {
     match op {
         Op::Copy { copy: Copy::Up { to, .. }, bytes } => vec![(to, bytes as u64)],
+        Op::Copy { copy: Copy::UpRows { to, rows, .. }, .. } => {
+            let row = |i| (to + (i * rows.to_pitch) as u64, rows.width as u64);
+            (0..rows.count).map(row).collect()
+        }
         Op::Copy { copy: Copy::Down { from, .. }, bytes } => vec![(from, bytes as u64)],
         Op::Copy { copy: Copy::Within { from, to }, bytes } => {
             vec![(from, bytes as u64), (to, bytes as u64)]
@@ -155,6 +159,15 @@ fn run(op: Op) {
         Op::Copy { copy: Copy::Down { from, to }, bytes } => (from as *const u8, to, bytes),
         Op::Copy { copy: Copy::Within { from, to }, bytes } => {
             (from as *const u8, to as *mut u8, bytes)
+        }
+        Op::Copy { copy: Copy::UpRows { from, to, rows }, .. } => {
+            for i in 0..rows.count {
+                let from = from.wrapping_add(i * rows.from_pitch);
+                let to = (to as *mut u8).wrapping_add(i * rows.to_pitch);
+                // SAFETY: as below, for each row.
+                unsafe { std::ptr::copy(from, to, rows.width) };
+            }
+            return;
         }
         Op::Fill { to, bytes, value } => {
             // SAFETY: `start` has seen memory there, and lets nobody unmap it meanwhile.

@@ -9,7 +9,7 @@ use tierstream_io::Priority;
 
 use super::load::{Destination, Waits};
 use super::step::{Need, Placed, Step};
-use super::{Residency, Store};
+use super::{Part, Residency, Store};
 use crate::error::{Error, Result};
 
 /// Parts of records that are to come from the tier below.
@@ -74,41 +74,52 @@ impl Below {
         Ok(())
     }
 
-    /// Starts to copy records that are in slots below.
+    /// Starts to copy records that are in slots below: those of neighbours to neighbours together,
+    /// since a copy has a cost of its own.
     fn upload(&self, above: &Residency, below: &Arc<Residency>, there: &[Placed]) -> Result<()> {
         let Store::Vram(vram) = &above.store else { return Ok(()) };
+        let mut pairs: Vec<(u32, u32)> = Vec::with_capacity(there.len());
         for from in there {
             let to = self.placed.iter().find(|p| p.expert == from.expert);
             let to = to.expect("only what is to be placed was asked for");
+            pairs.push((from.slot, to.slot));
+        }
+        pairs.sort_unstable();
+        for run in pairs.chunk_by(|a, b| (a.0 + 1, a.1 + 1) == *b) {
             for &part in &self.parts {
-                let data = below.part_in(self.layer, part, Destination::Slots, from.slot);
-                let bytes = below.layers[self.layer].parts[part].bytes;
-                let source = InSlot { data, bytes, _residency: below.clone() };
-                let offset = above.store.offset(above.part_in(self.layer, part, self.to, to.slot));
-                vram.upload(source, offset)?;
+                let (from_slot, to_slot) = run[0];
+                let Part { bytes, slot, .. } = below.layers[self.layer].parts[part];
+                let source = InSlots {
+                    data: below.part_in(self.layer, part, Destination::Slots, from_slot),
+                    bytes: (run.len() - 1) * slot.stride + bytes,
+                    _residency: below.clone(),
+                };
+                let offset = above.store.offset(above.part_in(self.layer, part, self.to, to_slot));
+                let to_stride = above.layers[self.layer].parts[part].slot.stride;
+                vram.upload_rows(source, slot.stride, offset, to_stride, (run.len(), bytes))?;
             }
         }
         Ok(())
     }
 }
 
-/// A part of a record in a slot in host memory, as the bytes of a copy.
-struct InSlot {
+/// A part of the records in neighbouring slots in host memory, as the source of a copy.
+struct InSlots {
     data: *const u8,
     bytes: usize,
-    /// Keeps the slot's memory.
+    /// Keeps the slots' memory.
     _residency: Arc<Residency>,
 }
 
-// SAFETY: nobody writes to the slot while it is pinned, which it is until the copies are done.
-unsafe impl Send for InSlot {}
+// SAFETY: nobody writes to the slots while they are pinned, which they are until the copies are done.
+unsafe impl Send for InSlots {}
 
-impl AsRef<[u8]> for InSlot {
+impl AsRef<[u8]> for InSlots {
     fn as_ref(&self) -> &[u8] {
-        // SAFETY: a part of a resident record: initialised, in memory that is held, and not written
-        // to while it is pinned. After an error the slot may be filled anew while the copy is
-        // under way; the driver reads it then, no code of ours, and what it brings is used by
-        // nobody.
+        // SAFETY: a part of resident records, and what lies between them in their slots: mapped
+        // memory that is held, and not written to while they are pinned. After an error a slot may be
+        // filled anew while the copy is under way; the driver reads it then, no code of ours, and
+        // what it brings is used by nobody.
         unsafe { std::slice::from_raw_parts(self.data, self.bytes) }
     }
 }

@@ -140,16 +140,24 @@ impl Vram {
         (0..granules).filter(|&granule| self.region.is_mapped(granule)).count() as u64 * size
     }
 
-    /// Starts to copy pinned memory to `offset`, where there is memory.
-    pub(super) fn upload<T>(&self, from: T, offset: u64) -> Result<()>
+    /// Starts to copy `count` rows of `width` bytes of pinned memory to `offset` and beyond, where
+    /// there is memory. They begin every so many bytes (a pitch) here and there.
+    pub(super) fn upload_rows<T>(
+        &self,
+        from: T,
+        from_pitch: usize,
+        offset: u64,
+        to_pitch: usize,
+        (count, width): (usize, usize),
+    ) -> Result<()>
     where
         T: AsRef<[u8]> + Send + 'static,
     {
-        let to = self.region.span(offset, from.as_ref().len() as u64)?;
-        Ok(self.uploads.upload(from, to)?)
+        let to = self.region.span(offset, ((count - 1) * to_pitch + width) as u64)?;
+        Ok(self.uploads.upload_rows(from, from_pitch, to, to_pitch, width)?)
     }
 
-    /// The same with a chunk of the ring. Comes from the reader's thread.
+    /// Starts to copy a chunk of the ring to `offset`, where there is memory. Comes from the reader's thread.
     pub(super) fn upload_chunk(&self, chunk: Chunk, offset: u64) -> Result<()> {
         let to = self.region.span(offset, chunk.len() as u64)?;
         self.uploads.upload_chunk(chunk, to)

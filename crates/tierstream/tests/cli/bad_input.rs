@@ -91,6 +91,7 @@ fn flags_that_are_none() {
         &["verify", "demo", "--experts", "50%,25%"],
         &["bench", "decode", "demo", "--experts", "50%,"],
         &["bench", "decode", "demo", "--repeats", "0"],
+        &["bench", "prefill", "demo", "--tokens", "0"],
         &["run", "demo", "--temp", "nan"],
         &["run", "demo", "--prompt-tokens", "1,x"],
         &["run", "demo", "-n", "0"],

@@ -83,6 +83,18 @@ fn bench_object() {
 }
 
 #[test]
+fn prefill_object() {
+    let args = ["bench", "prefill", "demo", "--experts", "25%", "--against", "stock"];
+    let object = json(&[&args[..], &["--repeats", "1", "--tokens", "20,40"]].concat());
+    insta::assert_json_snapshot!(shape(&object, "", &["experts_percent", "prompt_tokens", "peer"]));
+    let rows = object["rows"].as_array().unwrap();
+    let bytes = |row: usize, name: &str| rows[row][name].as_u64().unwrap();
+    assert!(bytes(0, "bytes_brought") > 0);
+    assert_eq!(bytes(0, "bytes_brought"), bytes(0, "bytes_read"));
+    assert_eq!((rows.len(), bytes(1, "bytes_brought")), (4, 0));
+}
+
+#[test]
 fn a_bench_tells_what_the_pools_hold() {
     let args = ["bench", "decode", "demo", "--experts", "33%,1GiB", "--repeats", "1", "-n", "2"];
     let object = json(&[&args[..], &["--warmup", "0"]].concat());
