@@ -10,6 +10,7 @@
 //! been read, for by then it is done.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -20,7 +21,7 @@ use crate::abi::*;
 use crate::control::Control;
 use crate::error::{Error, Result};
 use crate::executor::Executor;
-use crate::memory;
+use crate::memory::{self, Memory};
 use crate::plan::{Plan, Plans, Routing, Segment, nodes};
 use crate::pooled::Pooled;
 use crate::residency::{Residency, Stage, Step, Waits};
@@ -33,6 +34,7 @@ pub(crate) struct OnGpu {
     control: Arc<Control>,
     plans: Plans,
     routed: Routed,
+    read_back: ReadBack,
     over_slots: OverSlots,
     /// Single tokens computed with replayed routing.
     replayed: usize,
@@ -76,6 +78,7 @@ impl OnGpu {
             control,
             plans,
             routed,
+            read_back: ReadBack::default(),
             over_slots,
             replayed: 0,
             held: None,
@@ -128,12 +131,13 @@ impl OnGpu {
         segment: &Segment,
         routing: &Routing,
     ) -> Run {
-        // Until the router has spoken: reading a tensor does not wait for what computes it.
+        self.read_back.ask(self.inner, &[routing.ids])?;
+        // Until the router has spoken, and the layer before is computed.
         synchronize(self.inner);
         self.release()?;
         let layer = residency.layer(routing.layer);
         self.routed
-            .read(routing, layer.experts)
+            .take(routing, self.read_back.bytes(0), layer.experts)
             .map_err(|reason| Error::Graph { layer: layer.block, reason })?;
         if self.routed.pairs() == 0 {
             return run_nodes(self.inner, graph, segment.start, segment.end, 0);
@@ -295,34 +299,62 @@ impl OverSlots {
 /// Numbers of slots, in the backend's own memory.
 struct Ids {
     tensor: Box<ggml_tensor>,
-    buffer: ggml_backend_buffer_t,
+    // The executor waits for its backend before this is freed.
+    _memory: Memory,
 }
 
 impl Ids {
     fn new(inner: ggml_backend_t, shape: [i64; 3]) -> Result<Self> {
         let count: i64 = shape.iter().product();
         let bytes = usize::try_from(count).unwrap_or(0) * size_of::<i32>();
-        // SAFETY: a live backend, whose buffer type lives for ever.
-        let buffer: ggml_backend_buffer_t = unsafe {
-            let buffer_type = ggml_backend_get_default_buffer_type(inner.cast());
-            ggml_backend_buft_alloc_buffer(buffer_type, bytes.next_multiple_of(256))
-        }
-        .cast();
-        if buffer.is_null() {
-            return Err(Error::OutOfMemory { bytes, what: "numbers of slots on the GPU" });
-        }
-        // SAFETY: a live buffer, with room for the tensor.
-        let tensor = unsafe {
-            let base = ggml_backend_buffer_get_base(buffer.cast()).cast();
-            memory::tensor(buffer, GGML_TYPE_I32, shape, base)
-        };
-        Ok(Self { tensor: Box::new(tensor), buffer })
+        let what = "numbers of slots on the GPU";
+        let memory = Memory::of_backend(inner, bytes.next_multiple_of(256), what)?;
+        let tensor = Box::new(memory.tensor(GGML_TYPE_I32, shape, memory.base()));
+        Ok(Self { tensor, _memory: memory })
     }
 }
 
-impl Drop for Ids {
-    fn drop(&mut self) {
-        // SAFETY: ours, freed once; the executor waits for its backend before.
-        unsafe { ggml_backend_buffer_free(self.buffer.cast()) };
+/// Tensors that are copied to the host behind what the backend has to compute: all that a layer
+/// asks for is there when the backend has been waited for once.
+#[derive(Default)]
+struct ReadBack {
+    memory: Option<Memory>,
+    /// Where each tensor's bytes are.
+    parts: Vec<Range<usize>>,
+}
+
+impl ReadBack {
+    /// Asks for all bytes of `tensors`.
+    fn ask(&mut self, inner: ggml_backend_t, tensors: &[*mut ggml_tensor]) -> Result<()> {
+        self.parts.clear();
+        let mut end = 0;
+        for &tensor in tensors {
+            // SAFETY: a live tensor.
+            let bytes = unsafe { ggml_nbytes(tensor) };
+            self.parts.push(end..end + bytes);
+            end = (end + bytes).next_multiple_of(Memory::ALIGNMENT);
+        }
+        if self.memory.as_ref().is_none_or(|memory| memory.bytes() < end) {
+            self.memory = None;
+            let bytes = end.next_power_of_two();
+            self.memory = Some(Memory::beside_backend(inner, bytes, "selected experts")?);
+        }
+        let base = self.memory.as_ref().expect("just made").base();
+        for (&tensor, part) in tensors.iter().zip(&self.parts).filter(|(_, part)| !part.is_empty())
+        {
+            let to = base.wrapping_add(part.start).cast();
+            // SAFETY: a live, allocated tensor of the backend; the memory has room, and stays until
+            // the backend has been waited for.
+            unsafe { ggml_backend_tensor_get_async(inner.cast(), tensor, to, 0, part.len()) };
+        }
+        Ok(())
+    }
+
+    /// Of the `index`th tensor that was asked for; the backend has been waited for since.
+    fn bytes(&self, index: usize) -> &[u8] {
+        let (Some(memory), Some(part)) = (&self.memory, self.parts.get(index)) else { return &[] };
+        // SAFETY: in bounds of the memory, which the copy has filled, and nobody writes to before
+        // the next `ask`.
+        unsafe { std::slice::from_raw_parts(memory.base().add(part.start), part.len()) }
     }
 }
