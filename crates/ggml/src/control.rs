@@ -9,8 +9,8 @@ use tierstream_io::Ticket;
 
 use crate::abi::*;
 use crate::error::{Error, Result};
-use crate::host::Prefetch;
 use crate::memory::Memory;
+use crate::prefetch::Prefetch;
 use crate::replay::Replay;
 use crate::workspace::{Needs, Workspace, take_work_buffer};
 

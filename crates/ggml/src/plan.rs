@@ -29,8 +29,8 @@ pub(crate) struct Routing {
     pub(crate) layer: usize,
     /// The selected experts, I32 `[n_used, n_tokens]`, often a strided view.
     pub(crate) ids: *mut ggml_tensor,
-    /// What computes the ids, if that is wanted and can be told from the graph.
-    pub(crate) router: Option<Router>,
+    /// What computes the ids; or why that is not known.
+    pub(crate) router: Result<Router, &'static str>,
     pub(crate) stages: Vec<Stage>,
 }
 
@@ -116,7 +116,7 @@ impl Plan {
                 _ => {
                     current.end = index;
                     let stages = vec![Stage { ops: vec![op] }];
-                    let router = if routers { Router::of(ids) } else { None };
+                    let router = if routers { Router::of(ids) } else { Err("nobody has asked") };
                     let routing = Some(Routing { layer, ids, router, stages });
                     segments.push(Segment { start: index, end: nodes.len(), routing });
                 }
@@ -127,6 +127,13 @@ impl Plan {
             check_whole(routing, table)?;
         }
         Ok(Plan { segments })
+    }
+
+    /// Tokens whose experts the graph computes, as its first layer has them.
+    pub(crate) fn tokens(&self) -> i64 {
+        let first = self.segments.iter().find_map(|s| s.routing.as_ref());
+        // SAFETY: a live tensor of the graph.
+        first.map_or(0, |routing| unsafe { (*routing.ids).ne[1] })
     }
 
     /// Whether any node reads a pooled tensor.
