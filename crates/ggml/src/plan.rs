@@ -143,7 +143,7 @@ impl Plan {
 }
 
 /// Graphs whose plans are kept. llama.cpp alternates between a few (prefill, decode).
-const PLANS_KEPT: usize = 4;
+pub(crate) const PLANS_KEPT: usize = 4;
 
 /// Plans of the graphs that come again and again.
 #[derive(Debug)]
