@@ -5,10 +5,15 @@
 mod common;
 
 use std::path::Path;
+use std::time::Duration;
 
-use common::{Room, Run, Synth, assert_same_bits, attach, demo, load_on_stand_in, reader, stock};
-use tierstream_cuda::standin::{Config, StandIn};
-use tierstream_ggml::{ExpertCounters, Model, PoolOptions, PoolSize, Prefetch};
+use common::{
+    Room, Run, Synth, assert_same_bits, attach, demo, faulty, load_on_stand_in, reader, stock,
+    watched,
+};
+use tierstream_cuda::standin::{Config, Fault, StandIn};
+use tierstream_ggml::{Error, ExpertCounters, Keep, Model, PoolOptions, PoolSize, Prefetch};
+use tierstream_io::wrap::{Action, Rule};
 use tierstream_pool::Policy;
 use tierstream_synth::{Arch, Quant, Spec, TensorType};
 
@@ -140,10 +145,168 @@ fn hy_v3_fused_q6_k() {
     check_synth(&Spec::new(Arch::HyV3).quant(TensorType::Q6_K));
 }
 
-/// What the last token needed is read where the pool cannot hold a token's records.
 #[test]
 fn lag() {
     check(&Synth::qwen().path, Prefetch::Lag);
+}
+
+/// A pool keeps what the last token needed, unless something comes between: here it is emptied.
+#[test]
+fn lag_reads_what_the_last_token_needed() {
+    let synth = Synth::qwen();
+    let reference_model = stock(&synth.path);
+    let run = Run::new(&reference_model, 16, 0, 1);
+    let reference = run.logits(&reference_model);
+    let run = Run { prefetch: Prefetch::Lag, ..run };
+    let model = load_on_stand_in(&synth.path, &stand_in(), reader());
+    three_tiers(&model, 0.5, 1.0, true);
+    let mut context = run.context(&model);
+    let mut logits = Vec::new();
+    for &token in &run.prompt {
+        model.clear_pool();
+        context.decode(&[token], Keep::All, |_, row| logits.extend_from_slice(row)).unwrap();
+    }
+    assert_same_bits(&reference, &logits, reference_model.vocab().len(), "lag");
+    let c = model.expert_counters();
+    // All layers but the first, all tokens but the first, 8 each.
+    assert_eq!(c.read_ahead, 5 * 15 * 8, "{c:?}");
+    assert!(0 < c.read_ahead_used && c.read_ahead_used < c.read_ahead, "{c:?}");
+}
+
+/// Contexts that wait for what others read ahead, above and below.
+#[test]
+fn contexts_share_what_is_read_ahead() {
+    let synth = Synth::qwen();
+    let reference_model = stock(&synth.path);
+    let vocab = reference_model.vocab().len();
+    let runs = [(60, 4, 32), (6, 40, 1), (9, 40, 1), (90, 2, 90)]
+        .map(|(prompt, n, batch)| Run::new(&reference_model, prompt, n, batch));
+    let expected: Vec<_> = runs.iter().map(|run| run.logits(&reference_model)).collect();
+    let runs = runs.map(|run| Run { prefetch: Prefetch::Lookahead, ..run });
+    for (above, below) in [(0.5, 1.0), (0.4, 0.5), (0.4, 0.3)] {
+        let device = stand_in();
+        let model = load_on_stand_in(&synth.path, &device, reader());
+        three_tiers(&model, above, below, false);
+        watched("contexts that read ahead", || {
+            std::thread::scope(|s| {
+                for (run, expected) in runs.iter().zip(&expected) {
+                    let model = &model;
+                    s.spawn(move || {
+                        for round in 0..4 {
+                            let what = format!("prompt {}, round {round}", run.prompt.len());
+                            assert_same_bits(expected, &run.logits(model), vocab, &what);
+                        }
+                    });
+                }
+            });
+        });
+        assert!(model.expert_counters().read_ahead_used > 0);
+        assert_nothing_held(&model, "contexts");
+    }
+}
+
+/// How many of some requests have failed.
+#[derive(Debug, Default)]
+struct Outcomes {
+    failed: usize,
+    served: usize,
+}
+
+impl Outcomes {
+    /// A run during which something fails once: it may be what was read for nobody. Afterwards
+    /// nothing is held, and the next run in the same context is right.
+    fn of(&mut self, model: &Model, run: &Run, reference: &[f32], fail: impl Fn(), what: &str) {
+        let vocab = model.vocab().len();
+        let mut context = run.context(model);
+        fail();
+        match run.logits_in(&mut context) {
+            Ok(logits) => {
+                self.served += 1;
+                assert_same_bits(reference, &logits, vocab, what);
+            }
+            Err(error) => {
+                self.failed += 1;
+                assert!(matches!(error, Error::Io(_) | Error::Gpu(_)), "{what}: {error:?}");
+            }
+        }
+        assert_nothing_held(model, what);
+        context.clear();
+        assert_same_bits(reference, &run.logits_in(&mut context).unwrap(), vocab, what);
+    }
+}
+
+/// Reads and copies that fail: only who needs what they bring is told.
+#[test]
+fn what_goes_wrong_ahead_is_told_to_who_needs_it() {
+    let synth = Synth::qwen();
+    let reference_model = stock(&synth.path);
+    let run = Run::new(&reference_model, 24, 8, 1);
+    let reference = run.logits(&reference_model);
+    let run = Run { prefetch: Prefetch::Lookahead, ..run };
+    let pools: [(&str, fn(&Model)); 2] = [
+        ("half", |model| attach(model, Room::Share(0.5), Policy::Lru)),
+        ("half over three quarters", |model| three_tiers(model, 0.5, 0.75, false)),
+    ];
+    for (name, pool) in pools {
+        let reader = reader();
+        let model = load_on_stand_in(&synth.path, &stand_in(), reader.clone());
+        pool(&model);
+        let first = reader.stats().reads;
+        run.logits(&model);
+        let reads = reader.stats().reads - first;
+        let (mut read, mut copied) = (Outcomes::default(), Outcomes::default());
+        for part in 0..24 {
+            let nth = first + reads * part / 25;
+            let rule = Rule::all(Action::Errno(libc::EIO)).nth(nth..nth + 1);
+            let model = load_on_stand_in(&synth.path, &stand_in(), faulty(vec![rule]));
+            pool(&model);
+            read.of(&model, &run, &reference, || (), &format!("{name}, read {nth}"));
+            for fault in [Fault::CopyRefused, Fault::MapRefused] {
+                let device = stand_in();
+                let model = load_on_stand_in(&synth.path, &device, common::reader());
+                pool(&model);
+                let after = if fault == Fault::CopyRefused { 53 * part } else { part / 4 };
+                let what = format!("{name}, {fault:?} after {after}");
+                copied.of(&model, &run, &reference, || device.inject(fault, after), &what);
+            }
+        }
+        for outcomes in [read, copied] {
+            assert!(outcomes.failed > 0 && outcomes.served > 0, "{name}: {outcomes:?}");
+        }
+    }
+}
+
+/// A read that takes long and is for nobody does not hold up a request that is cancelled.
+#[test]
+fn cancelling_gives_up_what_is_read_ahead() {
+    let synth = Synth::qwen();
+    let reference_model = stock(&synth.path);
+    let run = Run::new(&reference_model, 40, 0, 1);
+    let reference = run.logits(&reference_model);
+    let run = Run { prefetch: Prefetch::Lookahead, ..run };
+    for millis in [5, 20, 60] {
+        let model = load_on_stand_in(&synth.path, &stand_in(), reader());
+        three_tiers(&model, 0.5, 0.6, false);
+        let mut context = run.context(&model);
+        let cancel = context.cancel_handle();
+        watched("a request that is cancelled", || {
+            std::thread::scope(|s| {
+                s.spawn(|| {
+                    std::thread::sleep(Duration::from_millis(millis));
+                    cancel.cancel();
+                });
+                match run.logits_in(&mut context) {
+                    Ok(logits) => assert_eq!(logits.len(), reference.len()),
+                    Err(error) => assert!(matches!(error, Error::Cancelled), "{error:?}"),
+                }
+            });
+        });
+        assert_nothing_held(&model, "cancelled");
+        cancel.reset();
+        context.clear();
+        let logits = run.logits_in(&mut context).unwrap();
+        assert_same_bits(&reference, &logits, reference_model.vocab().len(), "afterwards");
+    }
 }
 
 /// Enough tokens for trials with and without, and what comes after.

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use crate::abi::*;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::memory::Memory;
 use crate::plan::{PLANS_KEPT, Routing};
 use crate::prefetch::{Guessed, by_rank};
@@ -35,7 +35,7 @@ impl Lookahead {
 
     /// Has the GPU compute, behind all else, what the router of `next` makes of the input of
     /// `current`. Returns the ids, to be read when it has been waited for; None where that does not
-    /// fit. `uid` is that of their graph.
+    /// fit, or has no memory, which is not worth any slots. `uid` is that of their graph.
     pub(super) fn ask(
         &mut self,
         uid: u64,
@@ -51,9 +51,12 @@ impl Lookahead {
             self.copies.clear();
             self.memory = None;
             let bytes = needed.next_power_of_two();
-            self.memory = Some(Memory::of_backend(self.inner, bytes, "a copy of a router")?);
+            self.memory = match Memory::of_backend(self.inner, bytes, "a copy of a router") {
+                Err(Error::OutOfMemory { .. }) => None,
+                made => Some(made?),
+            };
         }
-        let memory = self.memory.as_ref().expect("just made");
+        let Some(memory) = &self.memory else { return Ok(None) };
         let known = self.copies.iter().position(|copies| copies.uid == uid && uid != 0);
         let index = known.unwrap_or_else(|| {
             self.copies.retain(|copies| copies.uid != 0);
