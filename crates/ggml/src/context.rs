@@ -408,6 +408,14 @@ impl Context {
         }
     }
 
+    /// Blocks for which nothing is read ahead by [`Prefetch::Lookahead`] or [`Prefetch::Auto`], because
+    /// their router cannot be asked, and why.
+    pub fn unguessed_blocks(&self) -> Vec<(u32, &'static str)> {
+        let Some(control) = &self.cancel.control else { return Vec::new() };
+        let block = |layer| self.model.block(layer).unwrap_or(u32::MAX);
+        control.unguessed().into_iter().map(|(layer, why)| (block(layer), why)).collect()
+    }
+
     /// Puts the compute threads to sleep until the next decode. They spin for a while otherwise,
     /// which takes processors from another context that works in turns with this one.
     pub fn rest(&mut self) {

@@ -52,6 +52,13 @@ impl Router {
         own.ne == other.ne && own.type_ == other.type_
     }
 
+    /// Whether something of the width and type of `input` could, for some number of tokens.
+    pub(crate) fn looks_at_the_like_of(&self, input: *mut ggml_tensor) -> bool {
+        // SAFETY: live tensors of the graph.
+        let (own, other) = unsafe { (&*self.input(), &*input) };
+        own.ne[0] == other.ne[0] && own.type_ == other.type_
+    }
+
     /// What a copy needs room for, bytes.
     pub(crate) fn copy_bytes(&self) -> usize {
         let own = self.nodes.iter().map(node).filter(|t| t.view_src.is_null());

@@ -42,9 +42,10 @@ fn assert_nothing_held(model: &Model, what: &str) {
     }
 }
 
-/// Pools of two sizes from the drive, and three over pools in host memory.
-fn pools() -> [(&'static str, fn(&Model)); 5] {
+/// Pools from the drive, and over pools in host memory.
+fn pools() -> [(&'static str, fn(&Model)); 6] {
     [
+        ("half, at random", |model| attach(model, Room::Share(0.5), Policy::Random)),
         ("half", |model| attach(model, Room::Share(0.5), Policy::Lru)),
         ("the smallest", |model| attach(model, Room::Floor(0), Policy::Lru)),
         ("half over all", |model| three_tiers(model, 0.5, 1.0, true)),
@@ -67,7 +68,9 @@ fn check(path: &Path, prefetch: Prefetch) -> ExpertCounters {
             let device = stand_in();
             let model = load_on_stand_in(path, &device, reader());
             pool(&model);
-            assert_same_bits(&reference, &run.logits(&model), vocab, &what);
+            let mut context = run.context(&model);
+            assert_eq!(context.unguessed_blocks(), [], "{what}");
+            assert_same_bits(&reference, &run.logits_in(&mut context).unwrap(), vocab, &what);
             let c = model.expert_counters();
             assert!(c.requests > 0 && c.requests == c.hits + c.faults, "{what}: {c:?}");
             assert!(c.read_ahead_used <= c.read_ahead, "{what}: {c:?}");
@@ -76,6 +79,7 @@ fn check(path: &Path, prefetch: Prefetch) -> ExpertCounters {
                 sum.read_ahead_used += c.read_ahead_used;
             }
             assert_nothing_held(&model, &what);
+            drop(context);
             drop(model);
             assert_eq!(device.pinned_bytes(), 0, "{what}");
         }
