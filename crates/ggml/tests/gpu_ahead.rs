@@ -42,8 +42,11 @@ fn assert_nothing_held(model: &Model, what: &str) {
     }
 }
 
+/// What a pool is called, and what makes it.
+type Pool = (&'static str, fn(&Model));
+
 /// Pools from the drive, and over pools in host memory.
-fn pools() -> [(&'static str, fn(&Model)); 6] {
+fn pools() -> [Pool; 6] {
     [
         ("half, at random", |model| attach(model, Room::Share(0.5), Policy::Random)),
         ("half", |model| attach(model, Room::Share(0.5), Policy::Lru)),
@@ -247,7 +250,7 @@ fn what_goes_wrong_ahead_is_told_to_who_needs_it() {
     let run = Run::new(&reference_model, 24, 8, 1);
     let reference = run.logits(&reference_model);
     let run = Run { prefetch: Prefetch::Lookahead, ..run };
-    let pools: [(&str, fn(&Model)); 2] = [
+    let pools: [Pool; 2] = [
         ("half", |model| attach(model, Room::Share(0.5), Policy::Lru)),
         ("half over three quarters", |model| three_tiers(model, 0.5, 0.75, false)),
     ];

@@ -29,7 +29,7 @@ pub(super) struct Below {
 enum State {
     /// Nothing is on its way.
     Asked,
-    Begun(Begun),
+    Begun(Box<Begun>),
     Brought,
 }
 
@@ -79,7 +79,7 @@ impl Below {
                 if let Some(ticket) = load.and_then(|load| step.tickets(load).next()) {
                     self.ticket.get_or_init(|| ticket.clone());
                 }
-                *state = State::Begun(Begun { step, load, copied });
+                *state = State::Begun(Box::new(Begun { step, load, copied }));
                 Ok(true)
             }
             Err(error) => {
@@ -95,7 +95,7 @@ impl Below {
         let before = std::mem::replace(&mut *lock(&self.state), State::Asked);
         match before {
             State::Asked => self.bring_all(above, &mut waits)?,
-            State::Begun(begun) => self.bring_rest(above, begun, &mut waits)?,
+            State::Begun(begun) => self.bring_rest(above, *begun, &mut waits)?,
             State::Brought => {}
         }
         *lock(&self.state) = State::Brought;
@@ -104,7 +104,7 @@ impl Below {
 
     /// Whether there is nothing to wait for.
     pub(super) fn is_over(&self) -> bool {
-        let read_first = matches!(&*lock(&self.state), State::Begun(Begun { load: Some(_), .. }));
+        let read_first = matches!(&*lock(&self.state), State::Begun(begun) if begun.load.is_some());
         !read_first && self.is_copied()
     }
 
@@ -122,7 +122,7 @@ impl Below {
     pub(super) fn close(&self, above: &Residency) -> bool {
         let begun = match std::mem::replace(&mut *lock(&self.state), State::Asked) {
             State::Asked => return false,
-            State::Begun(begun) => begun,
+            State::Begun(begun) => *begun,
             State::Brought => return true,
         };
         let Begun { step, load, copied } = begun;
