@@ -401,7 +401,8 @@ impl Context {
     }
 
     /// Gives single tokens the routing of `replay` from now on, the first one first, or the router's
-    /// own again. Only where experts are streamed, and not all resident in order; on a GPU.
+    /// own again. Only where experts are streamed, and not all resident in order; on a GPU. No router
+    /// is asked what comes next meanwhile.
     pub fn replay(&mut self, replay: Option<Replay>) {
         if let Some(control) = &self.cancel.control {
             control.set_replay(replay.map(Arc::new));
