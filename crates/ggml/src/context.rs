@@ -9,10 +9,10 @@ use std::time::Duration;
 use crate::abi::*;
 use crate::control::Control;
 use crate::error::{Error, Result};
-use crate::host::Prefetch;
 use crate::log;
 use crate::memory::give_back_freed_memory;
 use crate::model::Model;
+use crate::prefetch::Prefetch;
 use crate::proxy::proc_of;
 use crate::replay::Replay;
 use crate::vocab::Token;
@@ -401,11 +401,20 @@ impl Context {
     }
 
     /// Gives single tokens the routing of `replay` from now on, the first one first, or the router's
-    /// own again. Only where experts are streamed, and not all resident in order; on a GPU.
+    /// own again. Only where experts are streamed, and not all resident in order; on a GPU. No router
+    /// is asked what comes next meanwhile.
     pub fn replay(&mut self, replay: Option<Replay>) {
         if let Some(control) = &self.cancel.control {
             control.set_replay(replay.map(Arc::new));
         }
+    }
+
+    /// Blocks for which nothing is read ahead by [`Prefetch::Lookahead`] or [`Prefetch::Auto`], because
+    /// their router cannot be asked, and why.
+    pub fn unguessed_blocks(&self) -> Vec<(u32, &'static str)> {
+        let Some(control) = &self.cancel.control else { return Vec::new() };
+        let block = |layer| self.model.block(layer).unwrap_or(u32::MAX);
+        control.unguessed().into_iter().map(|(layer, why)| (block(layer), why)).collect()
     }
 
     /// Puts the compute threads to sleep until the next decode. They spin for a while otherwise,

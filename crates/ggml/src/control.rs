@@ -1,6 +1,7 @@
 //! What a context and its backend share: cancel, errors, how long reads were waited for, what
 //! computing needs.
 
+use std::collections::BTreeMap;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,9 +10,11 @@ use tierstream_io::Ticket;
 
 use crate::abi::*;
 use crate::error::{Error, Result};
-use crate::host::Prefetch;
 use crate::memory::Memory;
+use crate::plan::Plan;
+use crate::prefetch::Prefetch;
 use crate::replay::Replay;
+use crate::weights::WeightTable;
 use crate::workspace::{Needs, Workspace, take_work_buffer};
 
 /// What a context and its backend share.
@@ -28,6 +31,8 @@ pub(crate) struct Control {
     prefetch: Prefetch,
     /// What the graphs that the context reserves need, until it is made.
     needs: Mutex<Option<Needs>>,
+    /// MoE layers that no router can guess for, and why, as those graphs show.
+    unguessed: Mutex<BTreeMap<usize, &'static str>>,
     /// Allocated with the context, for the executor to take; and [`Workspace::mappings`].
     scratch: Mutex<Option<(Memory, usize)>>,
     /// Routing in place of the router's.
@@ -47,6 +52,7 @@ impl Control {
             threads,
             prefetch,
             needs: Mutex::new(Some(Needs::default())),
+            unguessed: Mutex::default(),
             scratch: Mutex::new(None),
             replay: Mutex::new(None),
             stall_ns: AtomicU64::new(0),
@@ -120,6 +126,24 @@ impl Control {
         if let Some(needs) = &mut *self.needs.lock().unwrap_or_else(PoisonError::into_inner) {
             needs.include(graph, is_expert, slots, self.threads);
         }
+    }
+
+    /// Looks for the routers of a graph that the context reserves, where they are to guess.
+    pub(crate) fn look_for_routers(&self, graph: &ggml_cgraph, table: &WeightTable) {
+        let is_being_made = self.needs.lock().unwrap_or_else(PoisonError::into_inner).is_some();
+        if !is_being_made || !self.prefetch.uses_routers() {
+            return;
+        }
+        // What cannot be planned is told of elsewhere.
+        let Ok(plan) = Plan::new(graph, table, true) else { return };
+        let mut unguessed = self.unguessed.lock().unwrap_or_else(PoisonError::into_inner);
+        unguessed.extend(plan.unguessed());
+    }
+
+    /// The MoE layers that no router guesses for, and why.
+    pub(crate) fn unguessed(&self) -> Vec<(usize, &'static str)> {
+        let unguessed = self.unguessed.lock().unwrap_or_else(PoisonError::into_inner);
+        unguessed.iter().map(|(&layer, &why)| (layer, why)).collect()
     }
 
     /// What the graphs of the context needed while it was made. Later graphs are no larger.

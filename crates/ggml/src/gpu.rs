@@ -6,6 +6,10 @@
 //! ([`crate::residency::Stage`]), because the bits that their kernels give depend on that. Both ways
 //! give those of the resident model.
 //!
+//! For a single token, the next layer's router is run on this layer's input too, when reading ahead is
+//! asked for: behind what computes this layer's routing, so that both are there when the GPU has been
+//! waited for once. What it names is brought to slots while this layer computes.
+//!
 //! The GPU computes on its own time. What a layer uses is held until the next layer's routing has
 //! been read, for by then it is done.
 
@@ -16,16 +20,21 @@ use std::time::Instant;
 
 use tierstream_io::{Priority, Ticket};
 
+use self::exchange::{OverSlots, ReadBack};
+use self::lookahead::Lookahead;
 use crate::abi::*;
 use crate::control::Control;
 use crate::error::{Error, Result};
 use crate::executor::Executor;
-use crate::memory;
 use crate::plan::{Plan, Plans, Routing, Segment, nodes};
 use crate::pooled::Pooled;
-use crate::residency::{Residency, Stage, Step, Waits};
+use crate::prefetch::{Guessed, Guesses};
+use crate::residency::{Ahead, Residency, Stage, Step, Waits};
 use crate::routed::Routed;
 use crate::segment::{Patch, Run, outcome, run_exchanged, run_nodes, run_resident, synchronize};
+
+mod exchange;
+mod lookahead;
 
 /// The executor for inner backends with memory of their own.
 pub(crate) struct OnGpu {
@@ -33,6 +42,9 @@ pub(crate) struct OnGpu {
     control: Arc<Control>,
     plans: Plans,
     routed: Routed,
+    read_back: ReadBack,
+    guesses: Guesses,
+    lookahead: Lookahead,
     over_slots: OverSlots,
     /// Single tokens computed with replayed routing.
     replayed: usize,
@@ -54,14 +66,19 @@ impl Executor for OnGpu {
         // SAFETY: ggml passes a graph that stays as it is for the call.
         let graph = unsafe { &*graph };
         let plan = self.plans.take(graph, &pooled.table())?;
+        let (start, tokens) = (Instant::now(), plan.tokens());
         let run = self.run_plan(pooled, graph, &plan);
         self.plans.put(graph, plan);
         self.next = None;
+        self.guesses.forget();
         // Other contexts may wait for what the last layer uses.
         if self.held.is_some() {
             synchronize(self.inner);
         }
         let released = self.release();
+        if run.is_ok() && tokens == 1 {
+            self.guesses.computed(start.elapsed());
+        }
         let status = outcome(run)?;
         released.map(|()| status)
     }
@@ -69,14 +86,16 @@ impl Executor for OnGpu {
 
 impl OnGpu {
     pub(crate) fn new(inner: ggml_backend_t, control: Arc<Control>) -> Self {
-        let (plans, routed) = (Plans::new(false), Routed::default());
-        let over_slots = OverSlots::default();
+        let mode = control.prefetch();
         Self {
             inner,
             control,
-            plans,
-            routed,
-            over_slots,
+            plans: Plans::new(mode.uses_routers()),
+            routed: Routed::default(),
+            read_back: ReadBack::default(),
+            guesses: Guesses::new(mode),
+            lookahead: Lookahead::new(inner),
+            over_slots: OverSlots::default(),
             replayed: 0,
             held: None,
             next: None,
@@ -104,8 +123,9 @@ impl OnGpu {
             match &segment.routing {
                 None => run_nodes(self.inner, graph, segment.start, segment.end, 0)?,
                 Some(routing) => {
-                    self.run_layer(&residency, graph, segment, routing)?;
-                    self.stage_next(&residency, plan.segments.get(index + 1))?;
+                    let next = plan.segments.get(index + 1).and_then(|s| s.routing.as_ref());
+                    self.run_layer(&residency, graph, segment, routing, next)?;
+                    self.stage_next(&residency, next)?;
                 }
             }
         }
@@ -127,13 +147,17 @@ impl OnGpu {
         graph: &ggml_cgraph,
         segment: &Segment,
         routing: &Routing,
+        next: Option<&Routing>,
     ) -> Run {
-        // Until the router has spoken: reading a tensor does not wait for what computes it.
+        let asked = self.ask_next(graph, routing, next)?;
+        let ids: Vec<_> = std::iter::once(routing.ids).chain(asked).collect();
+        self.read_back.ask(self.inner, &ids)?;
+        // Until the router has spoken, and the layer before is computed.
         synchronize(self.inner);
         self.release()?;
         let layer = residency.layer(routing.layer);
         self.routed
-            .read(routing, layer.experts)
+            .take(routing, self.read_back.bytes(0), layer.experts)
             .map_err(|reason| Error::Graph { layer: layer.block, reason })?;
         if self.routed.pairs() == 0 {
             return run_nodes(self.inner, graph, segment.start, segment.end, 0);
@@ -146,11 +170,19 @@ impl OnGpu {
             self.routed.replace(experts, layer.experts);
             self.replayed += usize::from(routing.layer + 1 == residency.layers().len());
         }
+        let ahead = self.guesses.take(routing.layer, self.routed.needs());
         if self.routed.n_tokens == 1
-            && let Some(step) = self.bring_to_slots(residency, routing)?
+            && let Some(step) = self.bring_to_slots(residency, routing, ahead)?
         {
             self.run_over_slots(residency, graph, segment, routing, &step)?;
+            // The bus is for what is needed, and then for one layer's guesses.
+            let is_idle = step.is_idle();
             self.held = Some(Held::Step(Box::new(step)));
+            if let Some(next) = next.filter(|_| is_idle)
+                && let Some(guessed) = self.guessed(residency, next, asked)
+            {
+                self.guesses.read(residency, next, &guessed);
+            }
             return Ok(());
         }
         let experts: Vec<u32> = self.routed.needs().iter().map(|n| n.expert).collect();
@@ -168,26 +200,61 @@ impl OnGpu {
         Ok(kept?)
     }
 
+    /// Has the GPU tell what the next layer's router thinks of this one's input, behind what it has to
+    /// compute; where that is wanted.
+    fn ask_next(
+        &mut self,
+        graph: &ggml_cgraph,
+        routing: &Routing,
+        next: Option<&Routing>,
+    ) -> Result<Option<*mut ggml_tensor>> {
+        // SAFETY: live tensors of the graph.
+        let one_token = |routing: &Routing| unsafe { (*routing.ids).ne[1] } == 1;
+        // Recorded routing is no router's.
+        let may = one_token(routing) && self.control.replay().is_none();
+        let next = next.filter(|next| may && one_token(next));
+        match next.filter(|next| self.guesses.ask_router(next.layer)) {
+            Some(next) => self.lookahead.ask(graph.uid, routing, next),
+            None => Ok(None),
+        }
+    }
+
+    /// What `next` will probably need, with what its router has said if it was asked.
+    fn guessed(
+        &mut self,
+        residency: &Residency,
+        next: &Routing,
+        asked: Option<*mut ggml_tensor>,
+    ) -> Option<Vec<Guessed>> {
+        match asked {
+            Some(ids) => {
+                let experts = residency.layer(next.layer).experts;
+                self.lookahead.guessed(ids, self.read_back.bytes(1), experts)
+            }
+            None => self.guesses.lagging(next.layer),
+        }
+    }
+
     /// While the GPU computes over a whole layer, brings what the next one needed in the batch before.
-    fn stage_next(&mut self, residency: &Arc<Residency>, next: Option<&Segment>) -> Result<()> {
+    fn stage_next(&mut self, residency: &Arc<Residency>, next: Option<&Routing>) -> Result<()> {
         let Some(Held::Stage { .. }) = &self.held else { return Ok(()) };
-        let routing = next.and_then(|segment| segment.routing.as_ref());
         let needed = |routing: &Routing| self.last.get(&routing.layer).map(|e| (routing.layer, e));
-        let Some((layer, experts)) = routing.and_then(needed) else { return Ok(()) };
+        let Some((layer, experts)) = next.and_then(needed) else { return Ok(()) };
         let ahead = |waits: Waits<'_>| residency.stage_ahead(layer, experts, waits);
         self.next = staging(&self.control, ahead)?;
         Ok(())
     }
 
-    /// Brings what one token needs into slots. None if there are not enough at the moment, because
-    /// of other contexts.
+    /// Brings what one token needs into slots, `ahead` being on its way already. None if there are
+    /// not enough at the moment, because of other contexts.
     fn bring_to_slots(
         &mut self,
         residency: &Arc<Residency>,
         routing: &Routing,
+        ahead: Option<Ahead>,
     ) -> Result<Option<Step>> {
         let cancelled = || self.control.is_cancelled();
-        let mut step = residency.acquire(routing.layer, self.routed.needs(), None, &cancelled)?;
+        let mut step = residency.acquire(routing.layer, self.routed.needs(), ahead, &cancelled)?;
         match step.arriving().len() {
             0 => {}
             1 => {
@@ -253,76 +320,4 @@ fn stall<T>(control: &Control, wait: impl FnOnce() -> T) -> T {
     let waited = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
     control.stall_ns.fetch_add(waited, Ordering::Relaxed);
     done
-}
-
-/// What nodes get instead of the model's weights and the router's ids. The same tensors whenever a
-/// layer comes again, over all slots of its class: ggml-cuda captures a part of a graph only if
-/// everything that its nodes name stays as it is, and launches kernel by kernel otherwise.
-#[derive(Default)]
-struct OverSlots {
-    ids: Option<Ids>,
-    weights: HashMap<(usize, usize), Box<ggml_tensor>>,
-}
-
-impl OverSlots {
-    /// All slots of a part of a layer's records.
-    fn weights(&mut self, residency: &Residency, layer: usize, part: usize) -> *mut ggml_tensor {
-        let all = || Box::new(residency.window(layer, part, 0, residency.slots_of(layer) - 1));
-        &raw mut **self.weights.entry((layer, part)).or_insert_with(all)
-    }
-
-    /// The slots of `routed`; set behind what the backend has to compute, which may still read the
-    /// ones before.
-    fn ids(&mut self, inner: ggml_backend_t, routed: &Routed) -> Result<*mut ggml_tensor> {
-        let shape = [memory::to_ne(routed.n_used), memory::to_ne(routed.n_tokens), 1];
-        if self.ids.as_ref().is_none_or(|ids| ids.tensor.ne[..3] != shape) {
-            self.ids = None;
-            self.ids = Some(Ids::new(inner, shape)?);
-        }
-        let ids = self.ids.as_mut().expect("just made");
-        let bytes = size_of_val(routed.slots.as_slice());
-        let values = routed.slots.as_ptr().cast();
-        // SAFETY: a tensor of this size in a live buffer; the values are taken before the call
-        // returns (a copy from pageable memory of less than 64 KiB: CUDA driver API, "API
-        // synchronization behavior").
-        unsafe {
-            ggml_backend_tensor_set_async(inner.cast(), &raw mut *ids.tensor, values, 0, bytes)
-        };
-        Ok(&raw mut *ids.tensor)
-    }
-}
-
-/// Numbers of slots, in the backend's own memory.
-struct Ids {
-    tensor: Box<ggml_tensor>,
-    buffer: ggml_backend_buffer_t,
-}
-
-impl Ids {
-    fn new(inner: ggml_backend_t, shape: [i64; 3]) -> Result<Self> {
-        let count: i64 = shape.iter().product();
-        let bytes = usize::try_from(count).unwrap_or(0) * size_of::<i32>();
-        // SAFETY: a live backend, whose buffer type lives for ever.
-        let buffer: ggml_backend_buffer_t = unsafe {
-            let buffer_type = ggml_backend_get_default_buffer_type(inner.cast());
-            ggml_backend_buft_alloc_buffer(buffer_type, bytes.next_multiple_of(256))
-        }
-        .cast();
-        if buffer.is_null() {
-            return Err(Error::OutOfMemory { bytes, what: "numbers of slots on the GPU" });
-        }
-        // SAFETY: a live buffer, with room for the tensor.
-        let tensor = unsafe {
-            let base = ggml_backend_buffer_get_base(buffer.cast()).cast();
-            memory::tensor(buffer, GGML_TYPE_I32, shape, base)
-        };
-        Ok(Self { tensor: Box::new(tensor), buffer })
-    }
-}
-
-impl Drop for Ids {
-    fn drop(&mut self) {
-        // SAFETY: ours, freed once; the executor waits for its backend before.
-        unsafe { ggml_backend_buffer_free(self.buffer.cast()) };
-    }
 }

@@ -16,13 +16,13 @@ use std::time::Instant;
 use self::gather::{Op, Scratch};
 use self::loads::Loads;
 use self::lookahead::Lookahead;
-pub use self::lookahead::Prefetch;
 use crate::abi::*;
 use crate::control::Control;
 use crate::error::{Error, Result};
 use crate::executor::Executor;
 use crate::plan::{Plan, Plans, Routing, Segment, nodes};
 use crate::pooled::Pooled;
+use crate::prefetch::Guesses;
 use crate::residency::{Placed, Residency, Step};
 use crate::routed::{Routed, slot_range};
 use crate::segment::{Run, done, outcome, run_exchanged, run_nodes, run_resident, synchronize};
@@ -31,6 +31,9 @@ mod gather;
 mod loads;
 mod lookahead;
 
+/// Tokens of a batch for which is read ahead: larger ones keep the drive busy as they are.
+const READ_AHEAD_TOKENS_MAX: i64 = 8;
+
 /// The executor for inner backends that compute in host memory.
 pub(crate) struct Host {
     inner: ggml_backend_t,
@@ -38,6 +41,7 @@ pub(crate) struct Host {
     plans: Plans,
     routed: Routed,
     scratch: Scratch,
+    guesses: Guesses,
     lookahead: Lookahead,
 }
 
@@ -49,8 +53,12 @@ impl Executor for Host {
             self.scratch.reserve(memory, mappings);
         }
         let plan = self.plans.take(graph, &pooled.table())?;
+        let start = Instant::now();
         let run = self.run_plan(pooled, graph, &plan);
-        self.lookahead.forget();
+        self.guesses.forget();
+        if run.is_ok() && plan.tokens() == 1 {
+            self.guesses.computed(start.elapsed());
+        }
         self.plans.put(graph, plan);
         outcome(run)
     }
@@ -58,14 +66,15 @@ impl Executor for Host {
 
 impl Host {
     pub(crate) fn new(inner: ggml_backend_t, control: Arc<Control>) -> Self {
-        let lookahead = Lookahead::new(inner, control.prefetch());
+        let mode = control.prefetch();
         Self {
             inner,
-            plans: Plans::new(control.prefetch() != Prefetch::Off),
+            plans: Plans::new(mode.uses_routers()),
             control,
             routed: Routed::default(),
             scratch: Scratch::new(inner),
-            lookahead,
+            guesses: Guesses::new(mode),
+            lookahead: Lookahead::new(inner),
         }
     }
 
@@ -109,20 +118,44 @@ impl Host {
             return run_nodes(self.inner, graph, segment.start, segment.end, 0);
         }
         let cancelled = || self.control.is_cancelled();
-        let ahead = self.lookahead.take(routing.layer, self.routed.needs());
+        let ahead = self.guesses.take(routing.layer, self.routed.needs());
         let needs = self.routed.needs();
         let mut step = residency.acquire(routing.layer, needs, ahead, &cancelled)?;
         let window = slot_range(step.hits());
         let fits = || self.scratch.window_fits(window, self.routed.pairs());
         if step.arriving().is_empty() && fits() {
-            self.lookahead.look(self.inner, residency, routing, next)?;
+            self.read_ahead(residency, routing, next)?;
             self.run_whole(residency, graph, segment, routing, step.hits())?;
         } else {
             let mut loads = Loads::new(&routing.stages, &mut step);
-            self.lookahead.look(self.inner, residency, routing, next)?;
+            self.read_ahead(residency, routing, next)?;
             self.run_in_groups(residency, graph, segment, routing, &mut step, &mut loads)?;
         }
         Ok(step.finish()?)
+    }
+
+    /// Guesses what `next` will need, and has it read.
+    fn read_ahead(
+        &mut self,
+        residency: &Arc<Residency>,
+        current: &Routing,
+        next: Option<&Routing>,
+    ) -> Result<()> {
+        let Some(next) = next else { return Ok(()) };
+        // SAFETY: a live tensor of the graph.
+        if unsafe { (*current.ids).ne[1] } > READ_AHEAD_TOKENS_MAX {
+            return Ok(());
+        }
+        let guessed = if self.guesses.ask_router(next.layer) {
+            let experts = residency.layer(next.layer).experts;
+            self.lookahead.guess(self.inner, current, next, experts)?
+        } else {
+            self.guesses.lagging(next.layer)
+        };
+        if let Some(guessed) = guessed {
+            self.guesses.read(residency, next, &guessed);
+        }
+        Ok(())
     }
 
     /// All routed records are resident: the segment as it is, over slots.

@@ -169,6 +169,8 @@ enum Work {
     Graph { graph: ggml_cgraph, sources: Vec<Sources> },
     /// Bytes for a tensor.
     Set { tensor: Box<ggml_tensor>, bytes: Vec<u8>, offset: usize },
+    /// So many bytes of a tensor, for whoever asked, who keeps room for them until then.
+    Get { tensor: Box<ggml_tensor>, data: *mut c_void, offset: usize, size: usize },
 }
 
 /// The sources of a node. Those of an expert matmul may be gone when it is computed: they are copies.
@@ -206,6 +208,10 @@ impl Backend {
                     let data = bytes.as_ptr().cast();
                     // SAFETY: host memory of the CPU backend, with room for the bytes.
                     unsafe { ggml_backend_tensor_set(&raw mut *tensor, data, offset, bytes.len()) };
+                }
+                Work::Get { tensor, data, offset, size } => {
+                    // SAFETY: host memory of the CPU backend; the caller keeps room for the bytes.
+                    unsafe { ggml_backend_tensor_get(&raw const *tensor, data, offset, size) };
                 }
                 Work::Graph { mut graph, sources } => {
                     let swap = |sources: &[Sources]| {
@@ -318,7 +324,6 @@ extern "C" fn set_tensor_async(
     });
 }
 
-/// The bytes are asked for behind everything that waits.
 extern "C" fn get_tensor_async(
     this: ggml_backend_t,
     tensor: *const ggml_tensor,
@@ -327,9 +332,9 @@ extern "C" fn get_tensor_async(
     size: usize,
 ) {
     contain((), || {
-        backend(this).catch_up();
-        // SAFETY: a live tensor in host memory, and room for `size` bytes.
-        unsafe { ggml_backend_tensor_get(tensor, data, offset, size) };
+        // SAFETY: ggml passes a live tensor.
+        let tensor = Box::new(unsafe { *tensor });
+        backend(this).add(Work::Get { tensor, data, offset, size });
     });
 }
 

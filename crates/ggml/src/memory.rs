@@ -1,4 +1,4 @@
-//! Host memory for tensors.
+//! Memory for tensors: the host's, and small buffers of a device.
 
 use std::ptr;
 
@@ -23,7 +23,7 @@ pub(crate) struct Memory {
     _map: Option<Map>,
 }
 
-// SAFETY: a buffer of host memory has no ties to a thread.
+// SAFETY: a buffer of ggml's has no ties to a thread.
 unsafe impl Send for Memory {}
 // SAFETY: `&Memory` gives away addresses and sizes, no contents.
 unsafe impl Sync for Memory {}
@@ -52,23 +52,56 @@ impl Memory {
         Self::new(buffer_type, bytes, "gathered rows")
     }
 
+    /// In the memory that `backend` computes in.
+    pub(crate) fn of_backend(
+        backend: ggml_backend_t,
+        bytes: usize,
+        what: &'static str,
+    ) -> Result<Self> {
+        // SAFETY: a live backend, whose buffer type lives for ever.
+        let buffer_type = unsafe { ggml_backend_get_default_buffer_type(backend.cast()) };
+        Self::allocate(buffer_type.cast(), bytes, what)
+    }
+
+    /// In host memory that `backend` copies to on its own time, if it has such memory.
+    pub(crate) fn beside_backend(
+        backend: ggml_backend_t,
+        bytes: usize,
+        what: &'static str,
+    ) -> Result<Self> {
+        // SAFETY: a live backend, whose device and buffer types live for ever.
+        let (pinned, plain) = unsafe {
+            let device = ggml_backend_get_device(backend.cast());
+            (ggml_backend_dev_host_buffer_type(device), ggml_backend_cpu_buffer_type())
+        };
+        let buffer_type = if pinned.is_null() { plain } else { pinned };
+        Self::new(buffer_type.cast(), bytes, what)
+    }
+
     fn new(
+        buffer_type: ggml_backend_buffer_type_t,
+        bytes: usize,
+        what: &'static str,
+    ) -> Result<Self> {
+        // SAFETY: a buffer type of ggml's registry.
+        if unsafe { !ggml_backend_buft_is_host(buffer_type.cast()) } {
+            return Err(Error::Backend("the host executor needs host memory".into()));
+        }
+        Self::allocate(buffer_type, bytes, what)
+    }
+
+    fn allocate(
         buffer_type: ggml_backend_buffer_type_t,
         bytes: usize,
         what: &'static str,
     ) -> Result<Self> {
         let bytes = bytes.max(Self::ALIGNMENT);
         // SAFETY: a buffer type of ggml's registry.
-        unsafe {
-            if !ggml_backend_buft_is_host(buffer_type.cast()) {
-                return Err(Error::Backend("the host executor needs host memory".into()));
-            }
-            let buffer = ggml_backend_buft_alloc_buffer(buffer_type.cast(), bytes);
-            if buffer.is_null() {
-                return Err(Error::OutOfMemory { bytes, what });
-            }
-            Ok(Self { buffer: buffer.cast(), bytes, _map: None })
+        let buffer = unsafe { ggml_backend_buft_alloc_buffer(buffer_type.cast(), bytes) };
+        if buffer.is_null() {
+            return Err(Error::OutOfMemory { bytes, what });
         }
+        Ok(Self { buffer: buffer.cast(), bytes, _map: None })
     }
 
     pub(crate) fn base(&self) -> *mut u8 {

@@ -666,6 +666,11 @@ impl Model {
         u32::try_from(unsafe { llama_model_n_ctx_train(self.inner.llama) }).unwrap_or(0)
     }
 
+    /// The block of a MoE layer.
+    pub(crate) fn block(&self, layer: usize) -> Option<u32> {
+        Some(self.inner.streamed.as_ref()?.layers.get(layer)?.block)
+    }
+
     pub(crate) fn is_rehearsal(&self) -> bool {
         self.inner.rehearsal
     }

@@ -29,8 +29,8 @@ pub(crate) struct Routing {
     pub(crate) layer: usize,
     /// The selected experts, I32 `[n_used, n_tokens]`, often a strided view.
     pub(crate) ids: *mut ggml_tensor,
-    /// What computes the ids, if that is wanted and can be told from the graph.
-    pub(crate) router: Option<Router>,
+    /// What computes the ids; or why that is not known.
+    pub(crate) router: Result<Router, &'static str>,
     pub(crate) stages: Vec<Stage>,
 }
 
@@ -116,7 +116,7 @@ impl Plan {
                 _ => {
                     current.end = index;
                     let stages = vec![Stage { ops: vec![op] }];
-                    let router = if routers { Router::of(ids) } else { None };
+                    let router = if routers { Router::of(ids) } else { Err("nobody has asked") };
                     let routing = Some(Routing { layer, ids, router, stages });
                     segments.push(Segment { start: index, end: nodes.len(), routing });
                 }
@@ -129,6 +129,31 @@ impl Plan {
         Ok(Plan { segments })
     }
 
+    /// MoE layers that nothing can be guessed for by their router from the layer before, and why.
+    pub(crate) fn unguessed(&self) -> Vec<(usize, &'static str)> {
+        let routings = || self.segments.iter().filter_map(|s| s.routing.as_ref());
+        let pairs = routings().zip(routings().skip(1));
+        let unguessed = |(before, routing): (&Routing, &Routing)| {
+            let why = match (&before.router, &routing.router) {
+                (_, Err(why)) => why,
+                (Err(_), _) => "it is not known what the router before it looks at",
+                (Ok(before), Ok(router)) if !router.looks_at_the_like_of(before.input()) => {
+                    "the router before it looks at something else"
+                }
+                _ => return None,
+            };
+            Some((routing.layer, why))
+        };
+        pairs.filter_map(unguessed).collect()
+    }
+
+    /// Tokens whose experts the graph computes, as its first layer has them.
+    pub(crate) fn tokens(&self) -> i64 {
+        let first = self.segments.iter().find_map(|s| s.routing.as_ref());
+        // SAFETY: a live tensor of the graph.
+        first.map_or(0, |routing| unsafe { (*routing.ids).ne[1] })
+    }
+
     /// Whether any node reads a pooled tensor.
     pub(crate) fn has_experts(&self) -> bool {
         self.segments.iter().any(|s| s.routing.is_some())
@@ -136,7 +161,7 @@ impl Plan {
 }
 
 /// Graphs whose plans are kept. llama.cpp alternates between a few (prefill, decode).
-const PLANS_KEPT: usize = 4;
+pub(crate) const PLANS_KEPT: usize = 4;
 
 /// Plans of the graphs that come again and again.
 #[derive(Debug)]
@@ -278,6 +303,36 @@ mod tests {
         assert_eq!(first.stages.len(), 2, "something is computed between the two");
         let second = plan.segments[2].routing.as_ref().unwrap();
         assert_eq!(ops(second), [ExpertOp { node: 5, part: 1 }, ExpertOp { node: 6, part: 0 }]);
+    }
+
+    #[test]
+    fn layers_whose_router_cannot_be_told_are_named() {
+        let built = TestGraph::new();
+        // SAFETY: shapes that fit, in a live context.
+        let routed = |width: i64| unsafe {
+            let weights = ggml_new_tensor_2d(built.context, GGML_TYPE_F32, width, 4);
+            let input = ggml_new_tensor_2d(built.context, GGML_TYPE_F32, width, 3);
+            let logits = ggml_mul_mat(built.context, weights, input);
+            ggml_argsort_top_k(built.context, logits, 2)
+        };
+        let layer = |layer, ids| (0..2).for_each(|part| built.matmul(layer, part, ids));
+        let unguessed =
+            |routers| Plan::new(built.graph(), &built.table, routers).unwrap().unguessed();
+        layer(0, routed(8));
+        layer(1, routed(8));
+        assert_eq!(unguessed(true), []);
+        assert_eq!(unguessed(false).len(), 1, "nobody has asked");
+        layer(2, routed(16));
+        let [(2, why)] = unguessed(true)[..] else { panic!("{:?}", unguessed(true)) };
+        assert!(why.contains("something else"));
+        let built = TestGraph::new();
+        for layer in 0..2 {
+            let ids = built.ids();
+            (0..2).for_each(|part| built.matmul(layer, part, ids));
+        }
+        let plan = Plan::new(built.graph(), &built.table, true).unwrap();
+        let [(1, why)] = plan.unguessed()[..] else { panic!("{:?}", plan.unguessed()) };
+        assert!(why.contains("no weights"));
     }
 
     #[test]

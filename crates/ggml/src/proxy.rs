@@ -22,9 +22,9 @@ pub(crate) use self::registry::proc_of;
 use crate::abi::*;
 use crate::control::Control;
 use crate::error::{Error, Result};
-use crate::host::Prefetch;
 use crate::placement::Placement;
 use crate::pooled::Pooled;
+use crate::prefetch::Prefetch;
 use crate::weights::{PartRef, buffer_type_iface};
 
 mod backend;

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
+use tierstream_cuda::Event;
 use tierstream_io::{Priority, Reader};
 use tierstream_pool::{LayerCounters, Lookup, Pool, Record};
 
@@ -410,6 +411,36 @@ impl Residency {
                 }
             }
         };
+        self.serve(pool, layer, split, ahead)
+    }
+
+    /// As [`Residency::acquire`], if that waits for no other context and all comes in one group, and
+    /// leaves `spare` slots that the layer may have; None otherwise.
+    pub(crate) fn acquire_now(
+        self: &Arc<Self>,
+        layer: usize,
+        need: &[Need],
+        spare: u32,
+    ) -> Option<Step> {
+        let pool = self.lock();
+        let split = self.split(&pool, layer, need, None)?;
+        let missing = split.missing.len();
+        let whole = split.give_up.is_empty() && split.reserve == missing;
+        let left = (pool.reservable(index32(layer)) as usize).saturating_sub(missing);
+        if !whole || (missing > 0 && left < spare as usize) {
+            return None;
+        }
+        self.serve(pool, layer, split, None).ok()
+    }
+
+    /// Pins and reserves what `split` says, which was found under this lock.
+    fn serve(
+        self: &Arc<Self>,
+        mut pool: MutexGuard<'_, Pool>,
+        layer: usize,
+        split: Split,
+        mut ahead: Option<Ahead>,
+    ) -> Result<Step> {
         pool.begin_step();
         // The step comes last: its drop takes the lock, and would wait for ever if a panic dropped
         // it in here.
@@ -470,6 +501,14 @@ impl Residency {
         match &self.store {
             Store::Host { .. } => Ok(()),
             Store::Vram(vram) => vram.settle(),
+        }
+    }
+
+    /// An event behind every copy from the host that was started.
+    fn uploaded(&self) -> Result<Event> {
+        match &self.store {
+            Store::Host { .. } => Err(Error::Internal("host memory is not copied to".into())),
+            Store::Vram(vram) => vram.uploaded(),
         }
     }
 

@@ -31,6 +31,20 @@ impl Routed {
         Ok(())
     }
 
+    /// The same with the bytes of the ids, which somebody has read.
+    pub(crate) fn take(
+        &mut self,
+        routing: &Routing,
+        bytes: &[u8],
+        n_experts: u32,
+    ) -> Result<(), String> {
+        // SAFETY: a live tensor of the graph.
+        let ids = unsafe { &*routing.ids };
+        (self.n_used, self.n_tokens) = sort_out_ids(ids, n_experts, bytes, &mut self.experts)?;
+        self.index(n_experts);
+        Ok(())
+    }
+
     /// Takes `experts` for those of the only token.
     pub(crate) fn replace(&mut self, experts: &[u32], n_experts: u32) {
         self.experts.clear();
@@ -110,21 +124,31 @@ pub(crate) fn read_ids(
     raw: &mut Vec<u8>,
     experts: &mut Vec<u32>,
 ) -> Result<(usize, usize), String> {
+    // SAFETY: a live, allocated tensor; the bytes of a view span its strides.
+    unsafe {
+        raw.resize(ggml_nbytes(ids), 0);
+        ggml_backend_tensor_get(ids, raw.as_mut_ptr().cast(), 0, raw.len());
+    }
+    sort_out_ids(ids, n_experts, raw, experts)
+}
+
+/// The same with the tensor's bytes.
+pub(crate) fn sort_out_ids(
+    ids: &ggml_tensor,
+    n_experts: u32,
+    bytes: &[u8],
+    experts: &mut Vec<u32>,
+) -> Result<(usize, usize), String> {
     if ids.type_ != GGML_TYPE_I32 || ids.ne[2] != 1 || ids.ne[3] != 1 {
         return Err("the selected experts are no I32 matrix".into());
     }
     let size = |n: i64| usize::try_from(n).unwrap_or(0);
     let (n_used, n_tokens) = (size(ids.ne[0]), size(ids.ne[1]));
     experts.clear();
-    // SAFETY: a live, allocated tensor; the bytes of a view span its strides.
-    unsafe {
-        raw.resize(ggml_nbytes(ids), 0);
-        ggml_backend_tensor_get(ids, raw.as_mut_ptr().cast(), 0, raw.len());
-    }
     for token in 0..n_tokens {
         for rank in 0..n_used {
             let at = token * ids.nb[1] + rank * ids.nb[0];
-            let id = i32::from_ne_bytes(raw[at..at + 4].try_into().expect("four bytes"));
+            let id = i32::from_ne_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
             match u32::try_from(id) {
                 Ok(id) if id < n_experts => experts.push(id),
                 _ => return Err(format!("expert {id} selected of {n_experts}")),

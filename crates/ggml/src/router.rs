@@ -8,14 +8,14 @@ use std::collections::HashMap;
 use std::ptr;
 
 use crate::abi::*;
-use crate::error::Result;
 use crate::memory::Memory;
+use crate::segment::compute_on;
 
 /// More operations than any router of llama.cpp has; DeepSeek's with its groups has 20.
 pub(crate) const NODES_MAX: usize = 48;
 
-/// Where tensors of a copy begin, bytes.
-const ALIGNMENT: usize = 64;
+/// Where tensors of a copy begin, bytes: what ggml-cuda asks for.
+const ALIGNMENT: usize = 128;
 
 /// The operations from a router's matmul to the ids.
 #[derive(Debug)]
@@ -28,13 +28,15 @@ pub(crate) struct Router {
 }
 
 impl Router {
-    /// The router that computes `ids`, which a graph reads. None if there is not exactly one
-    /// matmul with weights in front of them.
-    pub(crate) fn of(ids: *mut ggml_tensor) -> Option<Router> {
+    /// The router that computes `ids`, which a graph reads; or why it cannot be told from the graph.
+    pub(crate) fn of(ids: *mut ggml_tensor) -> Result<Router, &'static str> {
         let mut search = Search::default();
-        search.visit(ids, 0)?;
-        let &[matmul] = search.matmuls.as_slice() else { return None };
-        Some(Router { nodes: search.nodes, matmul })
+        search.visit(ids, 0).ok_or("it has too many operations")?;
+        match search.matmuls.as_slice() {
+            &[matmul] => Ok(Router { nodes: search.nodes, matmul }),
+            [] => Err("it multiplies with no weights"),
+            _ => Err("it multiplies with weights more than once"),
+        }
     }
 
     /// What the router looks at: `[n_embd, n_tokens]`.
@@ -49,6 +51,29 @@ impl Router {
         let (own, other) = unsafe { (&*self.input(), &*input) };
         own.ne == other.ne && own.type_ == other.type_
     }
+
+    /// Whether something of the width and type of `input` could, for some number of tokens.
+    pub(crate) fn looks_at_the_like_of(&self, input: *mut ggml_tensor) -> bool {
+        // SAFETY: live tensors of the graph.
+        let (own, other) = unsafe { (&*self.input(), &*input) };
+        own.ne[0] == other.ne[0] && own.type_ == other.type_
+    }
+
+    /// What a copy needs room for, bytes.
+    pub(crate) fn copy_bytes(&self) -> usize {
+        let own = self.nodes.iter().map(node).filter(|t| t.view_src.is_null());
+        own.map(bytes).sum::<usize>() + ALIGNMENT
+    }
+}
+
+fn node<'a>(&tensor: &*mut ggml_tensor) -> &'a ggml_tensor {
+    // SAFETY: a live node of the graph, which outlives what is made of it.
+    unsafe { &*tensor }
+}
+
+fn bytes(t: &ggml_tensor) -> usize {
+    // SAFETY: a live tensor.
+    unsafe { ggml_nbytes(t) }.next_multiple_of(ALIGNMENT)
 }
 
 #[derive(Default)]
@@ -89,8 +114,8 @@ fn is_leaf(t: &ggml_tensor) -> bool {
     t.op == GGML_OP_NONE && t.view_src.is_null()
 }
 
-/// A router's operations over memory of their own.
-#[derive(Default)]
+/// A router's operations over memory of their own. Good as long as the graph is, whose weights they
+/// read, and the memory.
 pub(crate) struct RouterCopy {
     // Boxed: they point to each other.
     #[allow(clippy::vec_box, reason = "graphs hold their addresses")]
@@ -98,31 +123,14 @@ pub(crate) struct RouterCopy {
 }
 
 impl RouterCopy {
-    /// Copies `router` to look at `input`, into `memory`, which grows if need be. Returns the ids.
-    ///
-    /// The copies are good as long as the graph is, whose weights they read.
-    pub(crate) fn make(
-        &mut self,
-        router: &Router,
-        input: *mut ggml_tensor,
-        memory: &mut Option<Memory>,
-        buffer_type: ggml_backend_buffer_type_t,
-    ) -> Result<*mut ggml_tensor> {
-        // SAFETY: live nodes of the graph.
-        let node = |&t: &*mut ggml_tensor| unsafe { &*t };
-        // SAFETY: as above.
-        let bytes = |t: &ggml_tensor| unsafe { ggml_nbytes(t) }.next_multiple_of(ALIGNMENT);
-        let own = router.nodes.iter().map(node).filter(|t| t.view_src.is_null());
-        let needed = own.map(bytes).sum::<usize>() + ALIGNMENT;
-        if memory.as_ref().is_none_or(|m| m.bytes() < needed) {
-            *memory = None;
-            *memory = Some(Memory::scratch(buffer_type, needed)?);
-        }
-        let memory = memory.as_ref().expect("just made");
-        let mut at = memory.base();
-        at = at.wrapping_add(at.align_offset(ALIGNMENT));
+    /// Copies `router` to look at `input`, into `memory`, which has room for
+    /// [that](Router::copy_bytes).
+    pub(crate) fn new(router: &Router, input: *mut ggml_tensor, memory: &Memory) -> Self {
+        assert!(memory.bytes() >= router.copy_bytes(), "room for a copy");
+        let base = memory.base();
+        let mut at = base.wrapping_add(base.addr().next_multiple_of(ALIGNMENT) - base.addr());
         let mut copies: HashMap<*mut ggml_tensor, *mut ggml_tensor> = HashMap::new();
-        self.tensors.clear();
+        let mut tensors = Vec::with_capacity(router.nodes.len());
         for original in &router.nodes {
             let mut copy = Box::new(*node(original));
             copy.buffer = memory.buffer().cast();
@@ -143,15 +151,64 @@ impl RouterCopy {
                 copy.data = unsafe { (*of).data.wrapping_byte_add(copy.view_offs) };
             }
             copies.insert(*original, &raw mut *copy);
-            self.tensors.push(copy);
+            tensors.push(copy);
         }
-        let ids = self.tensors.last_mut().expect("a router has nodes");
-        Ok(&raw mut **ids)
+        Self { tensors }
     }
 
-    /// What was copied last, in the order of computing.
-    pub(crate) fn nodes(&mut self) -> impl Iterator<Item = *mut ggml_tensor> {
-        self.tensors.iter_mut().map(|copy| &raw mut **copy)
+    /// What it makes.
+    pub(crate) fn ids(&mut self) -> *mut ggml_tensor {
+        &raw mut **self.tensors.last_mut().expect("a router has nodes")
+    }
+}
+
+/// Headers of the graph of a copy.
+const CONTEXT_BYTES: usize = 64 * 1024;
+
+/// A graph for copies to be computed with, one after the other.
+pub(crate) struct CopyGraph {
+    context: *mut ggml_context,
+}
+
+impl CopyGraph {
+    pub(crate) fn new() -> Self {
+        let params = ggml_init_params {
+            mem_size: CONTEXT_BYTES,
+            mem_buffer: ptr::null_mut(),
+            no_alloc: true,
+        };
+        // SAFETY: ggml_init returns null or a context.
+        Self { context: unsafe { ggml_init(params) } }
+    }
+
+    /// Has `backend` compute `copy`, which outlives that. Its input is computed then.
+    pub(crate) fn compute(
+        &mut self,
+        backend: ggml_backend_t,
+        copy: &mut RouterCopy,
+    ) -> ggml_status {
+        if self.context.is_null() {
+            return GGML_STATUS_ALLOC_FAILED;
+        }
+        // SAFETY: a fresh graph in our own context, with room for as many nodes as a router has. No
+        // node is in its table, so that no backend takes one for another's only use.
+        unsafe {
+            ggml_reset(self.context);
+            let graph: *mut ggml_cgraph =
+                ggml_new_graph_custom(self.context, NODES_MAX, false).cast();
+            for node in &mut copy.tensors {
+                (*graph).nodes.add((*graph).n_nodes as usize).write(&raw mut **node);
+                (*graph).n_nodes += 1;
+            }
+            compute_on(backend, &mut *graph)
+        }
+    }
+}
+
+impl Drop for CopyGraph {
+    fn drop(&mut self) {
+        // SAFETY: ours, freed once; null is freed by doing nothing.
+        unsafe { ggml_free(self.context) };
     }
 }
 
@@ -182,14 +239,14 @@ mod tests {
         let router = Router::of(ids_behind(&built, most)).expect("as many as there may be");
         assert_eq!(router.nodes.len(), NODES_MAX);
         for operations in [most + 1, 2 * NODES_MAX, 1000] {
-            assert!(Router::of(ids_behind(&built, operations)).is_none(), "{operations}");
+            assert!(Router::of(ids_behind(&built, operations)).is_err(), "{operations}");
         }
     }
 
     #[test]
     fn ids_of_no_matmul_or_of_two_have_no_router() {
         let built = TestGraph::new();
-        assert!(Router::of(built.ids()).is_none());
+        assert!(Router::of(built.ids()).unwrap_err().contains("no weights"));
         // SAFETY: shapes that fit, in a live context.
         let both = unsafe {
             let sum = ggml_add(
@@ -199,6 +256,6 @@ mod tests {
             );
             ggml_argsort(built.context, sum, GGML_SORT_ORDER_DESC)
         };
-        assert!(Router::of(both).is_none());
+        assert!(Router::of(both).unwrap_err().contains("more than once"));
     }
 }

@@ -11,7 +11,7 @@ use common::{
     Room, Run, Synth, assert_same_bits, attach, load_on_stand_in, reader, stock, watched,
 };
 use tierstream_cuda::standin::{Config, Fault, StandIn};
-use tierstream_ggml::{Context, Error, Model, PoolOptions, PoolSize};
+use tierstream_ggml::{Context, Error, Model, PoolOptions, PoolSize, Prefetch};
 use tierstream_pool::Policy;
 use tierstream_synth::{Arch, Quant, Spec};
 
@@ -55,6 +55,12 @@ impl Checked {
             (run, logits)
         };
         Self { vocab: model.vocab().len(), runs: runs.iter().map(run).collect() }
+    }
+
+    /// The same, reading ahead.
+    fn reading_ahead(mut self) -> Self {
+        self.runs.iter_mut().for_each(|(run, _)| run.prefetch = Prefetch::Lookahead);
+        self
     }
 
     fn check(&self, model: &Model, index: usize, what: &str) {
@@ -160,6 +166,11 @@ fn only_a_pool_on_a_gpu_changes_its_size() {
 /// Sizes change from another thread while two contexts generate, one of them with prompts.
 fn resized_during(path: &Path, pool: &PoolOptions) {
     let checked = Checked::new(path, &[(6, 40, 1), (70, 6, 32), (90, 2, 90)]);
+    resized_while_checked(&checked, path, pool);
+    resized_while_checked(&checked.reading_ahead(), path, pool);
+}
+
+fn resized_while_checked(checked: &Checked, path: &Path, pool: &PoolOptions) {
     let device = stand_in(512);
     let model = load_on_stand_in(path, &device, reader());
     model.attach_pool(pool, &mut |_| true).unwrap();
@@ -182,7 +193,7 @@ fn resized_during(path: &Path, pool: &PoolOptions) {
                 resizes
             });
             let contexts = (0..checked.runs.len()).map(|index| {
-                let (checked, model) = (&checked, &model);
+                let model = &model;
                 s.spawn(move || {
                     for round in 0..4 {
                         checked.check(model, index, &format!("round {round}"));
@@ -270,7 +281,8 @@ fn resized_while_contexts_generate_over_a_pool_in_host_memory() {
 fn without_memory_the_pool_is_smaller_and_grows_when_there_is_some() {
     let synth = Synth::qwen();
     let checked = Checked::new(&synth.path, &[(30, 12, 1), (60, 4, 32)]);
-    for first in [0, 1] {
+    let ahead = Checked::new(&synth.path, &[(30, 12, 1), (60, 4, 32)]).reading_ahead();
+    for (first, checked) in [(0, &checked), (1, &checked), (0, &ahead)] {
         let device = stand_in(64);
         let model = streamed(&synth.path, &device, Room::Share(1.0));
         let least = model.least_pool_bytes() + 2 * model.area_bytes();
@@ -352,7 +364,8 @@ fn no_memory_at_all_is_an_error_that_passes() {
 fn one_refusal_is_met_with_less() {
     let synth = Synth::qwen();
     let checked = Checked::new(&synth.path, &[(40, 8, 1), (60, 4, 32)]);
-    for index in 0..checked.runs.len() {
+    let ahead = Checked::new(&synth.path, &[(40, 8, 1)]).reading_ahead();
+    for (index, checked) in [(0, &checked), (1, &checked), (0, &ahead)] {
         for after in [0, 1, 2, 5, 10, 20, 40] {
             let device = stand_in(512);
             let model = streamed(&synth.path, &device, Room::Share(0.8));

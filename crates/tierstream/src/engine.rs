@@ -185,8 +185,8 @@ impl Engine {
         let context = Context::new(model.clone(), &context)?;
         let requirement = Requirement::measured(&model, &context, &experts);
         let mut notes = notes(&model, &experts);
-        if vram.is_some() && options.prefetch != Prefetch::Off {
-            notes.push("--prefetch: single tokens read nothing ahead on a GPU yet".to_owned());
+        for (block, why) in context.unguessed_blocks() {
+            notes.push(format!("--prefetch: nothing is read ahead for block {block}: {why}"));
         }
         let mut vram_budget = None;
         if model.is_streamed() {

@@ -256,6 +256,7 @@ extern "C" fn graph_optimize(
             (&*(*this).device, &(*this).control, &*graph)
         };
         control.include(graph, &|tensor| device.is_expert(tensor), device.slots);
+        control.look_for_routers(graph, &device.pooled().table());
         if device.pooled().residency().is_none() {
             let refused = probe::refused(graph, &device.pooled().table());
             refused.into_iter().for_each(|(layer, why)| device.refuse(layer, why));

@@ -2,11 +2,10 @@
 
 use std::sync::Arc;
 
-use tierstream_io::Priority;
 use tierstream_pool::{Lookup, Pool, Slot};
 
-use super::load::{Destination, Load};
-use super::{Placed, Residency, index32, record};
+use super::load::Load;
+use super::{Placed, Residency, Store, index32, record};
 
 /// Records of one layer on their way into the pool, on somebody's guess. Dropping it keeps those
 /// that have arrived, gives the others up, and waits for what is being read.
@@ -40,7 +39,14 @@ impl Fetch {
     }
 
     fn is_over(&self) -> bool {
-        self.loads().filter_map(|load| load.ticket()).all(|ticket| ticket.is_finished())
+        self.loads().all(|load| load.is_over())
+    }
+
+    /// Waits until nothing is on its way any more. Whether the record is in its slot. If not, an
+    /// error is told to whoever asks for the record: it is read again then.
+    fn close(&self, residency: &Residency) -> bool {
+        let closed = self.loads().map(|load| load.close(residency));
+        closed.fold(true, |all, there| all & there) && self.whole
     }
 }
 
@@ -54,7 +60,7 @@ impl Residency {
 
     /// Starts to read those of `wanted` that are absent, as far as that leaves the layer room to
     /// compute with others; they replace none of `expected`. `stages` are the parts in the order of
-    /// their use. None if nothing is to be read. Waits for nothing.
+    /// their use. None if nothing is to be read, or nothing can be. Waits for no other context.
     pub(crate) fn read_ahead(
         self: &Arc<Self>,
         layer: usize,
@@ -83,16 +89,35 @@ impl Residency {
             });
         }
         drop(pool);
+        // Copies to a GPU are the fewer the better, and are waited for together.
+        let together = [stages.concat()];
+        let stages = match &self.store {
+            Store::Host { .. } => stages,
+            Store::Vram(_) => &together,
+        };
+        // Not worth any slots where memory is short.
+        let fetches = std::mem::take(&mut ahead.fetches);
+        let (backed, unbacked): (Vec<Fetch>, Vec<Fetch>) =
+            fetches.into_iter().partition(|fetch| self.back(layer, fetch.slot.index).is_ok());
+        ahead.fetches = backed;
         for parts in stages {
             for fetch in &mut ahead.fetches {
                 let placed = [Placed { expert: fetch.expert, slot: fetch.slot.index }];
-                let to = Destination::Slots;
-                let load = Load::start(self, layer, parts, &placed, to, Priority::Prefetch);
-                fetch.loads.push((parts.clone(), Arc::new(load)));
+                let load = Load::ahead(self, layer, parts, &placed);
+                fetch.loads.extend(load.map(|load| (parts.clone(), Arc::new(load))));
             }
         }
-        ahead.fetches.iter_mut().for_each(|fetch| fetch.whole = true);
-        Some(ahead)
+        ahead.fetches.iter_mut().for_each(|fetch| fetch.whole = fetch.loads.len() == stages.len());
+        let whole = std::mem::take(&mut ahead.fetches).into_iter().partition(|fetch| fetch.whole);
+        let (whole, part): (Vec<Fetch>, Vec<Fetch>) = whole;
+        ahead.fetches = whole;
+        let none: Vec<Fetch> = unbacked.into_iter().chain(part).collect();
+        if !none.is_empty() {
+            let closed = ahead.close(none);
+            ahead.end(&mut self.lock(), closed);
+            self.settled.notify_all();
+        }
+        (!ahead.fetches.is_empty()).then_some(ahead)
     }
 }
 
@@ -112,7 +137,13 @@ impl Ahead {
         self.held.drain(..).for_each(|slot| pool.unpin(slot));
         let (over, under_way) = self.fetches.drain(..).partition(Fetch::is_over);
         self.fetches = under_way;
-        self.end(pool, over);
+        let closed = self.close(over);
+        self.end(pool, closed);
+    }
+
+    /// Whether nothing is read or copied any more.
+    pub(super) fn is_idle(&self) -> bool {
+        self.fetches.iter().flat_map(Fetch::loads).all(|load| load.is_idle())
     }
 
     /// Takes out the reads of a record that are under way.
@@ -128,15 +159,19 @@ impl Ahead {
         }
     }
 
-    /// Of reads that are over.
-    fn end(&self, pool: &mut Pool, fetches: Vec<Fetch>) {
-        for fetch in fetches {
-            // An error is told to whoever asks for the record: it is read again then.
-            if fetch.whole && fetch.loads().all(|load| load.arrived(&self.residency).is_ok()) {
-                pool.commit(fetch.slot);
-                pool.unpin(fetch.slot);
+    /// Waits until nothing of `fetches` is on its way any more. Says of each slot whether it is filled.
+    fn close(&self, fetches: Vec<Fetch>) -> Vec<(Slot, bool)> {
+        let closed = fetches.into_iter().map(|fetch| (fetch.slot, fetch.close(&self.residency)));
+        closed.collect()
+    }
+
+    fn end(&self, pool: &mut Pool, closed: Vec<(Slot, bool)>) {
+        for (slot, filled) in closed {
+            if filled {
+                pool.commit(slot);
+                pool.unpin(slot);
             } else {
-                pool.abandon(fetch.slot);
+                pool.abandon(slot);
             }
         }
     }
@@ -146,11 +181,10 @@ impl Drop for Ahead {
     fn drop(&mut self) {
         self.give_up();
         let fetches = std::mem::take(&mut self.fetches);
-        let tickets = fetches.iter().flat_map(Fetch::loads).filter_map(|load| load.ticket());
-        tickets.for_each(|ticket| drop(ticket.wait()));
+        let closed = self.close(fetches);
         let mut pool = self.residency.lock();
         self.held.drain(..).for_each(|slot| pool.unpin(slot));
-        self.end(&mut pool, fetches);
+        self.end(&mut pool, closed);
         drop(pool);
         self.residency.settled.notify_all();
     }

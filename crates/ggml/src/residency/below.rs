@@ -3,33 +3,173 @@
 //! What the pool below does not have either is read into its slots first, so that it has the record
 //! when the GPU's pool gives it up and asks for it again.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, OnceLock};
 
-use tierstream_io::Priority;
+use tierstream_cuda::Event;
+use tierstream_io::{Priority, Ticket};
 
 use super::load::{Destination, Waits};
 use super::step::{Need, Placed, Step};
+use super::vram::lock;
 use super::{Part, Residency, Store};
 use crate::error::{Error, Result};
 
 /// Parts of records that are to come from the tier below.
 pub(super) struct Below {
-    pub(super) layer: usize,
-    pub(super) parts: Vec<usize>,
+    layer: usize,
+    parts: Vec<usize>,
     /// Where they go.
-    pub(super) placed: Vec<Placed>,
-    pub(super) to: Destination,
+    placed: Vec<Placed>,
+    to: Destination,
+    state: Mutex<State>,
+    /// Of the reads below, if it was begun with some.
+    ticket: OnceLock<Arc<Ticket>>,
+}
+
+enum State {
+    /// Nothing is on its way.
+    Asked,
+    Begun(Box<Begun>),
+    Brought,
+}
+
+/// Records on their way.
+struct Begun {
+    /// Holds them below.
+    step: Step,
+    /// Those that are read first, and copied by who waits for them.
+    load: Option<usize>,
+    /// Behind the copies of the others.
+    copied: Event,
 }
 
 impl Below {
+    pub(super) fn new(layer: usize, parts: &[usize], placed: &[Placed], to: Destination) -> Self {
+        Self {
+            layer,
+            parts: parts.to_vec(),
+            placed: placed.to_vec(),
+            to,
+            state: Mutex::new(State::Asked),
+            ticket: OnceLock::new(),
+        }
+    }
+
+    /// Of the reads below that were begun.
+    pub(super) fn ticket(&self) -> Option<&Arc<Ticket>> {
+        self.ticket.get()
+    }
+
+    /// Starts to bring them, unless that has been done, and if it waits for no other context: copies
+    /// what is there below, and has the rest read. Whether it has been started. `spare` slots are left to
+    /// others below.
+    pub(super) fn begin(&self, above: &Residency, priority: Priority, spare: u32) -> Result<bool> {
+        let mut state = lock(&self.state);
+        if !matches!(*state, State::Asked) {
+            return Ok(true);
+        }
+        let below = Self::tier(above)?;
+        let Some(mut step) = below.acquire_now(self.layer, &self.need(), spare) else {
+            return Ok(false);
+        };
+        let load = (!step.arriving().is_empty()).then(|| step.load(&self.parts, 0, priority));
+        let begun = self.upload(above, below, step.hits()).and_then(|()| above.uploaded());
+        match begun {
+            Ok(copied) => {
+                if let Some(ticket) = load.and_then(|load| step.tickets(load).next()) {
+                    self.ticket.get_or_init(|| ticket.clone());
+                }
+                *state = State::Begun(Box::new(Begun { step, load, copied }));
+                Ok(true)
+            }
+            Err(error) => {
+                // Some may have been started.
+                above.settle()?;
+                Err(error)
+            }
+        }
+    }
+
     /// Brings them: those that are there at once, the others as they are read.
     pub(super) fn bring(&self, above: &Residency, mut waits: Waits<'_>) -> Result<()> {
-        let below = above.below.as_ref().ok_or_else(|| Error::Internal("no tier below".into()))?;
-        let mut need: Vec<Need> =
-            self.placed.iter().map(|p| Need { expert: p.expert, last_row: 0 }).collect();
+        let before = std::mem::replace(&mut *lock(&self.state), State::Asked);
+        match before {
+            State::Asked => self.bring_all(above, &mut waits)?,
+            State::Begun(begun) => self.bring_rest(above, *begun, &mut waits)?,
+            State::Brought => {}
+        }
+        *lock(&self.state) = State::Brought;
+        Ok(())
+    }
+
+    /// Whether there is nothing to wait for.
+    pub(super) fn is_over(&self) -> bool {
+        let read_first = matches!(&*lock(&self.state), State::Begun(begun) if begun.load.is_some());
+        !read_first && self.is_copied()
+    }
+
+    /// Whether the copies that were begun are done.
+    pub(super) fn is_copied(&self) -> bool {
+        match &*lock(&self.state) {
+            // An error is met by who waits.
+            State::Begun(begun) => begun.copied.is_done().unwrap_or(true),
+            State::Asked | State::Brought => true,
+        }
+    }
+
+    /// Nobody waits for them: nothing is on its way any more when this returns. What was read below
+    /// stays there. Whether they have been brought nevertheless.
+    pub(super) fn close(&self, above: &Residency) -> bool {
+        let begun = match std::mem::replace(&mut *lock(&self.state), State::Asked) {
+            State::Asked => return false,
+            State::Begun(begun) => *begun,
+            State::Brought => return true,
+        };
+        let Begun { step, load, copied } = begun;
+        let copied = match copied.wait() {
+            Ok(()) => true,
+            Err(_) => {
+                // On a lost device nothing is copied any more, whatever this says.
+                let _ = above.settle();
+                false
+            }
+        };
+        step.finish().is_ok() && copied && load.is_none()
+    }
+
+    fn need(&self) -> Vec<Need> {
+        let need = self.placed.iter().map(|p| Need { expert: p.expert, last_row: 0 });
+        let mut need: Vec<Need> = need.collect();
         need.sort_unstable_by_key(|n| n.expert);
-        let mut step = below.acquire(self.layer, &need, None, waits.cancelled)?;
-        let brought = self.bring_from(above, below, &mut step, &mut waits);
+        need
+    }
+
+    fn tier(above: &Residency) -> Result<&Arc<Residency>> {
+        above.below.as_ref().ok_or_else(|| Error::Internal("no tier below".into()))
+    }
+
+    fn bring_rest(&self, above: &Residency, begun: Begun, waits: &mut Waits<'_>) -> Result<()> {
+        let below = Self::tier(above)?;
+        let Begun { step, load, copied } = begun;
+        let brought = (waits.meanwhile)().and_then(|()| {
+            let Some(load) = load else { return Ok(()) };
+            step.tickets(load).try_for_each(&mut *waits.ticket)?;
+            step.arrived(load)?;
+            self.upload(above, below, &step.arriving()[0])
+        });
+        // As with all, below; there is no need to wait for what others copy.
+        let settled = match load {
+            None => copied.wait().map_err(Error::from),
+            Some(_) => above.settle(),
+        };
+        brought.and(settled)?;
+        step.finish()
+    }
+
+    fn bring_all(&self, above: &Residency, waits: &mut Waits<'_>) -> Result<()> {
+        let below = Self::tier(above)?;
+        let mut step = below.acquire(self.layer, &self.need(), None, waits.cancelled)?;
+        let brought = self.bring_from(above, below, &mut step, waits);
         // The slots below are not filled anew, nor those above used, before the copies are done.
         let settled = above.settle();
         brought.and(settled)?;

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 pub(super) enum Load {
     /// Reads that are under way.
     Reads(Reads),
-    /// Records that will come from the tier below when they are waited for.
+    /// Records that come from the tier below: when they are waited for, unless they were begun before.
     Below(Below),
 }
 
@@ -50,17 +50,74 @@ impl Load {
     ) -> Self {
         match &residency.below {
             None => Load::Reads(Reads::start(residency, layer, parts, placed, to, priority)),
-            Some(_) => {
-                Load::Below(Below { layer, parts: parts.to_vec(), placed: placed.to_vec(), to })
+            Some(_) => Load::Below(Below::new(layer, parts, placed, to)),
+        }
+    }
+
+    /// The same for nobody who waits, into slots. None if that had to wait for another context, or if
+    /// the copies cannot be started.
+    pub(super) fn ahead(
+        residency: &Arc<Residency>,
+        layer: usize,
+        parts: &[usize],
+        placed: &[Placed],
+    ) -> Option<Self> {
+        let to = Destination::Slots;
+        let load = Self::start(residency, layer, parts, placed, to, Priority::Prefetch);
+        if let Load::Below(below) = &load {
+            // Whoever needs them there next finds room.
+            let spare = residency.layers[layer].used;
+            if !matches!(below.begin(residency, Priority::Prefetch, spare), Ok(true)) {
+                return None;
             }
         }
+        Some(load)
+    }
+
+    /// Starts what comes without waiting for another context. Whether everything is on its way.
+    pub(super) fn begin(&self, residency: &Residency) -> Result<bool> {
+        match self {
+            Load::Reads(_) => Ok(true),
+            Load::Below(below) => below.begin(residency, Priority::Demand, 0),
+        }
+    }
+
+    /// Whether nothing is read or copied any more.
+    pub(super) fn is_idle(&self) -> bool {
+        let read = self.ticket().is_none_or(|ticket| ticket.is_finished());
+        match self {
+            Load::Reads(_) => read,
+            Load::Below(below) => read && below.is_copied(),
+        }
+    }
+
+    /// Whether there is nothing to wait for.
+    pub(super) fn is_over(&self) -> bool {
+        match self {
+            Load::Reads(reads) => reads.ticket.is_finished(),
+            Load::Below(below) => below.is_over(),
+        }
+    }
+
+    /// Waits until nothing is on its way any more, without bringing what is not. Whether everything is
+    /// where it was to go.
+    pub(super) fn close(&self, residency: &Residency) -> bool {
+        let there = match self {
+            Load::Reads(_) => self.arrived(residency).is_ok(),
+            Load::Below(below) => below.close(residency),
+        };
+        if !there && matches!(self, Load::Reads(_)) {
+            // Chunks that have come are copied still. An error is met by who uses the device next.
+            let _ = residency.settle();
+        }
+        there
     }
 
     /// Of its reads, to wait for them or to cancel them.
     pub(super) fn ticket(&self) -> Option<&Arc<Ticket>> {
         match self {
             Load::Reads(reads) => Some(&reads.ticket),
-            Load::Below(_) => None,
+            Load::Below(below) => below.ticket(),
         }
     }
 

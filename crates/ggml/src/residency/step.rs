@@ -38,7 +38,7 @@ pub(crate) struct Step {
     /// Of each [`Step::load`].
     loads: Vec<Vec<Arc<Load>>>,
     /// What was begun and is not needed.
-    _surplus: Option<Ahead>,
+    surplus: Option<Ahead>,
 }
 
 /// Slots for what one layer of one batch needs.
@@ -65,17 +65,7 @@ impl Step {
         let Slots { hits, pinned, experts, reserved, begun } = slots;
         let indices: Vec<u32> = reserved.iter().map(|slot| slot.index).collect();
         let groups = groups(&experts, &indices);
-        Self {
-            residency,
-            layer,
-            hits,
-            groups,
-            reserved,
-            pinned,
-            begun,
-            loads: Vec::new(),
-            _surplus: surplus,
-        }
+        Self { residency, layer, hits, groups, reserved, pinned, begun, loads: Vec::new(), surplus }
     }
 
     /// Makes sure that there is memory behind the slots that will be filled.
@@ -118,14 +108,33 @@ impl Step {
     }
 
     /// Waits for one [`Step::load`], as `waits` does, until it has [arrived](Self::arrived).
-    pub(crate) fn wait(&self, load: usize, waits: Waits<'_>) -> Result<()> {
+    pub(crate) fn wait(&mut self, load: usize, waits: Waits<'_>) -> Result<()> {
+        let Self { residency, loads, surplus, .. } = self;
         let Waits { cancelled, ticket, meanwhile } = waits;
         meanwhile()?;
-        let each = |load: &Arc<Load>| {
+        // All that can come is on its way before anything is waited for.
+        let mut later = Vec::new();
+        for load in &loads[load] {
+            if !load.begin(residency)? {
+                later.push(load);
+            }
+        }
+        let mut wait = |load: &Load| {
             let (ticket, meanwhile) = (&mut *ticket, &mut || Ok(()));
-            load.wait(&self.residency, Waits { cancelled, ticket, meanwhile })
+            load.wait(residency, Waits { cancelled, ticket, meanwhile })
         };
-        self.loads[load].iter().try_for_each(each)
+        let begun = |load: &&Arc<Load>| !later.iter().any(|l| Arc::ptr_eq(l, load));
+        loads[load].iter().filter(begun).try_for_each(|load| wait(load))?;
+        if !later.is_empty() {
+            // Who waits for others has nothing on its way that they may wait for.
+            *surplus = None;
+        }
+        later.into_iter().try_for_each(|load| wait(load))
+    }
+
+    /// Whether nothing that was begun in vain is read or copied any more.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.surplus.as_ref().is_none_or(Ahead::is_idle)
     }
 
     /// Waits until the reads of one [`Step::load`] have arrived. Fails also if the file was
@@ -162,7 +171,9 @@ impl Drop for Step {
         tickets().for_each(|ticket| ticket.cancel());
         // Whatever it returns, nobody writes into the slots after it, or the reader is dead and
         // they are never filled again.
-        tickets().for_each(|ticket| drop(ticket.wait()));
+        for load in self.all_loads() {
+            load.close(&self.residency);
+        }
         let mut pool = self.residency.lock();
         for slot in self.reserved.drain(..) {
             pool.abandon(slot);

@@ -5,7 +5,7 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tierstream_cuda::{Region, Stream};
+use tierstream_cuda::{Event, Region, Stream};
 use tierstream_io::Chunk;
 
 use super::layer::TAIL_BYTES;
@@ -161,6 +161,11 @@ impl Vram {
     pub(super) fn upload_chunk(&self, chunk: Chunk, offset: u64) -> Result<()> {
         let to = self.region.span(offset, chunk.len() as u64)?;
         self.uploads.upload_chunk(chunk, to)
+    }
+
+    /// An event behind every upload that was started.
+    pub(super) fn uploaded(&self) -> Result<Event> {
+        Ok(self.uploads.record()?)
     }
 
     /// Starts to write zeros, before the uploads that follow.

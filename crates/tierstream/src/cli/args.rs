@@ -93,7 +93,8 @@ pub(crate) struct LoadArgs {
     /// Eviction policy: lru, lfu[:half-life], lfru, fifo, random
     #[arg(long, default_value_t)]
     pub(crate) policy: Policy,
-    /// Read experts before their layer asks for them: auto, lookahead, off
+    /// Read experts before their layer asks for them: what its router guesses (lookahead), while
+    /// tokens come faster with it (auto), what the last token needed (lag), or none (off)
     #[arg(long, value_name = "HOW", default_value_t)]
     pub(crate) prefetch: Prefetch,
     /// How files are read: auto, uring, pread, buffered

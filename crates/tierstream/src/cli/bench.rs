@@ -13,10 +13,11 @@ use clap::ValueEnum;
 use serde::Serialize;
 use tierstream::bench::{self, ReadPath, Turn, median_min_max};
 use tierstream::size::{Bytes, PoolShare};
-use tierstream::{Options, Token, Weights, demo, memory};
+use tierstream::{Options, Prefetch, Token, Weights, demo, memory};
 
 pub(crate) use self::prefill::{prefill, turn as prefill_turn};
 use super::args::{BenchDecode, BenchTurn, Cli, LoadArgs, Peer};
+use super::output::Failure;
 use super::report::read_way;
 use super::{open, output, routing};
 
@@ -85,6 +86,11 @@ struct Drive {
 }
 
 pub(crate) fn decode(cli: &Cli, args: &BenchDecode) -> anyhow::Result<ExitCode> {
+    if args.routing.is_some() && matches!(args.model.prefetch, Prefetch::Auto | Prefetch::Lookahead)
+    {
+        let message = "recorded routing is no router's, so that none can be asked what comes next";
+        return Err(Failure::error(message, "with --routing, --prefetch takes lag or off"));
+    }
     let path = open::path(&args.model)?;
     let file = tierstream::gguf::Model::open(&path).map_err(tierstream::Error::from)?;
     let experts = tierstream::gguf::Experts::group(&file).map_err(tierstream::Error::from)?;

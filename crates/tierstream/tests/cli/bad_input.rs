@@ -106,6 +106,15 @@ fn flags_that_are_none() {
 }
 
 #[test]
+fn recorded_routing_has_no_router_to_ask() {
+    let recorded = ["bench", "decode", "demo", "--gpu", "0", "--routing", "trace.csv"];
+    for how in ["auto", "lookahead"] {
+        let text = error(&[&recorded[..], &["--prefetch", how]].concat(), Path::new("/-"));
+        assert!(text.contains("\nhint: with --routing, --prefetch takes lag or off"), "{text}");
+    }
+}
+
+#[test]
 fn a_file_without_permission() {
     use std::os::unix::fs::PermissionsExt;
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
