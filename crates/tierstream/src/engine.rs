@@ -206,7 +206,10 @@ impl Engine {
                     Some(vram) => vram.below_size(&model, &mut notes)?,
                     None => None,
                 },
-                staged: vram.as_ref().map_or(1, |vram| vram.layers_staged(&model)),
+                staged: match &vram {
+                    Some(vram) => vram.layers_staged(&model)?,
+                    None => 1,
+                },
             };
             model.attach_pool(&pool, progress)?;
         } else if let Some(vram) = &vram {

@@ -62,17 +62,26 @@ impl Vram {
         model: &Model,
         asked: Option<PoolShare>,
     ) -> Result<(PoolSize, VramBudget)> {
-        let area_bytes = self.layers_staged(model) as u64 * model.area_bytes();
-        let beside = area_bytes + model.rounding_bytes()? + GROWTH_BYTES;
-        let fixed_bytes = self.taken_bytes()? + beside;
+        let fixed_bytes = self.fixed_bytes(model, self.layers_staged(model)?)?;
         let budget = VramBudget { model: model.clone(), asked, fixed_bytes };
         Ok((budget.pool_size(self.budget_bytes)?, budget))
     }
 
     /// How many whole layers get room: a second one, which lets prompts run faster, only if it costs
     /// the experts little.
-    pub(crate) fn layers_staged(&self, model: &Model) -> usize {
-        if model.area_bytes() * SECOND_LAYER_SHARE <= self.budget_bytes { 2 } else { 1 }
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub(crate) fn layers_staged(&self, model: &Model) -> Result<usize> {
+        let is_cheap = model.area_bytes() * SECOND_LAYER_SHARE <= self.budget_bytes;
+        let least = self.fixed_bytes(model, 2)? + model.least_pool_bytes();
+        Ok(if is_cheap && least <= self.budget_bytes { 2 } else { 1 })
+    }
+
+    /// All but the slots of the pool, with room for so many layers.
+    fn fixed_bytes(&self, model: &Model, staged: usize) -> Result<u64> {
+        let beside = staged as u64 * model.area_bytes() + model.rounding_bytes()? + GROWTH_BYTES;
+        Ok(self.taken_bytes()? + beside)
     }
 
     /// Size of the pool in host memory below, if there is to be one.
