@@ -9,6 +9,7 @@ use tierstream_io::Ticket;
 
 use crate::abi::*;
 use crate::error::{Error, Result};
+use crate::gpu::Miss;
 use crate::host::Prefetch;
 use crate::memory::Memory;
 use crate::replay::Replay;
@@ -25,7 +26,12 @@ pub(crate) struct Control {
     error: Mutex<Option<Error>>,
     /// Compute threads of the context.
     threads: i32,
+    /// They themselves, as long as the context lives.
+    threadpool: AtomicPtr<ggml_threadpool>,
     prefetch: Prefetch,
+    miss: Miss,
+    /// A layer whose experts only the GPU can compute, and why: the first one.
+    only_on_gpu: Mutex<Option<(usize, String)>>,
     /// What the graphs that the context reserves need, until it is made.
     needs: Mutex<Option<Needs>>,
     /// Allocated with the context, for the executor to take; and [`Workspace::mappings`].
@@ -37,15 +43,19 @@ pub(crate) struct Control {
 }
 
 impl Control {
-    /// Of a context that is being made, and will compute with `threads` and read ahead so.
-    pub(crate) fn new(inner: ggml_backend_t, threads: i32, prefetch: Prefetch) -> Self {
+    /// Of a context that is being made, and will compute with `threads`, read ahead so, and do this
+    /// with experts that a GPU misses.
+    pub(crate) fn new(inner: ggml_backend_t, threads: i32, prefetch: Prefetch, miss: Miss) -> Self {
         Self {
             inner: AtomicPtr::new(inner),
             cancel: AtomicBool::new(false),
             awaited: Mutex::new(None),
             error: Mutex::new(None),
             threads,
+            threadpool: AtomicPtr::new(ptr::null_mut()),
             prefetch,
+            miss,
+            only_on_gpu: Mutex::new(None),
             needs: Mutex::new(Some(Needs::default())),
             scratch: Mutex::new(None),
             replay: Mutex::new(None),
@@ -56,6 +66,31 @@ impl Control {
     /// Whether the executor reads ahead.
     pub(crate) fn prefetch(&self) -> Prefetch {
         self.prefetch
+    }
+
+    /// What the executor does with experts that a GPU misses.
+    pub(crate) fn miss(&self) -> Miss {
+        self.miss
+    }
+
+    /// How many compute threads there are, and they themselves, null until they are there.
+    pub(crate) fn threads(&self) -> (i32, ggml_threadpool_t) {
+        (self.threads, self.threadpool.load(Ordering::Acquire))
+    }
+
+    pub(crate) fn set_threadpool(&self, threadpool: ggml_threadpool_t) {
+        self.threadpool.store(threadpool, Ordering::Release);
+    }
+
+    /// Notes that only the GPU can compute the experts of a layer, and why.
+    pub(crate) fn note_only_on_gpu(&self, layer: usize, why: String) {
+        let mut known = self.only_on_gpu.lock().unwrap_or_else(PoisonError::into_inner);
+        known.get_or_insert((layer, why));
+    }
+
+    /// The first layer of which that was noted.
+    pub(crate) fn only_on_gpu(&self) -> Option<(usize, String)> {
+        self.only_on_gpu.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Routing in place of the router's, if there is one.
@@ -120,6 +155,11 @@ impl Control {
         if let Some(needs) = &mut *self.needs.lock().unwrap_or_else(PoisonError::into_inner) {
             needs.include(graph, is_expert, slots, self.threads);
         }
+    }
+
+    /// Whether the context reserves its graphs.
+    pub(crate) fn is_being_made(&self) -> bool {
+        self.needs.lock().unwrap_or_else(PoisonError::into_inner).is_some()
     }
 
     /// What the graphs of the context needed while it was made. Later graphs are no larger.

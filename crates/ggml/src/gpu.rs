@@ -23,9 +23,18 @@ use crate::executor::Executor;
 use crate::memory;
 use crate::plan::{Plan, Plans, Routing, Segment, nodes};
 use crate::pooled::Pooled;
-use crate::residency::{Residency, Stage, Step, Waits};
+use crate::residency::{Looked, Placed, Residency, Stage, Step, Waits};
 use crate::routed::Routed;
 use crate::segment::{Patch, Run, outcome, run_exchanged, run_nodes, run_resident, synchronize};
+
+use self::compute::Misses;
+pub(crate) use self::compute::look_for_chains;
+pub use self::miss::Miss;
+
+mod compute;
+mod cpu;
+mod miss;
+mod rates;
 
 /// The executor for inner backends with memory of their own.
 pub(crate) struct OnGpu {
@@ -34,6 +43,7 @@ pub(crate) struct OnGpu {
     plans: Plans,
     routed: Routed,
     over_slots: OverSlots,
+    misses: Misses,
     /// Single tokens computed with replayed routing.
     replayed: usize,
     /// What the layer uses that is being computed.
@@ -47,6 +57,7 @@ pub(crate) struct OnGpu {
 enum Held {
     Step(Box<Step>),
     Stage { _stage: Stage },
+    Looked { _looked: Looked },
 }
 
 impl Executor for OnGpu {
@@ -62,8 +73,9 @@ impl Executor for OnGpu {
             synchronize(self.inner);
         }
         let released = self.release();
+        let settled = self.misses.settle();
         let status = outcome(run)?;
-        released.map(|()| status)
+        released.and(settled).map(|()| status)
     }
 }
 
@@ -71,12 +83,14 @@ impl OnGpu {
     pub(crate) fn new(inner: ggml_backend_t, control: Arc<Control>) -> Self {
         let (plans, routed) = (Plans::new(false), Routed::default());
         let over_slots = OverSlots::default();
+        let misses = Misses::new(control.miss());
         Self {
             inner,
             control,
             plans,
             routed,
             over_slots,
+            misses,
             replayed: 0,
             held: None,
             next: None,
@@ -116,7 +130,7 @@ impl OnGpu {
     fn release(&mut self) -> Result<()> {
         match self.held.take() {
             Some(Held::Step(step)) => step.finish(),
-            Some(Held::Stage { .. }) | None => Ok(()),
+            Some(Held::Stage { .. } | Held::Looked { .. }) | None => Ok(()),
         }
     }
 
@@ -145,6 +159,11 @@ impl OnGpu {
             let experts = replay.experts(self.replayed, routing.layer, shape)?;
             self.routed.replace(experts, layer.experts);
             self.replayed += usize::from(routing.layer + 1 == residency.layers().len());
+        }
+        if self.routed.n_tokens == 1
+            && self.run_beside_processor(residency, graph, segment, routing)?
+        {
+            return Ok(());
         }
         if self.routed.n_tokens == 1
             && let Some(step) = self.bring_to_slots(residency, routing)?
@@ -197,7 +216,9 @@ impl OnGpu {
                 let mut meanwhile = || Ok(());
                 let waits =
                     Waits { cancelled: &cancelled, ticket: &mut ticket, meanwhile: &mut meanwhile };
+                let watched = self.misses.watch(residency, routing.layer, &step.arriving()[0]);
                 stall(&self.control, || step.wait(load, waits))?;
+                self.misses.copied(watched);
             }
             _ => return Ok(None),
         }
@@ -214,7 +235,19 @@ impl OnGpu {
         step: &Step,
     ) -> Run {
         let placed = [step.hits(), step.arriving().first().map_or(&[][..], |group| group)].concat();
-        self.routed.map(&placed, 0);
+        let _patch = self.over_slots(residency, graph, routing, &placed)?;
+        run_nodes(self.inner, graph, segment.start, segment.end, 0)
+    }
+
+    /// Has the expert matmuls read slots: those of all routed experts, which are in `placed`.
+    fn over_slots(
+        &mut self,
+        residency: &Residency,
+        graph: &ggml_cgraph,
+        routing: &Routing,
+        placed: &[Placed],
+    ) -> Result<Patch> {
+        self.routed.map(placed, 0);
         let all = nodes(graph);
         let mut patch = Patch::default();
         let ids = self.over_slots.ids(self.inner, &self.routed)?;
@@ -226,7 +259,7 @@ impl OnGpu {
                 self.over_slots.weights(residency, routing.layer, op.part),
             );
         }
-        run_nodes(self.inner, graph, segment.start, segment.end, 0)
+        Ok(patch)
     }
 }
 

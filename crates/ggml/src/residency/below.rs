@@ -75,7 +75,12 @@ impl Below {
     }
 
     /// Starts to copy records that are in slots below.
-    fn upload(&self, above: &Residency, below: &Arc<Residency>, there: &[Placed]) -> Result<()> {
+    pub(super) fn upload(
+        &self,
+        above: &Residency,
+        below: &Arc<Residency>,
+        there: &[Placed],
+    ) -> Result<()> {
         let Store::Vram(vram) = &above.store else { return Ok(()) };
         for from in there {
             let to = self.placed.iter().find(|p| p.expert == from.expert);

@@ -329,20 +329,20 @@ impl Drop for Stage {
 }
 
 /// What a batch holds of the pool while copies are under way.
-struct Held {
+pub(super) struct Held {
     residency: Arc<Residency>,
     pinned: Vec<Slot>,
     /// Slots that are being filled, and whose records.
-    reserved: Vec<(u32, Slot)>,
+    pub(super) reserved: Vec<(u32, Slot)>,
 }
 
 impl Held {
-    fn new(residency: &Arc<Residency>) -> Self {
+    pub(super) fn new(residency: &Arc<Residency>) -> Self {
         Self { residency: residency.clone(), pinned: Vec::new(), reserved: Vec::new() }
     }
 
     /// The reserved slots are filled.
-    fn commit(&mut self) {
+    pub(super) fn commit(&mut self) {
         let mut pool = self.residency.lock();
         for (_, slot) in self.reserved.drain(..) {
             pool.commit(slot);

@@ -142,6 +142,11 @@ impl Step {
     /// The layer is computed, with every part of its records loaded and [`Step::arrived`]: what was
     /// loaded last is resident from now on. If something has not arrived after all, nothing is.
     pub(crate) fn finish(mut self) -> Result<()> {
+        self.commit()
+    }
+
+    /// The same, and holds all slots until the step is dropped.
+    pub(super) fn commit(&mut self) -> Result<()> {
         for ticket in self.all_loads().filter_map(|load| load.ticket()) {
             ticket.wait()?;
         }

@@ -5,7 +5,7 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tierstream_cuda::{Region, Stream};
+use tierstream_cuda::{Event, Region, Stream};
 use tierstream_io::Chunk;
 
 use super::layer::TAIL_BYTES;
@@ -147,6 +147,11 @@ impl Vram {
     pub(super) fn copy(&self, from: u64, to: u64, bytes: u64) -> Result<()> {
         self.within.copy_within(self.region.span(from, bytes)?, self.region.span(to, bytes)?)?;
         Ok(())
+    }
+
+    /// An event behind every copy from the host that was started.
+    pub(super) fn record(&self) -> Result<Event> {
+        Ok(self.uploads.record()?)
     }
 
     /// Waits for every copy that was started.
