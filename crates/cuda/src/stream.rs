@@ -36,6 +36,15 @@ struct Kept {
     items: VecDeque<(u64, Item)>,
 }
 
+impl Kept {
+    /// The number that everything queued so far is done with. What is queued from now on has a
+    /// higher one: who waits for a stream does not wait for what others queue meanwhile.
+    fn pass(&mut self) -> u64 {
+        self.next += 1;
+        self.next - 1
+    }
+}
+
 /// Memory of a copy, held to be dropped later: the host's, and the device's.
 struct Item(Option<Box<dyn Send>>, #[expect(dead_code, reason = "held for its drop")] Vec<Span>);
 
@@ -164,14 +173,11 @@ impl Stream {
         let event = Event {
             stream: Arc::clone(&self.shared),
             raw: created,
-            number: kept.next,
+            number: kept.pass(),
             done: AtomicBool::new(false),
         };
         // SAFETY: both are alive, the event with `Event`.
         let recorded = unsafe { device.driver().record(created, *raw) };
-        if recorded.is_ok() {
-            kept.next += 1;
-        }
         drop(kept);
         recorded.map_err(|f| f.doing("record an event"))?;
         Ok(event)
@@ -195,7 +201,7 @@ impl Stream {
     /// # Errors
     /// What the driver says: an error of anything that the device did before.
     pub fn synchronize(&self) -> Result<()> {
-        let number = lock(&self.shared.kept).next;
+        let number = lock(&self.shared.kept).pass();
         self.shared.synchronize()?;
         self.shared.give_up(number);
         Ok(())
@@ -412,5 +418,31 @@ impl<T> Drop for Lent<T> {
             // SAFETY: as in `take`.
             drop(unsafe { Box::from_raw(self.value.as_ptr()) });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::standin::{Config, StandIn};
+
+    /// Another thread's copy, queued after the waiting and before the giving up.
+    #[test]
+    fn what_is_queued_after_synchronizing_is_kept() {
+        let stand_in = StandIn::new(Config::default()).unwrap();
+        let device = stand_in.device();
+        let stream = device.stream().unwrap();
+        let block = device.allocate(8).unwrap();
+        let upload = |at| stream.upload(vec![1; 4], block.span(at, 4).unwrap()).unwrap();
+        upload(0);
+        let number = lock(&stream.shared.kept).pass();
+        stream.shared.synchronize().unwrap();
+        let held = stand_in.hold(&stream);
+        upload(4);
+        stream.shared.give_up(number);
+        assert_eq!(stream.pending(), 1);
+        drop(held);
+        stream.synchronize().unwrap();
+        assert_eq!(stream.pending(), 0);
     }
 }

@@ -29,7 +29,7 @@ use crate::executor::Executor;
 use crate::plan::{Plan, Plans, Routing, Segment, nodes};
 use crate::pooled::Pooled;
 use crate::prefetch::{Guessed, Guesses};
-use crate::residency::{Ahead, Residency, Stage, Step, Waits};
+use crate::residency::{Ahead, Kept, Residency, Stage, Step, Waits};
 use crate::routed::Routed;
 use crate::segment::{Patch, Run, outcome, run_exchanged, run_nodes, run_resident, synchronize};
 
@@ -58,7 +58,7 @@ pub(crate) struct OnGpu {
 
 enum Held {
     Step(Box<Step>),
-    Stage { _stage: Stage },
+    Stage { kept: Kept, _stage: Stage },
 }
 
 impl Executor for OnGpu {
@@ -136,7 +136,8 @@ impl OnGpu {
     fn release(&mut self) -> Result<()> {
         match self.held.take() {
             Some(Held::Step(step)) => step.finish(),
-            Some(Held::Stage { .. }) | None => Ok(()),
+            Some(Held::Stage { kept, _stage }) => kept.finish(),
+            None => Ok(()),
         }
     }
 
@@ -194,10 +195,15 @@ impl OnGpu {
         staging(&self.control, |waits| stage.bring(&experts, waits))?;
         let whole = |part| stage.tensor(part);
         run_exchanged(self.inner, graph, segment, routing, whole, None)?;
-        let kept = stage.keep(self.routed.needs());
-        self.held = Some(Held::Stage { _stage: stage });
         self.last.insert(routing.layer, experts);
-        Ok(kept?)
+        match stage.keep(self.routed.needs()) {
+            Ok(kept) => self.held = Some(Held::Stage { kept, _stage: stage }),
+            Err(error) => {
+                synchronize(self.inner);
+                return Err(error.into());
+            }
+        }
+        Ok(())
     }
 
     /// Has the GPU tell what the next layer's router thinks of this one's input, behind what it has to

@@ -22,7 +22,7 @@ pub(crate) use self::layer::{Layer, Part, SlotPart, Spec};
 use self::load::Destination;
 pub(crate) use self::load::Waits;
 use self::stage::Area;
-pub(crate) use self::stage::{Stage, layer_bytes};
+pub(crate) use self::stage::{Kept, Stage, layer_bytes};
 use self::step::Slots;
 pub(crate) use self::step::{Need, Placed, Step};
 use self::store::Store;

@@ -228,14 +228,12 @@ fn options(preload: bool, below: Option<PoolSize>) -> PoolOptions {
 }
 
 #[test]
-#[ignore = "known fault: now and then wrong bits when several contexts compute during a resize"]
 fn resized_while_contexts_generate() {
     resized_during(&Synth::qwen().path, &options(false, None));
 }
 
 /// At first all records are computed with as they lie, without pins.
 #[test]
-#[ignore = "known fault: now and then wrong bits when several contexts compute during a resize"]
 fn resized_while_contexts_generate_with_everything_resident() {
     resized_during(&Synth::qwen().path, &options(true, None));
 }
@@ -263,14 +261,12 @@ fn slots_that_are_computed_with_without_pins_are_waited_for() {
 }
 
 #[test]
-#[ignore = "known fault: now and then wrong bits when several contexts compute during a resize"]
 fn resized_while_contexts_generate_with_several_size_classes() {
     let synth = Synth::new(&Spec::new(Arch::Qwen3Moe).quant(Quant::Q4_K_M));
     resized_during(&synth.path, &options(false, None));
 }
 
 #[test]
-#[ignore = "known fault: now and then wrong bits when several contexts compute during a resize"]
 fn resized_while_contexts_generate_over_a_pool_in_host_memory() {
     for below in [0.5, 1.0] {
         let size = PoolSize::Share(0.95);

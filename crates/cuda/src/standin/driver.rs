@@ -296,20 +296,22 @@ impl Driver for Arc<Shared> {
             if state.faults.strikes(Fault::CopyRefused) {
                 return Err(failure(1, "INVALID_VALUE", "an injected refusal"));
             }
-            state.queues.stream(stream).ops.push_back(Op::Copy { copy, bytes });
+            state.queues.stream(stream).push(Op::Copy { copy, bytes });
             Ok(())
         })
     }
 
     unsafe fn fill(&self, stream: RawStream, to: Address, bytes: usize, value: u8) -> Outcome<()> {
         self.change(|state| {
-            state.queues.stream(stream).ops.push_back(Op::Fill { to, bytes, value });
+            state.queues.stream(stream).push(Op::Fill { to, bytes, value });
             Ok(())
         })
     }
 
     unsafe fn synchronize(&self, stream: RawStream) -> Outcome<()> {
-        self.wait_until(|queues| queues.is_idle(stream))
+        // CUDA promises nothing of what others queue meanwhile.
+        let end = self.change(|state| Ok(state.queues.stream(stream).end()))?;
+        self.wait_until(|queues| queues.has_done(stream, end))
     }
 
     fn event(&self) -> Outcome<RawEvent> {

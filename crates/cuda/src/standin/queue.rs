@@ -35,11 +35,24 @@ unsafe impl Send for Op {}
 
 #[derive(Debug, Default)]
 pub(crate) struct Queue {
-    pub(crate) ops: VecDeque<Op>,
+    ops: VecDeque<Op>,
+    /// Number of operations that were ever done.
+    done: u64,
     /// An operation has left `ops` and is not done.
-    pub(crate) running: bool,
+    running: bool,
     pub(crate) held: bool,
     pub(crate) ended: bool,
+}
+
+impl Queue {
+    pub(crate) fn push(&mut self, op: Op) {
+        self.ops.push_back(op);
+    }
+
+    /// How many operations are done when all that are queued now are.
+    pub(crate) fn end(&self) -> u64 {
+        self.done + u64::from(self.running) + self.ops.len() as u64
+    }
 }
 
 /// An event is recorded again and again in CUDA; who asks or waits means the last time.
@@ -111,12 +124,12 @@ impl Queues {
             event.recorded += 1;
             event.recorded
         };
-        self.stream(stream).ops.push_back(Op::Record { event: event.0, turn, late });
+        self.stream(stream).push(Op::Record { event: event.0, turn, late });
     }
 
     pub(crate) fn wait_on(&mut self, stream: RawStream, event: RawEvent) {
         let turn = self.event(event).recorded;
-        self.stream(stream).ops.push_back(Op::Wait { event: event.0, turn });
+        self.stream(stream).push(Op::Wait { event: event.0, turn });
     }
 
     /// The next thing for a stream to do now, which is taken out of its queue.
@@ -136,7 +149,9 @@ impl Queues {
 
     /// Notes that what `take` gave is done.
     pub(crate) fn done(&mut self, stream: RawStream, op: Op) {
-        self.stream(stream).running = false;
+        let queue = self.stream(stream);
+        queue.running = false;
+        queue.done += 1;
         if let Op::Record { event, turn, late } = op
             && let Some(event) = self.events.get_mut(&event)
         {
@@ -146,10 +161,9 @@ impl Queues {
         self.forget_events();
     }
 
-    /// Whether a stream has nothing left to do.
-    pub(crate) fn is_idle(&mut self, stream: RawStream) -> bool {
-        let queue = self.stream(stream);
-        queue.ops.is_empty() && !queue.running
+    /// Whether a stream has done so many operations.
+    pub(crate) fn has_done(&mut self, stream: RawStream, count: u64) -> bool {
+        self.stream(stream).done >= count
     }
 
     /// Whether an event has come.

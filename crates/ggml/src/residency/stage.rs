@@ -271,11 +271,11 @@ impl Stage {
     }
 
     /// Counts what a batch needs of the layer (distinct experts, at least one), which is here, and
-    /// copies the records of its last rows to slots, as far as there are some: decoding goes on from
-    /// there. No more than the layer's share, so that a prompt does not turn over what others have.
-    pub(crate) fn keep(&self, need: &[Need]) -> Result<()> {
+    /// starts to copy the records of its last rows to slots, as far as there are some: decoding goes
+    /// on from there. No more than the layer's share, so that a prompt does not turn over what others
+    /// have.
+    pub(crate) fn keep(&self, need: &[Need]) -> Result<Kept> {
         let Self { residency, layer, room, ahead, .. } = self;
-        let Store::Vram(vram) = &residency.store else { return Ok(()) };
         residency.count_ahead(ahead.iter().copied(), need);
         let mut held = Held::new(residency);
         let mut missing = Vec::new();
@@ -301,15 +301,12 @@ impl Stage {
         }
         drop(pool);
         residency.back_kept(*layer, &mut held.reserved)?;
-        let kept = held.reserved.iter().try_for_each(|&(expert, slot)| {
+        let kept = Kept { held };
+        kept.held.reserved.iter().try_for_each(|&(expert, slot)| {
             let from = (Destination::Area(*room), expert);
             residency.copy_record(*layer, from, (Destination::Slots, slot.index))
-        });
-        // Not given up before: another record could be on its way into one of them.
-        let settled = vram.settle();
-        kept.and(settled)?;
-        held.commit();
-        Ok(())
+        })?;
+        Ok(kept)
     }
 
     /// The tensor of `part`, as kernels get it: all experts of the layer, in order.
@@ -327,6 +324,32 @@ impl Stage {
 impl Drop for Stage {
     fn drop(&mut self) {
         self.residency.area.as_ref().expect("it was taken").give_back(self.room);
+    }
+}
+
+/// Records on their way from the area to the slots that they stay in. The [`Stage`] is held until
+/// this is gone. Not waited for at once: the GPU takes its time for copies of its own while it
+/// computes, and the bus is free.
+pub(crate) struct Kept {
+    held: Held,
+}
+
+impl Kept {
+    /// Waits until they are there: they are resident from now on.
+    pub(crate) fn finish(mut self) -> Result<()> {
+        self.held.residency.settle()?;
+        self.held.commit();
+        Ok(())
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        // Slots are not given up before: another record could be on its way into one of them. On a
+        // lost device nothing is copied any more, whatever this says.
+        if !self.held.reserved.is_empty() {
+            let _ = self.held.residency.settle();
+        }
     }
 }
 
