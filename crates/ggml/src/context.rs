@@ -9,6 +9,7 @@ use std::time::Duration;
 use crate::abi::*;
 use crate::control::Control;
 use crate::error::{Error, Result};
+use crate::gpu::Miss;
 use crate::log;
 use crate::memory::give_back_freed_memory;
 use crate::model::Model;
@@ -32,6 +33,9 @@ pub struct ContextOptions {
     pub keep: Keep,
     /// Whether records of streamed models are read before they are asked for.
     pub prefetch: Prefetch,
+    /// What is done with experts that are in the pool in host memory and not in the GPU's. Without
+    /// that pool, and without a GPU, they are brought to where it computes.
+    pub miss: Miss,
 }
 
 impl Default for ContextOptions {
@@ -42,6 +46,7 @@ impl Default for ContextOptions {
             n_threads: 1,
             keep: Keep::All,
             prefetch: Prefetch::default(),
+            miss: Miss::default(),
         }
     }
 }
@@ -131,7 +136,8 @@ impl Context {
     /// gone and others compute.
     ///
     /// # Errors
-    /// [`Error::Context`] with llama.cpp's reason, [`Error::SelfCheck`].
+    /// [`Error::Context`] with llama.cpp's reason, [`Error::SelfCheck`]; [`Error::OnlyOnGpu`] of a
+    /// model whose experts the processor cannot compute, with [`Miss::Compute`].
     pub fn new(model: Model, options: &ContextOptions) -> Result<Context> {
         let failed = |reason| Error::Context { n_ctx: options.n_ctx, reason };
         if options.n_ctx == 0 || options.n_batch == 0 || options.n_threads == 0 {
@@ -165,7 +171,7 @@ impl Context {
         let make = || {
             log::clear();
             log::take_compute_bytes();
-            let birth = model.device().map(|d| d.birth(threads, options.prefetch));
+            let birth = model.device().map(|d| d.birth(threads, options.prefetch, options.miss));
             // SAFETY: the model is live; the flag lives as long as the context.
             let llama = unsafe { llama_init_from_model(model.raw(), params) };
             let newborn = model.device().map(|d| d.take_newborn());
@@ -209,7 +215,12 @@ impl Context {
             }
             context.needs = needs;
         }
-        Ok(context)
+        match context.only_on_gpu() {
+            Some((layer, reason)) if options.miss == Miss::Compute => {
+                Err(Error::OnlyOnGpu { layer, reason })
+            }
+            _ => Ok(context),
+        }
     }
 
     /// Gives the CPU backend one pool of threads for good. Without it, ggml starts a new set for
@@ -226,6 +237,7 @@ impl Context {
         // SAFETY: both are live; the pool outlives the context (see `drop`).
         unsafe { llama_attach_threadpool(self.llama, self.threadpool, self.threadpool) };
         let Some(control) = &self.cancel.control else { return Ok(()) };
+        control.set_threadpool(self.threadpool);
         let inner = control.inner();
         if let Some(f) = proc_of(inner, c"ggml_backend_cpu_set_threadpool") {
             type Set = extern "C" fn(ggml_backend_t, ggml_threadpool_t);
@@ -398,6 +410,13 @@ impl Context {
     pub fn stall(&self) -> Duration {
         let ns = self.cancel.control.as_ref().map_or(0, |c| c.stall_ns.load(Ordering::Relaxed));
         Duration::from_nanos(ns)
+    }
+
+    /// The first block whose experts only the GPU can compute, and why; with [`Miss::Auto`] they are
+    /// copied there. Not known with [`Miss::Copy`].
+    pub fn only_on_gpu(&self) -> Option<(u32, String)> {
+        let (layer, why) = self.cancel.control.as_ref()?.only_on_gpu()?;
+        Some((self.model.block_of(layer), why))
     }
 
     /// Gives single tokens the routing of `replay` from now on, the first one first, or the router's

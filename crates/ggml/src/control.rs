@@ -10,6 +10,7 @@ use tierstream_io::Ticket;
 
 use crate::abi::*;
 use crate::error::{Error, Result};
+use crate::gpu::Miss;
 use crate::memory::Memory;
 use crate::plan::Plan;
 use crate::prefetch::Prefetch;
@@ -28,7 +29,12 @@ pub(crate) struct Control {
     error: Mutex<Option<Error>>,
     /// Compute threads of the context.
     threads: i32,
+    /// They themselves, as long as the context lives.
+    threadpool: AtomicPtr<ggml_threadpool>,
     prefetch: Prefetch,
+    miss: Miss,
+    /// A layer whose experts only the GPU can compute, and why: the first one.
+    only_on_gpu: Mutex<Option<(usize, String)>>,
     /// What the graphs that the context reserves need, until it is made.
     needs: Mutex<Option<Needs>>,
     /// MoE layers that no router can guess for, and why, as those graphs show.
@@ -42,15 +48,19 @@ pub(crate) struct Control {
 }
 
 impl Control {
-    /// Of a context that is being made, and will compute with `threads` and read ahead so.
-    pub(crate) fn new(inner: ggml_backend_t, threads: i32, prefetch: Prefetch) -> Self {
+    /// Of a context that is being made, and will compute with `threads`, read ahead so, and do this
+    /// with experts that a GPU misses.
+    pub(crate) fn new(inner: ggml_backend_t, threads: i32, prefetch: Prefetch, miss: Miss) -> Self {
         Self {
             inner: AtomicPtr::new(inner),
             cancel: AtomicBool::new(false),
             awaited: Mutex::new(None),
             error: Mutex::new(None),
             threads,
+            threadpool: AtomicPtr::new(ptr::null_mut()),
             prefetch,
+            miss,
+            only_on_gpu: Mutex::new(None),
             needs: Mutex::new(Some(Needs::default())),
             unguessed: Mutex::default(),
             scratch: Mutex::new(None),
@@ -62,6 +72,31 @@ impl Control {
     /// Whether the executor reads ahead.
     pub(crate) fn prefetch(&self) -> Prefetch {
         self.prefetch
+    }
+
+    /// What the executor does with experts that a GPU misses.
+    pub(crate) fn miss(&self) -> Miss {
+        self.miss
+    }
+
+    /// How many compute threads there are, and they themselves, null until they are there.
+    pub(crate) fn threads(&self) -> (i32, ggml_threadpool_t) {
+        (self.threads, self.threadpool.load(Ordering::Acquire))
+    }
+
+    pub(crate) fn set_threadpool(&self, threadpool: ggml_threadpool_t) {
+        self.threadpool.store(threadpool, Ordering::Release);
+    }
+
+    /// Notes that only the GPU can compute the experts of a layer, and why.
+    pub(crate) fn note_only_on_gpu(&self, layer: usize, why: String) {
+        let mut known = self.only_on_gpu.lock().unwrap_or_else(PoisonError::into_inner);
+        known.get_or_insert((layer, why));
+    }
+
+    /// The first layer of which that was noted.
+    pub(crate) fn only_on_gpu(&self) -> Option<(usize, String)> {
+        self.only_on_gpu.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Routing in place of the router's, if there is one.
@@ -128,10 +163,14 @@ impl Control {
         }
     }
 
+    /// Whether the context reserves its graphs.
+    pub(crate) fn is_being_made(&self) -> bool {
+        self.needs.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
     /// Looks for the routers of a graph that the context reserves, where they are to guess.
     pub(crate) fn look_for_routers(&self, graph: &ggml_cgraph, table: &WeightTable) {
-        let is_being_made = self.needs.lock().unwrap_or_else(PoisonError::into_inner).is_some();
-        if !is_being_made || !self.prefetch.uses_routers() {
+        if !self.is_being_made() || !self.prefetch.uses_routers() {
             return;
         }
         // What cannot be planned is told of elsewhere.

@@ -62,6 +62,15 @@ pub enum Error {
         /// What was met.
         reason: String,
     },
+    /// The processor cannot compute experts of a layer, as [`Miss::Compute`](crate::Miss::Compute)
+    /// asks for.
+    #[error("layer {layer}: only the GPU can compute these experts: {reason}")]
+    OnlyOnGpu {
+        /// Transformer block (`blk.N`).
+        layer: u32,
+        /// Which operation it is because of.
+        reason: String,
+    },
     /// `llama_decode` failed for a reason of its own.
     #[error("decoding failed (llama.cpp status {status}): {reason}")]
     Decode {

@@ -20,8 +20,11 @@ use std::time::Instant;
 
 use tierstream_io::{Priority, Ticket};
 
+use self::compute::Misses;
+pub(crate) use self::compute::look_for_chains;
 use self::exchange::{OverSlots, ReadBack};
 use self::lookahead::Lookahead;
+pub use self::miss::Miss;
 use crate::abi::*;
 use crate::control::Control;
 use crate::error::{Error, Result};
@@ -29,12 +32,16 @@ use crate::executor::Executor;
 use crate::plan::{Plan, Plans, Routing, Segment, nodes};
 use crate::pooled::Pooled;
 use crate::prefetch::{Guessed, Guesses};
-use crate::residency::{Ahead, Kept, Residency, Stage, Step, Waits};
+use crate::residency::{Ahead, Kept, Looked, Placed, Residency, Stage, Step, Waits};
 use crate::routed::Routed;
 use crate::segment::{Patch, Run, outcome, run_exchanged, run_nodes, run_resident, synchronize};
 
+mod compute;
+mod cpu;
 mod exchange;
 mod lookahead;
+mod miss;
+mod rates;
 
 /// The executor for inner backends with memory of their own.
 pub(crate) struct OnGpu {
@@ -46,6 +53,7 @@ pub(crate) struct OnGpu {
     guesses: Guesses,
     lookahead: Lookahead,
     over_slots: OverSlots,
+    misses: Misses,
     /// Single tokens computed with replayed routing.
     replayed: usize,
     /// What the layer uses that is being computed.
@@ -59,6 +67,7 @@ pub(crate) struct OnGpu {
 enum Held {
     Step(Box<Step>),
     Stage { kept: Kept, _stage: Stage },
+    Looked(Looked),
 }
 
 impl Executor for OnGpu {
@@ -76,17 +85,19 @@ impl Executor for OnGpu {
             synchronize(self.inner);
         }
         let released = self.release();
+        let settled = self.misses.settle();
         if run.is_ok() && tokens == 1 {
             self.guesses.computed(start.elapsed());
         }
         let status = outcome(run)?;
-        released.map(|()| status)
+        released.and(settled).map(|()| status)
     }
 }
 
 impl OnGpu {
     pub(crate) fn new(inner: ggml_backend_t, control: Arc<Control>) -> Self {
         let mode = control.prefetch();
+        let misses = Misses::new(control.miss());
         Self {
             inner,
             control,
@@ -96,6 +107,7 @@ impl OnGpu {
             guesses: Guesses::new(mode),
             lookahead: Lookahead::new(inner),
             over_slots: OverSlots::default(),
+            misses,
             replayed: 0,
             held: None,
             next: None,
@@ -137,7 +149,7 @@ impl OnGpu {
         match self.held.take() {
             Some(Held::Step(step)) => step.finish(),
             Some(Held::Stage { kept, _stage }) => kept.finish(),
-            None => Ok(()),
+            Some(Held::Looked(_)) | None => Ok(()),
         }
     }
 
@@ -171,19 +183,28 @@ impl OnGpu {
             self.routed.replace(experts, layer.experts);
             self.replayed += usize::from(routing.layer + 1 == residency.layers().len());
         }
-        let ahead = self.guesses.take(routing.layer, self.routed.needs());
+        let mut ahead = self.guesses.take(routing.layer, self.routed.needs());
+        if self.routed.n_tokens == 1
+            && self.run_beside_processor(
+                residency,
+                graph,
+                segment,
+                routing,
+                (next, asked),
+                &mut ahead,
+            )?
+        {
+            return Ok(());
+        }
+        // Who waits for slots, or room, has nothing on its way that others may wait for.
+        self.misses.settle()?;
         if self.routed.n_tokens == 1
             && let Some(step) = self.bring_to_slots(residency, routing, ahead)?
         {
             self.run_over_slots(residency, graph, segment, routing, &step)?;
-            // The bus is for what is needed, and then for one layer's guesses.
             let is_idle = step.is_idle();
             self.held = Some(Held::Step(Box::new(step)));
-            if let Some(next) = next.filter(|_| is_idle)
-                && let Some(guessed) = self.guessed(residency, next, asked)
-            {
-                self.guesses.read(residency, next, &guessed);
-            }
+            self.read_next(residency, next.filter(|_| is_idle), asked);
             return Ok(());
         }
         let experts: Vec<u32> = self.routed.needs().iter().map(|n| n.expert).collect();
@@ -222,6 +243,21 @@ impl OnGpu {
         match next.filter(|next| self.guesses.ask_router(next.layer)) {
             Some(next) => self.lookahead.ask(graph.uid, routing, next),
             None => Ok(None),
+        }
+    }
+
+    /// Brings what `next` will probably need to slots, where the bus has nothing else to do: it is for
+    /// what is needed, and then for one layer's guesses.
+    fn read_next(
+        &mut self,
+        residency: &Arc<Residency>,
+        next: Option<&Routing>,
+        asked: Option<*mut ggml_tensor>,
+    ) {
+        if let Some(next) = next
+            && let Some(guessed) = self.guessed(residency, next, asked)
+        {
+            self.guesses.read(residency, next, &guessed);
         }
     }
 
@@ -270,7 +306,12 @@ impl OnGpu {
                 let mut meanwhile = || Ok(());
                 let waits =
                     Waits { cancelled: &cancelled, ticket: &mut ticket, meanwhile: &mut meanwhile };
+                let watched = match step.has_begun() {
+                    true => None,
+                    false => self.misses.watch(residency, routing.layer, &step.arriving()[0]),
+                };
                 stall(&self.control, || step.wait(load, waits))?;
+                self.misses.copied(watched);
             }
             _ => return Ok(None),
         }
@@ -287,7 +328,19 @@ impl OnGpu {
         step: &Step,
     ) -> Run {
         let placed = [step.hits(), step.arriving().first().map_or(&[][..], |group| group)].concat();
-        self.routed.map(&placed, 0);
+        let _patch = self.over_slots(residency, graph, routing, &placed)?;
+        run_nodes(self.inner, graph, segment.start, segment.end, 0)
+    }
+
+    /// Has the expert matmuls read slots: those of all routed experts, which are in `placed`.
+    fn over_slots(
+        &mut self,
+        residency: &Residency,
+        graph: &ggml_cgraph,
+        routing: &Routing,
+        placed: &[Placed],
+    ) -> Result<Patch> {
+        self.routed.map(placed, 0);
         let all = nodes(graph);
         let mut patch = Patch::default();
         let ids = self.over_slots.ids(self.inner, &self.routed)?;
@@ -299,7 +352,7 @@ impl OnGpu {
                 self.over_slots.weights(residency, routing.layer, op.part),
             );
         }
-        run_nodes(self.inner, graph, segment.start, segment.end, 0)
+        Ok(patch)
     }
 }
 

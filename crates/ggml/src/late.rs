@@ -14,7 +14,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use tierstream_cuda::{Block, Device};
 
 use crate::abi::*;
-use crate::plan::nodes;
+use crate::memory::usize_of;
+use crate::plan::{nodes, view};
+use crate::segment::compute_on;
 
 /// Elements (ggml-cuda's `MATRIX_ROW_PADDING`).
 const ROW_PADDING: i64 = 512;
@@ -197,6 +199,59 @@ impl Sources {
     }
 }
 
+/// Computes a graph. Of expert matmuls for a single token, each row by itself, as kernels of GPUs do:
+/// several rows of one expert would have ggml-cpu take another kernel.
+fn compute(cpu: ggml_backend_t, graph: &mut ggml_cgraph) -> ggml_status {
+    let mut at = 0;
+    let end = nodes(graph).len();
+    for index in 0..end {
+        let node = nodes(graph)[index];
+        if !has_rows_of_one_expert(node) {
+            continue;
+        }
+        let before = compute_on(cpu, &mut view(graph, at, index));
+        if before != GGML_STATUS_SUCCESS {
+            return before;
+        }
+        // SAFETY: a live node of the graph, and its sources, in host memory.
+        let (whole, input, ids) = unsafe { (*node, *(*node).src[1], *(*node).src[2]) };
+        for row in 0..usize_of(whole.ne[1]) {
+            let (mut one, mut input, mut ids) = (whole, input, ids);
+            let at = |t: &ggml_tensor, dimension: usize| {
+                let row = row % usize_of(t.ne[dimension]);
+                t.data.wrapping_byte_add(row * t.nb[dimension])
+            };
+            (one.data, input.data, ids.data) = (at(&one, 1), at(&input, 1), at(&ids, 0));
+            (one.ne[1], input.ne[1], ids.ne[0]) = (1, 1, 1);
+            one.src[1] = &raw mut input;
+            one.src[2] = &raw mut ids;
+            let mut only = [&raw mut one];
+            let mut part = view(graph, index, index + 1);
+            part.nodes = only.as_mut_ptr();
+            let status = compute_on(cpu, &mut part);
+            if status != GGML_STATUS_SUCCESS {
+                return status;
+            }
+        }
+        at = index + 1;
+    }
+    compute_on(cpu, &mut view(graph, at, end))
+}
+
+/// Whether a node is an expert matmul for a single token with an expert that comes more than once.
+fn has_rows_of_one_expert(node: *mut ggml_tensor) -> bool {
+    // SAFETY: a live node of a graph, whose sources are computed, in host memory.
+    unsafe {
+        if (*node).op != GGML_OP_MUL_MAT_ID || (*node).ne[2] != 1 {
+            return false;
+        }
+        let ids = &*(*node).src[2];
+        let id = |rank: usize| ids.data.byte_add(rank * ids.nb[0]).cast::<i32>().read();
+        let ranks = 0..usize_of(ids.ne[0]);
+        ranks.clone().any(|rank| ranks.clone().skip(rank + 1).any(|other| id(rank) == id(other)))
+    }
+}
+
 impl Backend {
     /// Does what waits. As with CUDA's backend, what fails by then ends the process.
     fn catch_up(&self) {
@@ -221,10 +276,7 @@ impl Backend {
                         sources.iter().map(swap).collect::<Vec<_>>()
                     };
                     let before = swap(&sources);
-                    // SAFETY: a live backend, and a graph whose tensors are allocated.
-                    let status = unsafe {
-                        ggml_backend_graph_compute(self.cpu.cast(), (&raw mut graph).cast())
-                    };
+                    let status = compute(self.cpu, &mut graph);
                     for (s, src) in sources.iter().zip(before) {
                         // SAFETY: as above.
                         unsafe { (*s.node).src = src };

@@ -9,6 +9,7 @@
 mod abi;
 mod abort;
 mod backends;
+mod chain;
 mod context;
 mod control;
 mod device;
@@ -46,6 +47,7 @@ pub use backends::load_backends;
 pub use context::{Cancel, Context, ContextOptions, Keep};
 pub use device::{DeviceInfo, devices};
 pub use error::{Error, Result};
+pub use gpu::Miss;
 pub use log::set_verbose;
 pub use memory::give_back_freed_memory;
 pub use model::{Model, PoolOptions, PoolSize, Progress, Weights};

@@ -564,6 +564,12 @@ impl Model {
         Ok(pool_bytes(layers, &slots_for(layers, size)?))
     }
 
+    /// The block of a MoE layer.
+    pub(crate) fn block_of(&self, layer: usize) -> u32 {
+        let layers = self.inner.streamed.as_ref().map_or(&[][..], |s| &s.layers);
+        layers.get(layer).map_or(0, |l| l.block)
+    }
+
     /// Whether expert records go through a pool.
     pub fn is_streamed(&self) -> bool {
         self.inner.streamed.is_some()

@@ -38,7 +38,8 @@ impl Placement {
     }
 }
 
-fn cpu() -> Result<ggml_backend_dev_t> {
+/// ggml's CPU device.
+pub(crate) fn cpu() -> Result<ggml_backend_dev_t> {
     log::init();
     // SAFETY: the CPU device is part of the build and lives for ever.
     let cpu: ggml_backend_dev_t =

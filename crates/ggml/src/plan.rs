@@ -5,10 +5,12 @@
 //! (llama-graph.cpp, `build_moe_ffn`), and topological order puts the ids before their users in
 //! any case. Cutting there keeps the router's operations together for the backend's fusions.
 
+use std::cell::OnceCell;
 use std::ffi::CStr;
 use std::ptr;
 
 use crate::abi::*;
+use crate::chain::Chain;
 use crate::error::{Error, Result};
 use crate::router::Router;
 use crate::weights::{PartRef, WeightTable};
@@ -32,6 +34,8 @@ pub(crate) struct Routing {
     /// What computes the ids; or why that is not known.
     pub(crate) router: Result<Router, &'static str>,
     pub(crate) stages: Vec<Stage>,
+    /// What is computed row by row, if that was asked for; or why it cannot be told.
+    pub(crate) chain: OnceCell<Result<Chain, String>>,
 }
 
 impl Routing {
@@ -117,7 +121,8 @@ impl Plan {
                     current.end = index;
                     let stages = vec![Stage { ops: vec![op] }];
                     let router = if routers { Router::of(ids) } else { Err("nobody has asked") };
-                    let routing = Some(Routing { layer, ids, router, stages });
+                    let chain = OnceCell::new();
+                    let routing = Some(Routing { layer, ids, router, stages, chain });
                     segments.push(Segment { start: index, end: nodes.len(), routing });
                 }
             }

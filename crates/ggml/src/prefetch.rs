@@ -162,6 +162,11 @@ impl Guesses {
         guess.ahead
     }
 
+    /// Whether something is read ahead.
+    pub(crate) fn are_read(&self) -> bool {
+        self.guess.as_ref().is_some_and(|guess| guess.ahead.is_some())
+    }
+
     /// Gives up what was guessed: the graph has ended, or will not be computed to its end. Nobody
     /// else could use those slots otherwise.
     pub(crate) fn forget(&mut self) {

@@ -22,6 +22,7 @@ pub(crate) use self::registry::proc_of;
 use crate::abi::*;
 use crate::control::Control;
 use crate::error::{Error, Result};
+use crate::gpu::Miss;
 use crate::placement::Placement;
 use crate::pooled::Pooled;
 use crate::prefetch::Prefetch;
@@ -45,7 +46,7 @@ pub(crate) struct Device {
     /// Held while a context is made, so that it finds its own backend among the newborn.
     birth: Mutex<()>,
     /// Compute threads of that context, and whether it reads ahead.
-    next_born: Mutex<(i32, Prefetch)>,
+    next_born: Mutex<(i32, Prefetch, Miss)>,
     /// The most slots that a window of the pool can have.
     slots: usize,
     /// Controls of backends made since the last [`Device::take_newborn`].
@@ -142,7 +143,7 @@ impl Device {
             on_gpu: placement.gpu().is_some(),
             pooled: Pooled::new(names),
             birth: Mutex::default(),
-            next_born: Mutex::new((1, Prefetch::Off)),
+            next_born: Mutex::new((1, Prefetch::Off, Miss::Copy)),
             slots,
             newborn: Mutex::default(),
             foreign: Mutex::default(),
@@ -215,16 +216,17 @@ impl Device {
         }
     }
 
-    /// To be held from making a context, which will compute with `threads` and read ahead so, to
-    /// [`Device::take_newborn`].
-    pub(crate) fn birth(&self, threads: i32, prefetch: Prefetch) -> MutexGuard<'_, ()> {
+    /// To be held from making a context, which will compute with `threads`, read ahead so, and do this
+    /// with experts that a GPU misses, to [`Device::take_newborn`].
+    pub(crate) fn birth(&self, threads: i32, prefetch: Prefetch, miss: Miss) -> MutexGuard<'_, ()> {
         let guard = self.birth.lock().unwrap_or_else(PoisonError::into_inner);
-        *self.next_born.lock().unwrap_or_else(PoisonError::into_inner) = (threads, prefetch);
+        *self.next_born.lock().unwrap_or_else(PoisonError::into_inner) = (threads, prefetch, miss);
         guard
     }
 
-    /// Compute threads of the context that is being made, and whether it reads ahead.
-    fn next_born(&self) -> (i32, Prefetch) {
+    /// Compute threads of the context that is being made, whether it reads ahead, and what it does
+    /// with experts that a GPU misses.
+    fn next_born(&self) -> (i32, Prefetch, Miss) {
         *self.next_born.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

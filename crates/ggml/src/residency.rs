@@ -21,6 +21,7 @@ use self::layer::TAIL_BYTES;
 pub(crate) use self::layer::{Layer, Part, SlotPart, Spec};
 use self::load::Destination;
 pub(crate) use self::load::Waits;
+pub(crate) use self::looked::{Looked, Promotion};
 use self::stage::Area;
 pub(crate) use self::stage::{Kept, Stage, layer_bytes};
 use self::step::Slots;
@@ -40,6 +41,7 @@ mod counters;
 mod elastic;
 mod layer;
 mod load;
+mod looked;
 mod stage;
 mod step;
 mod store;
@@ -69,6 +71,10 @@ pub(crate) struct Residency {
     /// Records read ahead whose layer has come, and those of them that it needed.
     read_ahead: AtomicU64,
     read_ahead_used: AtomicU64,
+    /// Records that the processor has computed with, beside a GPU.
+    computed: AtomicU64,
+    /// Bytes of records that count as brought without a slot, and were used where they were.
+    not_brought_bytes: AtomicU64,
 }
 
 /// The slots of one size class.
@@ -204,6 +210,8 @@ impl Residency {
             resident_requests: AtomicU64::new(0),
             read_ahead: AtomicU64::new(0),
             read_ahead_used: AtomicU64::new(0),
+            computed: AtomicU64::new(0),
+            not_brought_bytes: AtomicU64::new(0),
         })
     }
 
@@ -251,7 +259,9 @@ impl Residency {
             ExpertCounters { requests: resident, hits: resident, ..ExpertCounters::default() };
         sum.read_ahead = self.read_ahead.load(Ordering::Relaxed);
         sum.read_ahead_used = self.read_ahead_used.load(Ordering::Relaxed);
-        for c in self.lock().counters() {
+        sum.computed = self.computed.load(Ordering::Relaxed);
+        let pool = self.lock();
+        for c in pool.counters() {
             sum.requests += c.requests;
             sum.hits += c.hits + c.hits_in_flight;
             sum.faults += c.faults;
@@ -259,6 +269,8 @@ impl Residency {
             sum.bytes_brought += c.bytes_faulted;
             sum.first_touches += c.first_touches;
         }
+        sum.bytes_brought -= self.not_brought_bytes.load(Ordering::Relaxed);
+        drop(pool);
         sum.bytes_read = sum.bytes_brought;
         if let Some(below) = &self.below {
             let below = below.counters();
@@ -298,6 +310,11 @@ impl Residency {
     pub(crate) fn count_resident(&self, layer: usize, tokens: u64) {
         let selections = tokens * u64::from(self.layers[layer].used);
         self.resident_requests.fetch_add(selections, Ordering::Relaxed);
+    }
+
+    /// Counts records of the pool below that the processor has computed with.
+    pub(crate) fn count_computed(&self, records: usize) {
+        self.computed.fetch_add(records as u64, Ordering::Relaxed);
     }
 
     /// The pool tensor of `part` of `layer`, cut down to slots `low..=high`, as kernels get it.

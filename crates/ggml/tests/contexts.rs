@@ -32,8 +32,8 @@ impl Case {
             .map(|i| {
                 let n_batch = [16, 1, 40][i % 3];
                 let prompt = tokens(vocab, 30 + 7 * i, 100 + i as u64);
-                let run =
-                    Run { prompt, generate: 12, n_batch, n_threads: 1, prefetch: Prefetch::Auto };
+                let run = Run { prefetch: Prefetch::Auto, ..Run::new(&model, 0, 12, n_batch) };
+                let run = Run { prompt, ..run };
                 let reference = run.logits(&model);
                 (run, reference)
             })

@@ -13,7 +13,7 @@ use crate::abi::*;
 use crate::control::Control;
 use crate::error::Error;
 use crate::executor::Executor;
-use crate::gpu::OnGpu;
+use crate::gpu::{Miss, OnGpu, look_for_chains};
 use crate::host::Host;
 use crate::probe;
 
@@ -71,8 +71,8 @@ pub(super) extern "C" fn init_backend(
         }
         // SAFETY: just made.
         let has = unsafe { (*inner).iface };
-        let (threads, prefetch) = device.next_born();
-        let control = Arc::new(Control::new(inner, threads, prefetch));
+        let (threads, prefetch, miss) = device.next_born();
+        let control = Arc::new(Control::new(inner, threads, prefetch, miss));
         let executor: Box<dyn Executor> = if device.on_gpu {
             Box::new(OnGpu::new(inner, control.clone()))
         } else {
@@ -257,6 +257,9 @@ extern "C" fn graph_optimize(
         };
         control.include(graph, &|tensor| device.is_expert(tensor), device.slots);
         control.look_for_routers(graph, &device.pooled().table());
+        if device.on_gpu && control.miss() != Miss::Copy && control.is_being_made() {
+            look_for_chains(graph, &device.pooled().table(), control);
+        }
         if device.pooled().residency().is_none() {
             let refused = probe::refused(graph, &device.pooled().table());
             refused.into_iter().for_each(|(layer, why)| device.refuse(layer, why));

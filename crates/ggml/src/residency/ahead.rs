@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use tierstream_io::{Priority, Ticket};
 use tierstream_pool::{Lookup, Pool, Slot};
 
 use super::load::Load;
@@ -157,6 +158,26 @@ impl Ahead {
         for ticket in self.fetches.iter().flat_map(Fetch::loads).filter_map(|l| l.ticket()) {
             ticket.cancel();
         }
+    }
+
+    /// Reads of `needed` records are for somebody now. Of the others, those that have not begun are
+    /// dropped.
+    pub(super) fn keep_only(&self, needed: &[u32]) {
+        for fetch in &self.fetches {
+            for ticket in fetch.loads().filter_map(|load| load.ticket()) {
+                if needed.contains(&fetch.expert) {
+                    ticket.raise(Priority::Demand);
+                } else {
+                    ticket.cancel();
+                }
+            }
+        }
+    }
+
+    /// To wait for the reads of some records.
+    pub(super) fn tickets_of(&self, experts: &[u32]) -> impl Iterator<Item = &Arc<Ticket>> {
+        let of = self.fetches.iter().filter(|fetch| experts.contains(&fetch.expert));
+        of.flat_map(Fetch::loads).filter_map(|load| load.ticket())
     }
 
     /// Waits until nothing of `fetches` is on its way any more. Says of each slot whether it is filled.

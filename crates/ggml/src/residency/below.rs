@@ -216,7 +216,12 @@ impl Below {
 
     /// Starts to copy records that are in slots below: those of neighbours to neighbours together,
     /// since a copy has a cost of its own.
-    fn upload(&self, above: &Residency, below: &Arc<Residency>, there: &[Placed]) -> Result<()> {
+    pub(super) fn upload(
+        &self,
+        above: &Residency,
+        below: &Arc<Residency>,
+        there: &[Placed],
+    ) -> Result<()> {
         let Store::Vram(vram) = &above.store else { return Ok(()) };
         let mut pairs: Vec<(u32, u32)> = Vec::with_capacity(there.len());
         for from in there {

@@ -13,6 +13,8 @@ pub struct ExpertCounters {
     /// Served by the pool below, in host memory: of the faults, whose others are read, and of what was
     /// brought ahead for nobody.
     pub ram_hits: u64,
+    /// Of the records that were not in the GPU's memory, those that the processor computed with.
+    pub computed: u64,
     /// Records that gave their slot to another.
     pub evictions: u64,
     /// Bytes of the records that were read.
@@ -37,6 +39,7 @@ impl ExpertCounters {
             hits: self.hits - before.hits,
             faults: self.faults - before.faults,
             ram_hits: self.ram_hits - before.ram_hits,
+            computed: self.computed - before.computed,
             evictions: self.evictions - before.evictions,
             bytes_read: self.bytes_read - before.bytes_read,
             bytes_brought: self.bytes_brought - before.bytes_brought,

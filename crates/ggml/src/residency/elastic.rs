@@ -20,9 +20,7 @@ use tierstream_pool::Slot;
 use super::layer::{self, TAIL_BYTES};
 use super::stage::Area;
 use super::vram::Vram;
-use super::{
-    Ahead, CANCEL_LOOKED_FOR_EVERY, Layer, Need, Residency, Spec, Step, Store, index32, record,
-};
+use super::{Ahead, CANCEL_LOOKED_FOR_EVERY, Layer, Need, Residency, Spec, Step, Store, index32};
 use crate::error::{Error, Result};
 use crate::model::{all_slots, pool_bytes, slots_within};
 use crate::placement::Gpu;
@@ -258,15 +256,13 @@ impl Residency {
     }
 
     /// Makes sure that there is memory behind the slots that experts of a layer are to stay in.
-    /// Those for which there is none do not stay.
-    pub(super) fn back_kept(&self, layer: usize, kept: &mut Vec<(u32, Slot)>) -> Result<()> {
-        let (mut short, mut failed) = (false, Ok(()));
+    /// Those for which there is none do not stay, and are returned.
+    pub(super) fn back_kept(&self, layer: usize, kept: &mut Vec<(u32, Slot)>) -> Result<Vec<u32>> {
+        let (mut short, mut failed) = (Vec::new(), Ok(()));
         kept.retain(|&(expert, slot)| match self.back(layer, slot.index) {
             Err(Error::OutOfGpuMemory(_)) => {
-                let mut pool = self.lock();
-                pool.abandon(slot);
-                pool.stream(record(layer, expert));
-                short = true;
+                self.lock().abandon(slot);
+                short.push(expert);
                 false
             }
             Ok(()) => true,
@@ -279,12 +275,12 @@ impl Residency {
         failed?;
         // Slots are held, so that there is no waiting for others.
         match self.elastic() {
-            Some((elastic, vram)) if short => {
-                let Some(_turn) = elastic.try_turn() else { return Ok(()) };
+            Some((elastic, vram)) if !short.is_empty() => {
+                let Some(_turn) = elastic.try_turn() else { return Ok(short) };
                 self.shrink(elastic, vram, 0, 0)?;
-                self.unmap_unused(elastic, vram).map(drop)
+                self.unmap_unused(elastic, vram).map(|_| short)
             }
-            _ => Ok(()),
+            _ => Ok(short),
         }
     }
 

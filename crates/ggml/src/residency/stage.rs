@@ -300,7 +300,9 @@ impl Stage {
             pool.stream(record(*layer, n.expert));
         }
         drop(pool);
-        residency.back_kept(*layer, &mut held.reserved)?;
+        for expert in residency.back_kept(*layer, &mut held.reserved)? {
+            residency.lock().stream(record(*layer, expert));
+        }
         let kept = Kept { held };
         kept.held.reserved.iter().try_for_each(|&(expert, slot)| {
             let from = (Destination::Area(*room), expert);
@@ -354,20 +356,20 @@ impl Drop for Kept {
 }
 
 /// What a batch holds of the pool while copies are under way.
-struct Held {
+pub(super) struct Held {
     residency: Arc<Residency>,
     pinned: Vec<Slot>,
     /// Slots that are being filled, and whose records.
-    reserved: Vec<(u32, Slot)>,
+    pub(super) reserved: Vec<(u32, Slot)>,
 }
 
 impl Held {
-    fn new(residency: &Arc<Residency>) -> Self {
+    pub(super) fn new(residency: &Arc<Residency>) -> Self {
         Self { residency: residency.clone(), pinned: Vec::new(), reserved: Vec::new() }
     }
 
     /// The reserved slots are filled.
-    fn commit(&mut self) {
+    pub(super) fn commit(&mut self) {
         let mut pool = self.residency.lock();
         for (_, slot) in self.reserved.drain(..) {
             pool.commit(slot);

@@ -132,6 +132,11 @@ impl Step {
         later.into_iter().try_for_each(|load| wait(load))
     }
 
+    /// Whether some of what arrives was on its way before.
+    pub(crate) fn has_begun(&self) -> bool {
+        !self.begun.is_empty()
+    }
+
     /// Whether nothing that was begun in vain is read or copied any more.
     pub(crate) fn is_idle(&self) -> bool {
         self.surplus.as_ref().is_none_or(Ahead::is_idle)
@@ -151,6 +156,11 @@ impl Step {
     /// The layer is computed, with every part of its records loaded and [`Step::arrived`]: what was
     /// loaded last is resident from now on. If something has not arrived after all, nothing is.
     pub(crate) fn finish(mut self) -> Result<()> {
+        self.commit()
+    }
+
+    /// The same, and holds all slots until the step is dropped.
+    pub(super) fn commit(&mut self) -> Result<()> {
         for ticket in self.all_loads().filter_map(|load| load.ticket()) {
             ticket.wait()?;
         }

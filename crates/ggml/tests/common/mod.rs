@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use tierstream_cuda::standin::StandIn;
 use tierstream_ggml::{
-    Context, ContextOptions, Gpu, Keep, Model, Placement, PoolOptions, PoolSize, Prefetch, Token,
-    Weights,
+    Context, ContextOptions, Gpu, Keep, Miss, Model, Placement, PoolOptions, PoolSize, Prefetch,
+    Token, Weights,
 };
 use tierstream_io::wrap::{Fault, Rule};
 use tierstream_io::{Config, Reader, engine::Engine};
@@ -158,12 +158,14 @@ pub(crate) struct Run {
     pub(crate) n_batch: u32,
     pub(crate) n_threads: u32,
     pub(crate) prefetch: Prefetch,
+    pub(crate) miss: Miss,
 }
 
 impl Run {
     pub(crate) fn new(model: &Model, prompt: usize, generate: usize, n_batch: u32) -> Self {
         let prompt = tokens(model.vocab().len(), prompt, 7);
-        Self { prompt, generate, n_batch, n_threads: 1, prefetch: Prefetch::Off }
+        let (prefetch, miss) = (Prefetch::Off, Miss::Copy);
+        Self { prompt, generate, n_batch, n_threads: 1, prefetch, miss }
     }
 
     pub(crate) fn context(&self, model: &Model) -> Context {
@@ -175,6 +177,7 @@ impl Run {
             n_threads: self.n_threads,
             keep: Keep::All,
             prefetch: self.prefetch,
+            miss: self.miss,
         };
         Context::new(model.clone(), &options).unwrap()
     }
