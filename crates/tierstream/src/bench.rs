@@ -25,6 +25,8 @@ pub struct Turn {
     pub hit_rate: Option<f64>,
     /// Records read per token.
     pub faults_per_token: f64,
+    /// Records per token that the processor computed with, beside a GPU.
+    pub computed_per_token: f64,
     /// Bytes of records read per token.
     pub bytes_per_token: f64,
     /// Records read per token before their layer asked for them.
@@ -90,6 +92,7 @@ pub fn turn(engine: &mut Engine, tokens: &[Token], warmup: usize) -> Result<Turn
         tok_s: if total > 0.0 { measured.len() as f64 / total } else { 0.0 },
         hit_rate: used.hit_rate(),
         faults_per_token: used.faults as f64 / n,
+        computed_per_token: used.computed as f64 / n,
         bytes_per_token: used.bytes_read as f64 / n,
         read_ahead_per_token: used.read_ahead as f64 / n,
         read_ahead_used: match used.read_ahead {

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tierstream_ggml::{
-    Cancel, Context, ContextOptions, ExpertCounters, Keep, Model, Placement, PoolOptions, Prefetch,
-    Progress, Sampler, Sampling, Token, Weights,
+    Cancel, Context, ContextOptions, ExpertCounters, Keep, Miss, Model, Placement, PoolOptions,
+    Prefetch, Progress, Sampler, Sampling, Token, Weights,
 };
 use tierstream_gguf::Experts;
 use tierstream_io::{EngineKind, Reader};
@@ -37,8 +37,11 @@ pub struct Options {
     pub policy: Policy,
     /// Whether records are read before they are asked for.
     pub prefetch: Prefetch,
+    /// With a GPU: what is done with experts that a token needs, and that are in host memory only.
+    pub miss: Miss,
     /// Compute threads; default: one less than the processors, so that reads find one free, but
-    /// at least two where there are two; one with a GPU, which leaves them next to nothing to do.
+    /// at least two where there are two; one with a GPU, which leaves them next to nothing to do,
+    /// unless they compute its [misses](Options::miss).
     pub threads: Option<u32>,
     /// Tokens of context; default: [`DEFAULT_CTX`].
     pub ctx: Option<u32>,
@@ -67,6 +70,7 @@ impl Default for Options {
             experts: None,
             policy: Policy::default(),
             prefetch: Prefetch::default(),
+            miss: Miss::default(),
             threads: None,
             ctx: None,
             batch: 512,
@@ -203,7 +207,7 @@ impl Engine {
                 seed: options.seed,
                 preload: options.preload,
                 below: match &vram {
-                    Some(vram) => vram.below_size(&model, &mut notes)?,
+                    Some(vram) => vram.below_size(&model, options.miss, &mut notes)?,
                     None => None,
                 },
                 staged: match &vram {
@@ -216,6 +220,9 @@ impl Engine {
             vram.check()?;
         } else if let Some(ram) = options.ram_bytes {
             requirement.left_of(ram)?;
+        }
+        if vram.is_some() {
+            notes.extend(miss_note(options.miss, &context));
         }
         let loaded = model.expert_counters();
         let load_time = start.elapsed();
@@ -316,6 +323,11 @@ impl Engine {
         self.context.cancel_handle()
     }
 
+    /// What is done with experts that are in host memory only, where a GPU computes.
+    pub fn miss(&self) -> Miss {
+        self.context.options().miss
+    }
+
     /// What may be taken of the GPU's memory, to change that from any thread: none where no experts
     /// are streamed to a GPU.
     pub fn vram_budget(&self) -> Option<VramBudget> {
@@ -384,12 +396,31 @@ pub(crate) fn context_options(options: &Options, trained: u32) -> ContextOptions
         n_ctx: options.ctx.unwrap_or(default),
         n_batch: options.batch,
         n_threads: options.threads.unwrap_or_else(|| match options.placement {
-            Placement::Cpu => default_threads(),
-            Placement::Gpu(_) => 1,
+            Placement::Gpu(_) if options.miss == Miss::Copy => 1,
+            Placement::Cpu | Placement::Gpu(_) => default_threads(),
         }),
         keep: options.keep,
         prefetch: options.prefetch,
+        miss: options.miss,
     }
+}
+
+/// What a user should know of the output, and of what is done in place of what was asked for.
+fn miss_note(miss: Miss, context: &Context) -> Option<String> {
+    let model = context.model();
+    if miss == Miss::Copy || model.pool_share().is_none_or(|share| share >= 1.0) {
+        return None;
+    }
+    if model.pool_below_bytes().is_none() {
+        return Some(format!("--miss {miss}: no experts are in host memory, so all are read"));
+    }
+    if let Some((block, why)) = context.only_on_gpu() {
+        return Some(format!("--miss {miss}: all is copied, because of block {block}: {why}"));
+    }
+    Some(format!(
+        "--miss {miss}: experts that the GPU's memory lacks are computed on the CPU, whose kernels \
+         round differently: the output is not, bit for bit, that of the resident model"
+    ))
 }
 
 fn notes(model: &Model, experts: &Experts) -> Vec<String> {

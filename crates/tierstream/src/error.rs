@@ -65,6 +65,9 @@ pub enum Error {
         /// The least that works.
         least_bytes: u64,
     },
+    /// `--miss compute` without experts in host memory.
+    #[error("--miss compute computes experts from host memory, and there are none of them there")]
+    NothingToCompute,
     /// `--experts` is below what one token needs.
     #[error(
         "an expert pool of {} is too small: this model needs at least {} (the experts that one \
@@ -153,6 +156,12 @@ impl Error {
                 "give it --ram {}, or --ram 0 to read them from the drive each time",
                 round_up_mib(*least_bytes)
             )),
+            Error::NothingToCompute => Some(
+                "give it a --ram above 0 that is free, or --miss copy, which is the default".to_owned(),
+            ),
+            Error::Engine(E::OnlyOnGpu { .. }) => {
+                Some("--miss copy, which is the default, runs it, and so does --miss auto".to_owned())
+            }
             Error::Vram { least_bytes, .. } => {
                 Some(format!("give it --vram {}, or a smaller --ctx", round_up_mib(*least_bytes)))
             }

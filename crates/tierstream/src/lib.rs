@@ -47,7 +47,7 @@ pub use engine::{
 pub use error::{Error, Result};
 pub use tierstream_ggml as ggml;
 pub use tierstream_ggml::{
-    Cancel, Context, ContextOptions, DeviceInfo, ExpertCounters, Gpu, Keep, Model, Placement,
+    Cancel, Context, ContextOptions, DeviceInfo, ExpertCounters, Gpu, Keep, Miss, Model, Placement,
     PoolOptions, PoolSize, Prefetch, Progress, Sampler, Sampling, Token, Vocab, Weights, devices,
     set_verbose,
 };

@@ -7,7 +7,7 @@
 
 use std::fmt;
 
-use tierstream_ggml::{Gpu, Model, PoolSize};
+use tierstream_ggml::{Gpu, Miss, Model, PoolSize};
 
 use crate::budget::check_available;
 use crate::engine::Options;
@@ -84,15 +84,25 @@ impl Vram {
         Ok(self.taken_bytes()? + beside)
     }
 
-    /// Size of the pool in host memory below, if there is to be one.
+    /// Size of the pool in host memory below, if there is to be one. Misses that are to be computed
+    /// are computed from it.
     ///
     /// # Errors
-    /// [`Error::RamBelow`] if the budget is too small, [`Error::NotAvailable`] if it is too large.
+    /// [`Error::RamBelow`] if the budget is too small, [`Error::NotAvailable`] if it is too large;
+    /// [`Error::NothingToCompute`] if there is none and has to be.
     pub(crate) fn below_size(
         &self,
         model: &Model,
+        miss: Miss,
         notes: &mut Vec<String>,
     ) -> Result<Option<PoolSize>> {
+        match self.below_size_of(model, notes)? {
+            None if miss == Miss::Compute => Err(Error::NothingToCompute),
+            size => Ok(size),
+        }
+    }
+
+    fn below_size_of(&self, model: &Model, notes: &mut Vec<String>) -> Result<Option<PoolSize>> {
         let (least, whole) = model.below_bytes();
         let available = memory::available_bytes();
         match self.ram_bytes {

@@ -8,7 +8,7 @@ use std::str::FromStr;
 use clap::{Args, Parser, Subcommand};
 use tierstream::io::EngineKind;
 use tierstream::size::{Bytes, PoolShare};
-use tierstream::{Policy, Prefetch};
+use tierstream::{Miss, Policy, Prefetch};
 
 /// In a list of flags, those of all verbs come after the verb's own.
 const LAST: usize = 100;
@@ -97,10 +97,16 @@ pub(crate) struct LoadArgs {
     /// tokens come faster with it (auto), what the last token needed (lag), or none (off)
     #[arg(long, value_name = "HOW", default_value_t)]
     pub(crate) prefetch: Prefetch,
+    /// With --gpu: what happens when a token needs an expert that is in host memory only: copy (to the
+    /// GPU), compute (on the CPU, which rounds differently: the output is not bit for bit that of the
+    /// resident model), auto (what is faster here; rounds differently too)
+    #[arg(long, value_name = "HOW", default_value_t)]
+    pub(crate) miss: Miss,
     /// How files are read: auto, uring, pread, buffered
     #[arg(long, default_value_t = EngineKind::Auto, value_parser = io_engine)]
     pub(crate) io: EngineKind,
-    /// Compute threads [default: one less than the processors, at least 2; with --gpu 1]
+    /// Compute threads [default: one less than the processors, at least 2; with --gpu 1, unless
+    /// --miss lets them compute experts]
     #[arg(long, short, allow_negative_numbers = true, value_parser = whole(1..=512u32))]
     pub(crate) threads: Option<u32>,
     /// Tokens of context [default: 4096, or what the model was trained with if that is less]

@@ -47,6 +47,7 @@ struct Row {
     tok_s_max: f64,
     hit_rate: Option<f64>,
     faults_per_token: f64,
+    computed_per_token: f64,
     bytes_per_token: f64,
     stall_share: f64,
     /// Bytes per second of the same reads without computing, median of the turns.
@@ -277,6 +278,9 @@ fn model_command(
     command.args(["bench", turn]).arg(&m.model);
     command.args(["--policy", &m.policy.to_string(), "--io", &m.io.to_string()]);
     command.args(["--prefetch", &m.prefetch.to_string()]);
+    if peer.is_none() {
+        command.args(["--miss", &m.miss.to_string()]);
+    }
     command.args(["--batch", &m.batch.to_string(), "--seed", &m.seed().to_string()]);
     let mut option = |flag: &str, value: Option<String>| {
         if let Some(value) = value {
@@ -350,6 +354,7 @@ fn row(size: PoolShare, turns: &[Turn], resident_s: Option<f64>, peers: &Peers) 
         tok_s_max,
         hit_rate: turns[0].hit_rate.map(|_| median(turns, |t| t.hit_rate.unwrap_or(1.0))),
         faults_per_token: median(turns, |t| t.faults_per_token),
+        computed_per_token: median(turns, |t| t.computed_per_token),
         bytes_per_token: median(turns, |t| t.bytes_per_token),
         stall_share: median(turns, |t| t.stall_share),
         drive_gbps: drive_gbps(turns),
@@ -483,6 +488,7 @@ mod tests {
             tok_s_max: tok_s + 1.5,
             hit_rate: Some(1.0 - faults / 48.0),
             faults_per_token: faults,
+            computed_per_token: 0.0,
             bytes_per_token: faults * 4e6,
             stall_share: faults / 50.0,
             drive_gbps: None,

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Once;
 
 use tierstream::size::{Bytes, PoolShare};
-use tierstream::{Engine, Gpu, Keep, Options, Placement, Weights, demo, gguf, io_config};
+use tierstream::{Engine, Gpu, Keep, Miss, Options, Placement, Weights, demo, gguf, io_config};
 
 use super::args::LoadArgs;
 use super::interrupt;
@@ -38,6 +38,7 @@ pub(crate) fn options(args: &LoadArgs, experts: Option<PoolShare>) -> anyhow::Re
         experts,
         policy: args.policy,
         prefetch: args.prefetch,
+        miss: args.miss,
         threads: args.threads,
         ctx: args.ctx,
         batch: args.batch,
@@ -54,6 +55,8 @@ pub(crate) fn options(args: &LoadArgs, experts: Option<PoolShare>) -> anyhow::Re
 fn placement(args: &LoadArgs) -> anyhow::Result<Placement> {
     let Some(index) = args.gpu.0 else {
         anyhow::ensure!(args.vram.is_none(), "--vram is for --gpu: no GPU is to be used");
+        let miss = args.miss;
+        anyhow::ensure!(miss == Miss::Copy, "--miss {miss} is for --gpu: no GPU is to be used");
         return Ok(Placement::Cpu);
     };
     backends();

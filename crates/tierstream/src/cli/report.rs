@@ -56,6 +56,7 @@ struct ExpertsJson {
     hit_rate: Option<f64>,
     faults: u64,
     ram_hits: u64,
+    computed: u64,
     evictions: u64,
     read_ahead: u64,
     read_ahead_used: u64,
@@ -65,6 +66,7 @@ struct ExpertsJson {
 #[derive(Debug, Serialize)]
 struct GpuJson {
     name: String,
+    miss: String,
     pool_bytes: u64,
     start_s: f64,
     shortage_bytes: u64,
@@ -91,6 +93,13 @@ impl<'a> Report<'a> {
                 let _ = write!(line, ", hit rate {}, {read} read from the drive", percent(hits));
                 if let Some(path) = self.path() {
                     let _ = write!(line, " ({path})");
+                }
+                match self.made.experts.computed {
+                    0 => {}
+                    1 => line.push_str(", 1 expert computed on the CPU"),
+                    n => {
+                        let _ = write!(line, ", {n} experts computed on the CPU");
+                    }
                 }
             }
             None => line.push_str(", nothing streamed"),
@@ -182,6 +191,9 @@ impl<'a> Report<'a> {
                 Bytes(room)
             );
         }
+        if used.computed > 0 {
+            let _ = write!(text, "; {} were computed on the CPU", used.computed);
+        }
         text
     }
 
@@ -214,6 +226,7 @@ impl<'a> Report<'a> {
                 hit_rate: self.hit_rate(),
                 faults: used.faults,
                 ram_hits: used.ram_hits,
+                computed: used.computed,
                 evictions: used.evictions,
                 read_ahead: used.read_ahead,
                 read_ahead_used: used.read_ahead_used,
@@ -221,6 +234,7 @@ impl<'a> Report<'a> {
             },
             gpu: model.gpu().map(|gpu| GpuJson {
                 name: gpu.name().to_owned(),
+                miss: self.engine.miss().to_string(),
                 pool_bytes: model.vram_bytes().unwrap_or(0),
                 start_s: self.engine.gpu_start_time().unwrap_or_default().as_secs_f64(),
                 shortage_bytes: model.pool_shortage_bytes(),

@@ -11,6 +11,7 @@ fn values_that_are_refused() {
         ("--seed", &["-1", "x", "4294967296"][..]),
         ("--ram", &["-8GiB", "8", "8XB"]),
         ("--experts", &["25", "200%", "-5%", "half"]),
+        ("--miss", &["move"]),
         ("--temp", &["-1", "hot"]),
         ("-n", &["-5", "0"]),
         ("--ctx", &["-1", "20000000"]),
@@ -58,6 +59,16 @@ fn values_that_do_not_do_what_one_may_think() {
     );
     assert!(added(&["--experts", "100%"]).is_empty());
     assert_eq!(added(&["--io", "buffered"]), ["reading through the page cache, as asked"]);
+}
+
+#[test]
+fn misses_are_those_of_a_gpu() {
+    for how in ["compute", "auto"] {
+        let refused = output(["run", "demo", PROMPT, "--miss", how]);
+        assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+        assert!(stderr(&refused).contains(&format!("--miss {how} is for --gpu")), "{refused:?}");
+    }
+    assert!(output(["run", "demo", PROMPT, "-n", "2", "--miss", "copy"]).status.success());
 }
 
 #[test]
