@@ -240,7 +240,8 @@ fn compute(cpu: ggml_backend_t, graph: &mut ggml_cgraph) -> ggml_status {
 
 /// Whether a node is an expert matmul for a single token with an expert that comes more than once.
 fn has_rows_of_one_expert(node: *mut ggml_tensor) -> bool {
-    // SAFETY: a live node of a graph, whose sources are computed, in host memory.
+    // SAFETY: a live node of a graph, whose sources are in host memory. Ids that this graph computes
+    // are not there yet: whatever is, rows by themselves are right.
     unsafe {
         if (*node).op != GGML_OP_MUL_MAT_ID || (*node).ne[2] != 1 {
             return false;
