@@ -11,7 +11,7 @@ use common::{
     Room, Run, Synth, assert_same_bits, attach, load_on_stand_in, reader, stock, watched,
 };
 use tierstream_cuda::standin::{Config, Fault, StandIn};
-use tierstream_ggml::{Context, Error, Model, PoolOptions, PoolSize, Prefetch};
+use tierstream_ggml::{Context, Error, Miss, Model, PoolOptions, PoolSize, Prefetch};
 use tierstream_pool::Policy;
 use tierstream_synth::{Arch, Quant, Spec};
 
@@ -60,6 +60,12 @@ impl Checked {
     /// The same, reading ahead.
     fn reading_ahead(mut self) -> Self {
         self.runs.iter_mut().for_each(|(run, _)| run.prefetch = Prefetch::Lookahead);
+        self
+    }
+
+    /// The same, with misses that the processor computes.
+    fn computing(mut self) -> Self {
+        self.runs.iter_mut().for_each(|(run, _)| run.miss = Miss::Compute);
         self
     }
 
@@ -275,6 +281,20 @@ fn resized_while_contexts_generate_over_a_pool_in_host_memory() {
     }
 }
 
+/// What the processor computes with, and what comes to slots beside it.
+#[test]
+fn resized_while_misses_are_computed() {
+    let synth = Synth::qwen();
+    let runs = [(6, 40, 1), (9, 40, 1), (70, 6, 32)];
+    for below in [0.4, 1.0] {
+        let size = PoolSize::Share(0.95);
+        let pool = PoolOptions { size, ..options(true, Some(PoolSize::Share(below))) };
+        let checked = Checked::new(&synth.path, &runs).computing();
+        resized_while_checked(&checked, &synth.path, &pool);
+        resized_while_checked(&checked.reading_ahead(), &synth.path, &pool);
+    }
+}
+
 /// Another program takes memory, all but a few MiB: the pool gets as large as what is left, whatever
 /// it met that with, and larger again when there is more.
 #[test]
@@ -306,6 +326,40 @@ fn without_memory_the_pool_is_smaller_and_grows_when_there_is_some() {
         });
         checked.check_all_in(&mut contexts, "grown");
         assert!(model.vram_bytes().unwrap() > left && model.pool_shortage_bytes() == 0);
+    }
+}
+
+/// The same, while misses are computed: what has no memory in the GPU's stays where it is.
+#[test]
+fn without_memory_misses_are_computed() {
+    let synth = Synth::qwen();
+    for ahead in [false, true] {
+        let checked = Checked::new(&synth.path, &[(30, 12, 1), (60, 4, 32)]).computing();
+        let checked = if ahead { checked.reading_ahead() } else { checked };
+        let device = stand_in(64);
+        let model = load_on_stand_in(&synth.path, &device, reader());
+        let size = PoolSize::Share(0.95);
+        let pool = PoolOptions { size, ..options(true, Some(PoolSize::Share(1.0))) };
+        model.attach_pool(&pool, &mut |_| true).unwrap();
+        let whole = model.pool_bytes().0;
+        let least = model.least_pool_bytes() + 2 * model.area_bytes();
+        let left = least + model.rounding_bytes().unwrap() + (3 << 20);
+        let mut contexts = checked.contexts(&model);
+        let other = device.device().allocate(free_bytes(&device) - left).unwrap();
+        watched("a pool without memory", || {
+            (0..3).for_each(|_| checked.check_all_in(&mut contexts, "short"));
+            let (slots, mapped) = (model.pool_bytes().0, model.vram_bytes().unwrap());
+            assert!(slots < whole && mapped <= left, "{slots}, {mapped}");
+            assert!(model.expert_counters().computed > 0);
+            drop(other);
+            while model.pool_bytes().0 < whole {
+                checked.check_all_in(&mut contexts, "grown");
+            }
+        });
+        checked.check_all_in(&mut contexts, "grown");
+        drop(contexts);
+        model.clear_pool();
+        assert_eq!((model.pool_bytes().1, model.pool_below_bytes().unwrap().1), (0, 0));
     }
 }
 

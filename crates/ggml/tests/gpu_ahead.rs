@@ -12,7 +12,7 @@ use common::{
     watched,
 };
 use tierstream_cuda::standin::{Config, Fault, StandIn};
-use tierstream_ggml::{Error, ExpertCounters, Keep, Model, PoolOptions, PoolSize, Prefetch};
+use tierstream_ggml::{Error, ExpertCounters, Keep, Miss, Model, PoolOptions, PoolSize, Prefetch};
 use tierstream_io::wrap::{Action, Rule};
 use tierstream_pool::Policy;
 use tierstream_synth::{Arch, Quant, Spec, TensorType};
@@ -254,7 +254,9 @@ fn what_goes_wrong_ahead_is_told_to_who_needs_it() {
         ("half", |model| attach(model, Room::Share(0.5), Policy::Lru)),
         ("half over three quarters", |model| three_tiers(model, 0.5, 0.75, false)),
     ];
-    for (name, pool) in pools {
+    let ways = [(pools[0], Miss::Copy), (pools[1], Miss::Copy), (pools[1], Miss::Compute)];
+    for ((name, pool), miss) in ways {
+        let (run, name) = (Run { miss, ..run.clone() }, format!("{name}, {miss}"));
         let reader = reader();
         let model = load_on_stand_in(&synth.path, &stand_in(), reader.clone());
         pool(&model);

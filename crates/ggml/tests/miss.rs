@@ -9,7 +9,9 @@ use common::{
     Room, Run, Synth, assert_same_bits, attach, demo, faulty, load_on_stand_in, reader, stock,
 };
 use tierstream_cuda::standin::{Config, Fault, StandIn};
-use tierstream_ggml::{Error, ExpertCounters, Miss, Model, PoolOptions, PoolSize, Replay};
+use tierstream_ggml::{
+    Error, ExpertCounters, Miss, Model, PoolOptions, PoolSize, Prefetch, Replay,
+};
 use tierstream_io::wrap::{Action, Rule};
 use tierstream_pool::Policy;
 use tierstream_synth::{Arch, Quant, Spec, TensorType};
@@ -143,6 +145,61 @@ fn auto_tries_both() {
     }
 }
 
+/// What is guessed is brought beside what is computed; what has not come in time is computed too.
+#[test]
+fn guesses_come_beside_what_is_computed() {
+    let synth = Synth::qwen();
+    let reference_model = stock(&synth.path);
+    let run = Run::new(&reference_model, 24, 24, 1);
+    let reference = run.logits(&reference_model);
+    for (prefetch, miss) in [
+        (Prefetch::Lookahead, Miss::Compute),
+        (Prefetch::Lag, Miss::Compute),
+        (Prefetch::Auto, Miss::Compute),
+        (Prefetch::Lookahead, Miss::Auto),
+    ] {
+        let mut sum = ExpertCounters::default();
+        for pools in POOLS {
+            let what = format!("{prefetch}, {miss}, {pools:?}");
+            let device = stand_in();
+            let model = tiered(&synth.path, &device, pools);
+            let run = Run { prefetch, miss, ..run.clone() };
+            assert_same_bits(&reference, &run.logits(&model), reference_model.vocab().len(), &what);
+            let c = model.expert_counters();
+            if miss == Miss::Compute {
+                check_counters(&c, &what);
+            }
+            sum.computed += c.computed;
+            sum.read_ahead += c.read_ahead;
+            sum.read_ahead_used += c.read_ahead_used;
+            model.clear_pool();
+            assert_eq!((model.pool_bytes().1, model.pool_below_bytes().unwrap().1), (0, 0));
+            drop(model);
+            assert_eq!(device.pinned_bytes(), 0, "{what}");
+        }
+        assert!(sum.computed > 0, "{prefetch}, {miss}: {sum:?}");
+        if prefetch == Prefetch::Lookahead {
+            assert!(0 < sum.read_ahead_used && sum.read_ahead_used <= sum.read_ahead, "{sum:?}");
+        }
+    }
+}
+
+/// Bytes that came to the GPU are those of records that came there.
+#[test]
+fn what_is_computed_is_not_brought() {
+    let synth = Synth::qwen();
+    let reference_model = stock(&synth.path);
+    let run = Run { miss: Miss::Compute, ..Run::new(&reference_model, 12, 12, 1) };
+    let model = tiered(&synth.path, &stand_in(), (0.3, 1.0));
+    run.logits(&model);
+    let c = model.expert_counters();
+    let record_bytes = model.whole_pool_bytes() / (6 * 64);
+    let brought = c.bytes_brought / record_bytes;
+    assert!(0 < brought && brought < c.computed, "{brought}, {c:?}");
+    let resident = model.pool_bytes().1 / record_bytes;
+    assert_eq!(brought, resident + c.evictions, "{c:?}");
+}
+
 /// Without a pool below, there is nothing to compute from: records are brought as ever.
 #[test]
 fn without_a_pool_below_all_is_copied() {
@@ -190,13 +247,20 @@ fn contexts_share_both_pools() {
     let synth = Synth::qwen();
     let reference_model = stock(&synth.path);
     let vocab = reference_model.vocab().len();
-    let runs = [(20, 30, 1, Miss::Compute), (6, 40, 1, Miss::Auto), (60, 8, 32, Miss::Compute)];
-    let runs = runs.map(|(prompt, n, batch, miss)| Run {
-        miss,
-        ..Run::new(&reference_model, prompt, n, batch)
+    let runs = [
+        (20, 30, 1, Miss::Compute, Prefetch::Off),
+        (6, 40, 1, Miss::Auto, Prefetch::Off),
+        (60, 8, 32, Miss::Compute, Prefetch::Lookahead),
+        (9, 40, 1, Miss::Compute, Prefetch::Lookahead),
+        (12, 40, 1, Miss::Copy, Prefetch::Lookahead),
+    ];
+    let runs = runs.map(|(prompt, n, batch, miss, prefetch)| {
+        let run = Run::new(&reference_model, prompt, n, batch);
+        (Run { miss, prefetch, ..run.clone() }, run)
     });
-    let expected: Vec<_> = runs.iter().map(|run| run.logits(&reference_model)).collect();
-    for pools in [(0.4, 1.0), (0.0, 0.0)] {
+    let expected: Vec<_> = runs.iter().map(|(_, run)| run.logits(&reference_model)).collect();
+    let runs = runs.map(|(run, _)| run);
+    for pools in [(0.4, 1.0), (0.3, 0.4), (0.0, 0.0)] {
         let model = tiered(&synth.path, &stand_in(), pools);
         common::watched("contexts on one device", || {
             std::thread::scope(|s| {
