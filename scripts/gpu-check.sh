@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # What a GPU machine has to show, in one command: that streamed output equals the resident one, how
-# fast tokens come with less and less of the experts in the GPU's memory, what is taken of it, and how
-# near a load comes to the drive's own speed.
+# fast tokens come with less and less of the experts in the GPU's memory, and with misses that are
+# copied, computed by the CPU, or either (`--miss`), what is taken of the GPU's memory, and how near a
+# load comes to the drive's own speed.
 # Prints a table; all figures go to OUT/gpu-check.json.
 #
 #   gpu-check.sh PROGRAMS OUT [TRACE]
@@ -44,7 +45,8 @@ def verify(r):
 def decode(r):
     for x in r["rows"]:
         yield (f"{x['experts_percent'] or 0:5.1f} %: {x['tok_s_median']:7.1f} tok/s, "
-               f"hits {100 * (x['hit_rate'] or 0):5.1f} %, {x['faults_per_token']:5.1f} faults and "
+               f"hits {100 * (x['hit_rate'] or 0):5.1f} %, {x['faults_per_token']:5.1f} faults "
+               f"({x['computed_per_token']:.1f} of them computed on the CPU) and "
                f"{x['bytes_per_token'] / 1e6:5.1f} MB from the drive a token, "
                f"limit x {x['over_limit'] or 0:.2f}")
     for a in r["against"]:
@@ -156,6 +158,10 @@ bench=(tierstream bench decode "$model" --repeats 1 -n 96 --warmup 128 "${routin
 step "30B, rest in RAM" decode "${bench[@]}" --against stock,stock-cpu-moe \
     --experts 100%,90%,75%,50%,40%,25%,12.5%
 step "30B, 8 GiB, rest in RAM" decode "${bench[@]}" --experts 100% --vram 8GiB
+# The same again, with experts that the CPU computes in place of copies.
+for miss in compute auto; do
+    step "30B, 8 GiB, --miss $miss" decode "${bench[@]}" --experts 100% --vram 8GiB --miss "$miss"
+done
 step "30B, 8 GiB, 4 GiB of RAM" decode "${bench[@]}" --experts 100% --vram 8GiB --ram 4GiB
 step "30B, 8 GiB, rest on drive" decode "${bench[@]}" --experts 100% --vram 8GiB --ram 0
 step "30B, 8 GiB, prompts" prefill tierstream bench prefill "$model" --vram 8GiB --repeats 3 \
