@@ -13,7 +13,7 @@ use clap::ValueEnum;
 use serde::Serialize;
 use tierstream::bench::{self, ReadPath, Turn, median_min_max};
 use tierstream::size::{Bytes, PoolShare};
-use tierstream::{Options, Prefetch, Token, Weights, demo, memory};
+use tierstream::{Miss, Options, Prefetch, Token, Weights, demo, memory};
 
 pub(crate) use self::prefill::{prefill, turn as prefill_turn};
 use super::args::{BenchDecode, BenchTurn, Cli, LoadArgs, Peer};
@@ -36,6 +36,9 @@ struct Report {
     against: Vec<Against>,
     drive: Drive,
     io: Option<ReadPath>,
+    /// Whether misses of a GPU may be computed by the processor.
+    #[serde(skip)]
+    computes: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -207,6 +210,8 @@ fn tokens(args: &BenchDecode, path: &Path, size: PoolShare) -> anyhow::Result<Ve
     let mut options = open::options(&args.model, Some(size))?;
     options.ctx.get_or_insert(u32::try_from(n.next_multiple_of(256))?);
     options.preload = false;
+    // The same ones however misses are served.
+    options.miss = Miss::Copy;
     // What there is to note, the turns do.
     let mut engine = open::quiet_engine(path, options)?;
     Ok(bench::tokens(&mut engine, demo::PROMPT, n, args.model.seed())?)
@@ -336,6 +341,7 @@ fn report(
             record_bytes: experts.record_bytes(0).unwrap_or(0),
         },
         io: read_path(turns().flatten()),
+        computes: args.model.miss != Miss::Copy,
     }
 }
 
@@ -421,9 +427,13 @@ fn text(report: &Report) -> Result<String, std::fmt::Error> {
     let width = names.map(str::len).max().unwrap_or(0).max("experts".len());
     write!(
         out,
-        "{:>width$} {:>9} {:>17} {:>7} {:>9} {:>9} {:>7} {:>8}",
-        "experts", "tok/s", "(min-max)", "hits", "faults/t", "MB/token", "stall", "x limit"
+        "{:>width$} {:>9} {:>17} {:>7} {:>9}",
+        "experts", "tok/s", "(min-max)", "hits", "faults/t"
     )?;
+    if report.computes {
+        write!(out, " {:>9}", "on CPU/t")?;
+    }
+    write!(out, " {:>9} {:>7} {:>8}", "MB/token", "stall", "x limit")?;
     for peer in &report.against {
         write!(out, "  x {}", peer.name)?;
     }
@@ -433,14 +443,17 @@ fn text(report: &Report) -> Result<String, std::fmt::Error> {
         let hits = r.hit_rate.map_or_else(|| "-".to_owned(), |x| format!("{:.1}%", x * 100.0));
         write!(
             out,
-            "{:>width$} {:>9.2} {:>17} {hits:>7} {:>9.1} {:>9.1} {:>6.1}% {limit:>8}",
+            "{:>width$} {:>9.2} {:>17} {hits:>7} {:>9.1}",
             r.experts,
             r.tok_s_median,
             format!("({:.2}-{:.2})", r.tok_s_min, r.tok_s_max),
             r.faults_per_token,
-            r.bytes_per_token / 1e6,
-            r.stall_share * 100.0,
         )?;
+        if report.computes {
+            write!(out, " {:>9.1}", r.computed_per_token)?;
+        }
+        let (mb, stall) = (r.bytes_per_token / 1e6, r.stall_share * 100.0);
+        write!(out, " {mb:>9.1} {stall:>6.1}% {limit:>8}")?;
         for ratio in &r.ratios {
             write!(out, "  {:>1$.3}", ratio.median, "x ".len() + ratio.to.len())?;
         }
@@ -466,6 +479,11 @@ fn legend(report: &Report) -> String {
 faults/t, MB/token: experts read for a token. stall: share of the time spent waiting for them.
 x limit: time for a token over the least possible, that of computing and of reading alone."
         .to_owned();
+    if report.computes {
+        text.push_str(
+            "\non CPU/t: of the faults, those that the CPU computed. Its kernels round differently.",
+        );
+    }
     let names: Vec<String> = report.against.iter().map(|a| format!("x {}", a.name)).collect();
     if !names.is_empty() {
         let names = names.join(", ");
@@ -524,9 +542,16 @@ mod tests {
             against: vec![peer("stock", 100.0), peer("stock-repack", 125.0)],
             drive: Drive { random_gbps: Some(2.514), record_bytes: 4_128_768 },
             io: Some(ReadPath { engine: "uring".to_owned(), direct: true, reason: None }),
+            computes: false,
         };
         insta::assert_snapshot!(format!("{}\n{}", text(&report).unwrap(), legend(&report)));
         report.against.clear();
         assert_eq!(legend(&report).lines().count(), 2);
+        report.rows.iter_mut().for_each(|row| row.ratios.clear());
+        (report.computes, report.rows[1].computed_per_token) = (true, 33.5);
+        insta::assert_snapshot!(
+            "computed_on_the_cpu",
+            format!("{}\n{}", text(&report).unwrap(), legend(&report))
+        );
     }
 }
