@@ -69,7 +69,7 @@ impl Case {
         let ram_arg = format!("{ram}B");
         let report = self.run(&ram_arg, prompt, n);
         let (peak, pool) = (number(&report["peak_rss_bytes"]), pool(&report));
-        assert!(peak <= ram + SLACK_BYTES, "peak {peak} of a budget of {ram}");
+        assert!(peak <= ram + SLACK_BYTES, "peak {peak} of a budget of {ram}: {report}");
         assert!(number(&report["experts"]["faults"]) > 0);
         let used = peak + self.unused_bytes + self.record_bytes;
         assert!(used >= ram, "peak {peak} of a budget of {ram}, with a pool of {pool}");
@@ -186,8 +186,9 @@ fn a_dense_model_is_refused_before_it_is_read() {
     let case = Case::new(&Spec::big(Arch::Llama).scale_to(200 * MIB), &["--ctx", "512"]);
     let named = case.least("100MiB");
     assert!(mib(&named) > case.bytes);
-    let peak = number(&case.run(&named, 100, 4)["peak_rss_bytes"]);
-    assert!(peak <= mib(&named) + SLACK_BYTES, "peak {peak} of a budget of {named}");
+    let report = case.run(&named, 100, 4);
+    let peak = number(&report["peak_rss_bytes"]);
+    assert!(peak <= mib(&named) + SLACK_BYTES, "peak {peak} of a budget of {named}: {report}");
     // With a hole in place of its weights it is refused alike.
     let file = std::fs::OpenOptions::new().write(true).open(case.path()).unwrap();
     file.set_len(4 * MIB).unwrap();
