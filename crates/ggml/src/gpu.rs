@@ -32,7 +32,7 @@ use crate::executor::Executor;
 use crate::plan::{Plan, Plans, Routing, Segment, nodes};
 use crate::pooled::Pooled;
 use crate::prefetch::{Guessed, Guesses};
-use crate::residency::{Ahead, Kept, Looked, Placed, Residency, Stage, Step, Waits};
+use crate::residency::{Ahead, Coming, Kept, Looked, Placed, Residency, Stage, Step, Waits};
 use crate::routed::Routed;
 use crate::segment::{Patch, Run, outcome, run_exchanged, run_nodes, run_resident, synchronize};
 
@@ -137,7 +137,6 @@ impl OnGpu {
                 Some(routing) => {
                     let next = plan.segments.get(index + 1).and_then(|s| s.routing.as_ref());
                     self.run_layer(&residency, graph, segment, routing, next)?;
-                    self.stage_next(&residency, next)?;
                 }
             }
         }
@@ -214,9 +213,11 @@ impl OnGpu {
             None => residency.stage(routing.layer, &|| self.control.is_cancelled())?,
         };
         staging(&self.control, |waits| stage.bring(&experts, waits))?;
+        self.last.insert(routing.layer, experts);
+        // The bus is busy while kernels are launched and run.
+        let coming = self.stage_next(residency, next)?;
         let whole = |part| stage.tensor(part);
         run_exchanged(self.inner, graph, segment, routing, whole, None)?;
-        self.last.insert(routing.layer, experts);
         match stage.keep(self.routed.needs()) {
             Ok(kept) => self.held = Some(Held::Stage { kept, _stage: stage }),
             Err(error) => {
@@ -224,6 +225,8 @@ impl OnGpu {
                 return Err(error.into());
             }
         }
+        let arrive = |coming: Coming| staging(&self.control, |waits| coming.arrive(waits));
+        self.next = coming.map(arrive).transpose()?;
         Ok(())
     }
 
@@ -277,14 +280,15 @@ impl OnGpu {
         }
     }
 
-    /// While the GPU computes over a whole layer, brings what the next one needed in the batch before.
-    fn stage_next(&mut self, residency: &Arc<Residency>, next: Option<&Routing>) -> Result<()> {
-        let Some(Held::Stage { .. }) = &self.held else { return Ok(()) };
+    /// While the GPU computes over a whole layer, what the next one needed in the batch before comes.
+    fn stage_next(
+        &self,
+        residency: &Arc<Residency>,
+        next: Option<&Routing>,
+    ) -> Result<Option<Coming>> {
         let needed = |routing: &Routing| self.last.get(&routing.layer).map(|e| (routing.layer, e));
-        let Some((layer, experts)) = next.and_then(needed) else { return Ok(()) };
-        let ahead = |waits: Waits<'_>| residency.stage_ahead(layer, experts, waits);
-        self.next = staging(&self.control, ahead)?;
-        Ok(())
+        let Some((layer, experts)) = next.and_then(needed) else { return Ok(None) };
+        residency.stage_ahead(layer, experts)
     }
 
     /// Brings what one token needs into slots, `ahead` being on its way already. None if there are

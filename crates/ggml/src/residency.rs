@@ -23,7 +23,7 @@ use self::load::Destination;
 pub(crate) use self::load::Waits;
 pub(crate) use self::looked::{Looked, Promotion};
 use self::stage::Area;
-pub(crate) use self::stage::{Kept, Stage, layer_bytes};
+pub(crate) use self::stage::{Coming, Kept, Stage, layer_bytes};
 use self::step::Slots;
 pub(crate) use self::step::{Need, Placed, Step};
 use self::store::Store;

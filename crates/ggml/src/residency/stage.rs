@@ -121,14 +121,13 @@ impl Residency {
         Ok(Stage::new(self, layer, room))
     }
 
-    /// The same, with records (distinct, of a layer that comes next) that it will probably need.
-    /// None if there is no room now, or no memory: it is not worth any slots.
+    /// The same, with records (distinct, of a layer that comes next) on their way that it will probably
+    /// need. None if there is no room now, or no memory: it is not worth any slots.
     pub(crate) fn stage_ahead(
         self: &Arc<Self>,
         layer: usize,
         experts: &[u32],
-        waits: Waits<'_>,
-    ) -> Result<Option<Stage>> {
+    ) -> Result<Option<Coming>> {
         let (Store::Vram(vram), Some(area)) = (&self.store, &self.area) else { return Ok(None) };
         let Some(room) = area.try_take() else { return Ok(None) };
         let mut stage = Stage::new(self, layer, room);
@@ -137,8 +136,9 @@ impl Residency {
             Err(Error::OutOfGpuMemory(_)) => return Ok(None),
             backed => backed?,
         }
-        stage.ahead = stage.bring(experts, waits)?;
-        Ok(Some(stage))
+        let (transfer, missing) = stage.start(experts, &|| false)?;
+        stage.ahead = missing;
+        Ok(Some(Coming { transfer, stage }))
     }
 
     /// Zeros where kernels may read beyond a record and no needed one follows: what other layers have
@@ -163,36 +163,6 @@ impl Residency {
             }
         }
         Ok(())
-    }
-
-    /// Copies what is in slots, while what is missing arrives.
-    fn bring_to_area(
-        self: &Arc<Self>,
-        layer: usize,
-        area: Destination,
-        hits: &[(u32, Slot)],
-        missing: &[u32],
-        waits: Waits<'_>,
-    ) -> Result<()> {
-        let mut copy_hits = || {
-            hits.iter().try_for_each(|(expert, slot)| {
-                self.copy_record(layer, (Destination::Slots, slot.index), (area, *expert))
-            })
-        };
-        if missing.is_empty() {
-            return copy_hits();
-        }
-        let parts: Vec<usize> = (0..self.layers[layer].parts.len()).collect();
-        let in_order = |&expert: &u32| Placed { expert, slot: expert };
-        let placed: Vec<Placed> = missing.iter().map(in_order).collect();
-        let load = Load::start(self, layer, &parts, &placed, area, Priority::Demand);
-        let Waits { cancelled, ticket, .. } = waits;
-        let brought = load.wait(self, Waits { cancelled, ticket, meanwhile: &mut copy_hits });
-        if let (Err(_), Some(ticket)) = (&brought, load.ticket()) {
-            ticket.cancel();
-            let _ = ticket.wait();
-        }
-        brought
     }
 
     /// Starts to copy a record from one place of the store to another.
@@ -235,39 +205,48 @@ impl Stage {
     }
 
     /// Brings those records of `experts` that are not here yet, from slots and from where the pool
-    /// has its records from. Returns those that were in no slot.
-    pub(crate) fn bring(&mut self, experts: &[u32], waits: Waits<'_>) -> Result<Vec<u32>> {
-        let Self { residency, layer, room, experts: there, .. } = self;
-        let (Store::Vram(vram), Some(area)) = (&residency.store, &residency.area) else {
-            return Err(Error::Internal("no area".into()));
-        };
-        let new: Vec<u32> = experts.iter().filter(|e| !there.contains(e)).copied().collect();
+    /// has its records from.
+    pub(crate) fn bring(&mut self, experts: &[u32], waits: Waits<'_>) -> Result<()> {
+        let new: Vec<u32> = experts.iter().filter(|e| !self.experts.contains(e)).copied().collect();
         if new.is_empty() {
-            return Ok(Vec::new());
+            return Ok(());
         }
-        there.extend(&new);
+        let (mut transfer, _) = self.start(&new, waits.cancelled)?;
+        transfer.wait(self, waits)
+    }
+
+    /// Starts to bring `new` records, which are not here yet: what comes without waiting for another
+    /// context. Returns those that are in no slot, too.
+    fn start(&mut self, new: &[u32], cancelled: &dyn Fn() -> bool) -> Result<(Transfer, Vec<u32>)> {
+        let Self { residency, layer, room, experts: there, .. } = self;
+        let area = residency.area.as_ref().ok_or_else(|| Error::Internal("no area".into()))?;
+        there.extend(new);
         let bytes = layer_bytes(&residency.layers[*layer]);
-        residency.back_area(area.offset_of(*room), bytes, waits.cancelled)?;
-        let mut held = Held::new(residency);
-        let mut hits = Vec::new();
+        residency.back_area(area.offset_of(*room), bytes, cancelled)?;
+        let mut transfer =
+            Transfer { held: Held::new(residency), hits: Vec::new(), load: None, over: false };
         let mut missing = Vec::new();
         let mut pool = residency.lock();
-        for &expert in &new {
+        for &expert in new {
             match pool.hold(record(*layer, expert)) {
-                Some(slot) => hits.push((expert, slot)),
+                Some(slot) => {
+                    transfer.held.pinned.push(slot);
+                    transfer.hits.push((expert, slot));
+                }
                 None => missing.push(expert),
             }
         }
         drop(pool);
-        held.pinned.extend(hits.iter().map(|(_, slot)| *slot));
         let to = Destination::Area(*room);
-        let cleared = residency.clear_gaps(*layer, to, (&new, there));
-        let bring = |()| residency.bring_to_area(*layer, to, &hits, &missing, waits);
-        let brought = cleared.and_then(bring);
-        // The room is used again, and the slots given up, only when nothing is on its way.
-        let settled = vram.settle();
-        brought.and(settled)?;
-        Ok(missing)
+        residency.clear_gaps(*layer, to, (new, there))?;
+        if !missing.is_empty() {
+            let parts: Vec<usize> = (0..residency.layers[*layer].parts.len()).collect();
+            let in_order = |&expert: &u32| Placed { expert, slot: expert };
+            let placed: Vec<Placed> = missing.iter().map(in_order).collect();
+            let load = Load::start(residency, *layer, &parts, &placed, to, Priority::Demand);
+            transfer.load.insert(load).begin(residency)?;
+        }
+        Ok((transfer, missing))
     }
 
     /// Counts what a batch needs of the layer (distinct experts, at least one), which is here, and
@@ -326,6 +305,73 @@ impl Stage {
 impl Drop for Stage {
     fn drop(&mut self) {
         self.residency.area.as_ref().expect("it was taken").give_back(self.room);
+    }
+}
+
+/// A layer in the area, with records on their way there.
+pub(crate) struct Coming {
+    // Dropped first: the room is used again when nothing is on its way to it.
+    transfer: Transfer,
+    stage: Stage,
+}
+
+impl Coming {
+    /// Waits until they are there.
+    pub(crate) fn arrive(self, waits: Waits<'_>) -> Result<Stage> {
+        let Self { mut transfer, stage } = self;
+        let arrived = transfer.wait(&stage, waits);
+        drop(transfer);
+        arrived.map(|()| stage)
+    }
+}
+
+/// Records on their way to the area.
+struct Transfer {
+    held: Held,
+    /// Those that are copied from slots, which are held.
+    hits: Vec<(u32, Slot)>,
+    /// The others.
+    load: Option<Load>,
+    /// Whether nothing is on its way any more.
+    over: bool,
+}
+
+impl Transfer {
+    /// Copies what is in slots, while the rest arrives, and waits for all.
+    fn wait(&mut self, stage: &Stage, waits: Waits<'_>) -> Result<()> {
+        let Stage { residency, layer, room, .. } = stage;
+        let hits = &self.hits;
+        let mut copy_hits = || {
+            hits.iter().try_for_each(|&(expert, slot)| {
+                let to = (Destination::Area(*room), expert);
+                residency.copy_record(*layer, (Destination::Slots, slot.index), to)
+            })
+        };
+        match &self.load {
+            None => copy_hits()?,
+            Some(load) => {
+                let Waits { cancelled, ticket, .. } = waits;
+                load.wait(residency, Waits { cancelled, ticket, meanwhile: &mut copy_hits })?;
+            }
+        }
+        residency.settle()?;
+        self.over = true;
+        Ok(())
+    }
+}
+
+impl Drop for Transfer {
+    fn drop(&mut self) {
+        if self.over {
+            return;
+        }
+        if let Some(load) = &self.load {
+            load.ticket().inspect(|ticket| ticket.cancel());
+            load.close(&self.held.residency);
+        }
+        // The room is used again, and the slots given up, only when nothing is on its way. On a lost
+        // device nothing is copied any more, whatever this says.
+        let _ = self.held.residency.settle();
     }
 }
 
