@@ -11,8 +11,7 @@ use crate::ring::PAGE;
 
 /// Bytes whose first is aligned to [`PAGE`], and to a huge page from 2 MiB on. Zeros at first.
 ///
-/// All of it is allocated at once. Physical memory comes page by page, when it is first written:
-/// while a drive reads to one page there is time to clear the next.
+/// All of it is allocated at once. Physical memory comes page by page, when it is first written.
 pub struct Pages {
     map: Map,
 }
@@ -37,6 +36,12 @@ impl Pages {
     /// No read goes to them any more.
     pub(crate) fn end_reads(&self) {
         self.map.allow_forks();
+    }
+
+    /// Gets the physical memory of these bytes, whoever writes to them; says whether the kernel does
+    /// that. `at` is a multiple of [`PAGE`].
+    pub(crate) fn populate(&self, at: usize, bytes: usize) -> bool {
+        self.map.populate_part(at, bytes)
     }
 
     /// First byte, for those who have agreed on who writes where.

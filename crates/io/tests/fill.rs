@@ -152,6 +152,31 @@ fn pages_are_filled_again() {
     });
 }
 
+/// Large enough that a thread gets the memory ahead of the reads.
+#[test]
+fn a_large_fill_arrives_or_is_dropped() {
+    let fixture = Fixture::new(40 << 20);
+    everywhere(|reader, _| {
+        let file = reader.open(&fixture.path).unwrap();
+        let fill = || {
+            let half = 20 << 20;
+            // The second half in front of the first, and a page between them.
+            let pieces =
+                vec![placed(file, 0, half, half as usize + PAGE), placed(file, half, half, 0)];
+            let pages = Pages::new((40 << 20) + PAGE).unwrap();
+            reader.fill(Priority::Bulk, pages, pieces, nobody()).unwrap()
+        };
+        let pages = fill().wait().unwrap();
+        let (second, first) = pages.split_at((20 << 20) + PAGE);
+        assert!(second[..20 << 20] == fixture.bytes[20 << 20..]);
+        assert!(first == &fixture.bytes[..20 << 20]);
+        drop(fill());
+        let fill = fill();
+        fill.ticket().cancel();
+        assert!(matches!(fill.wait(), Err(Error::Cancelled) | Ok(_)));
+    });
+}
+
 #[test]
 fn a_fault_keeps_the_pages() {
     let fixture = Fixture::new(1 << 20);
