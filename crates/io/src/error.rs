@@ -100,6 +100,14 @@ pub enum Error {
         /// What the system said.
         source: Arc<io::Error>,
     },
+    /// Memory to read into could not be had.
+    #[error("cannot map {bytes} bytes to read into")]
+    Memory {
+        /// Size asked for.
+        bytes: usize,
+        /// What the system said.
+        source: Arc<io::Error>,
+    },
     /// The ring's memory could not be had.
     #[error("cannot map {bytes} bytes for the ring")]
     Ring {

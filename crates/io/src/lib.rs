@@ -23,6 +23,7 @@
 //! The reader's one thread takes what arrives, submits the next reads, and only then gives the
 //! bytes to the [`Sink`], as [`Chunk`]s that hold their buffer until dropped. A piece whose sink
 //! has a [`Place`] that suits the drive's alignment needs no buffer: it is read straight there.
+//! [`Reader::fill`] does that with memory of its own, [`Pages`], and hands it out when it is full.
 //!
 //! Nothing falls back in silence: [`Reader::status`] names the engine that really runs, whether
 //! reads pass the page cache, and why not.
@@ -30,6 +31,9 @@
 pub mod engine;
 mod error;
 mod file;
+mod fill;
+mod map;
+mod pages;
 pub mod plan;
 mod reader;
 mod ring;
@@ -43,6 +47,8 @@ pub mod wrap;
 pub use engine::{Engine, EngineKind};
 pub use error::{Error, Result};
 pub use file::{DirectState, File, FileId};
+pub use fill::{Fill, Placed, Told};
+pub use pages::Pages;
 pub use reader::{Config, Extent, Priority, Reader, Stats, Status, Ticket, Wrap};
 pub use ring::{Buffer, PAGE, Ring};
 pub use sink::{Chunk, Place, Sink};

@@ -1,26 +1,18 @@
 //! The ring: equal, page-aligned buffers, mapped and faulted in once and reused for ever.
 
 use std::fmt;
-use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, OnceLock};
 
-use rustix::mm::{Advice, MapFlags, ProtFlags};
-
 use crate::error::{Error, Result};
+use crate::map::Map;
 use crate::sync::lock;
 
 /// Alignment of every buffer, in bytes; buffer sizes are multiples of it.
 pub const PAGE: usize = 4096;
 
-/// Size of a transparent huge page on the platforms that we know. Only a wish: a wrong guess costs
-/// address space, not memory.
-const HUGE_PAGE: usize = 2 << 20;
-
 /// A fixed set of equal buffers in one anonymous mapping. Never grows.
 pub struct Ring {
-    map: NonNull<u8>,
-    map_bytes: usize,
-    base: NonNull<u8>,
+    map: Map,
     buffer_bytes: usize,
     count: usize,
     free: Mutex<Free>,
@@ -31,12 +23,6 @@ struct Free {
     indices: Vec<u32>,
     starved: bool,
 }
-
-// SAFETY: the mapping belongs to the ring until drop; a buffer's bytes are reached only through
-// the one `Buffer` that holds its index, and the index list is behind a mutex.
-unsafe impl Send for Ring {}
-// SAFETY: see `Send`; `&Ring` hands out addresses and whole buffers, never shared mutable bytes.
-unsafe impl Sync for Ring {}
 
 impl Ring {
     /// Maps `count` buffers of `buffer_bytes` (a multiple of [`PAGE`]) and faults them in.
@@ -54,66 +40,27 @@ impl Ring {
         let (Some(bytes), Ok(indices)) = (bytes, u32::try_from(count)) else {
             return Err(Error::config(format!("a ring of {count} x {buffer_bytes} bytes")));
         };
-        let fail = |errno: rustix::io::Errno| Error::Ring { bytes, source: Arc::new(errno.into()) };
-        let slack = if bytes >= HUGE_PAGE { HUGE_PAGE } else { 0 };
-        let map_bytes =
-            bytes.checked_add(slack).ok_or_else(|| Error::config("the ring is too large"))?;
-        // SAFETY: a fresh anonymous mapping at an address of the kernel's choice overlaps nothing.
-        let map = unsafe {
-            rustix::mm::mmap_anonymous(
-                std::ptr::null_mut(),
-                map_bytes,
-                ProtFlags::READ | ProtFlags::WRITE,
-                MapFlags::PRIVATE,
-            )
-        }
-        .map_err(fail)?;
-        let Some(map) = NonNull::new(map.cast::<u8>()) else {
-            return Err(fail(rustix::io::Errno::NOMEM));
-        };
-        let shift = if slack == 0 { 0 } else { map.as_ptr().align_offset(HUGE_PAGE) };
-        // SAFETY: `shift` < HUGE_PAGE = `slack`, so `shift + bytes` lies within the mapping.
-        let base = unsafe { map.add(shift) };
-        let ring = Self {
+        let map = Map::new(bytes)
+            .map_err(|errno| Error::Ring { bytes, source: Arc::new(errno.into()) })?;
+        map.withhold_from_forks();
+        map.populate();
+        Ok(Arc::new(Self {
             map,
-            map_bytes,
-            base,
             buffer_bytes,
             count,
             free: Mutex::new(Free { indices: (0..indices).rev().collect(), starved: false }),
             on_return: OnceLock::new(),
-        };
-        ring.fault_in();
-        Ok(Arc::new(ring))
-    }
-
-    fn fault_in(&self) {
-        let (base, bytes) = (self.base.as_ptr(), self.bytes());
-        // Both are wishes. Without DontFork a fork during a direct read could leave the child's
-        // copy with the bytes that the drive delivers.
-        for advice in [Advice::LinuxHugepage, Advice::LinuxDontFork] {
-            // SAFETY: the range is ours and mapped; this advice does not change its contents.
-            let _ = unsafe { rustix::mm::madvise(base.cast(), bytes, advice) };
-        }
-        // SAFETY: as above; populating keeps the contents.
-        let populated =
-            unsafe { rustix::mm::madvise(base.cast(), bytes, Advice::LinuxPopulateWrite) };
-        if populated.is_err() {
-            for offset in (0..bytes).step_by(PAGE) {
-                // SAFETY: `offset` is within the mapping, and nobody else has seen it yet.
-                unsafe { base.add(offset).write_volatile(0) };
-            }
-        }
+        }))
     }
 
     /// First byte of the first buffer. The buffers follow each other without gaps.
     pub fn base(&self) -> *mut u8 {
-        self.base.as_ptr()
+        self.map.base().as_ptr()
     }
 
     /// Size of all buffers together, in bytes.
     pub fn bytes(&self) -> usize {
-        self.buffer_bytes * self.count
+        self.map.bytes()
     }
 
     /// Size of one buffer, in bytes.
@@ -161,14 +108,6 @@ impl Ring {
     }
 }
 
-impl Drop for Ring {
-    fn drop(&mut self) {
-        // SAFETY: the mapping is ours, and every buffer holds an `Arc` of the ring, so none is
-        // left.
-        let _ = unsafe { rustix::mm::munmap(self.map.as_ptr().cast(), self.map_bytes) };
-    }
-}
-
 impl fmt::Debug for Ring {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Ring")
@@ -199,12 +138,13 @@ impl Buffer {
 
     fn start(&self) -> *mut u8 {
         // SAFETY: `index` < `count`, so the offset is within the mapping.
-        unsafe { self.ring.base.as_ptr().add(self.index() * self.ring.buffer_bytes) }
+        unsafe { self.ring.base().add(self.index() * self.ring.buffer_bytes) }
     }
 
     /// Its bytes.
     pub fn as_slice(&self) -> &[u8] {
-        // SAFETY: mapped, initialised, and this buffer is the only way to these bytes.
+        // SAFETY: mapped and initialised, for as long as there is a buffer, which holds the ring.
+        // This buffer is the only way to these bytes: it alone has its index.
         unsafe { std::slice::from_raw_parts(self.start(), self.ring.buffer_bytes) }
     }
 
