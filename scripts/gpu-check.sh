@@ -7,12 +7,13 @@
 #
 #   gpu-check.sh PROGRAMS OUT [TRACE]
 #
+# PARTS in the environment says which parts, of `small` (a minute), `30b` (some minutes; 20 GB of TMPDIR,
+# as much host memory) and `large` (40 GB of both, and of the GPU's memory); without it the first two.
 # PROGRAMS is a folder with tierstream, tierstream-synth and ggml's libraries (target/release after
 # `./x cuda` and `cargo build --release -p tierstream-synth`); for the load against the drive also
 # examples/readbench (`cargo build --release -p tierstream-io --example readbench`), and the right to
 # drop the page cache, without which it says so. TRACE is a `route_trace v1` CSV of a model
-# with 48 layers of 128 experts, of which a token uses 6, to be replayed. Takes 20 GB of TMPDIR, as
-# much host memory, and some minutes. Fails in the end if a step has.
+# with 48 layers of 128 experts, of which a token uses 6, to be replayed. Fails in the end if a step has.
 set -euo pipefail
 programs=$(realpath "$1") out=$(realpath "$2") trace=${3:+$(realpath "$3")}
 export PATH=$programs:$programs/examples:$PATH
@@ -136,34 +137,65 @@ PY
 }
 
 gpu=(--gpu 0 --json)
-step "nothing but the GPU's start" prompt tierstream run demo Hello -n 2 "${gpu[@]}"
-for share in 100% 50% 25% 13%; do
-    step "demo, $share" verify tierstream verify demo --experts "$share" --tokens 512 "${gpu[@]}"
-done
-for model in "qwen3moe q4_k_m" "gpt-oss mxfp4" "deepseek2 q8_0" "mixtral q4_0" "olmoe f16"; do
-    read -r arch type <<<"$model"
-    tierstream-synth "$arch" --type "$type" --size 300MiB --out "$work/small.gguf" >/dev/null
-    step "$arch $type" verify tierstream verify "$work/small.gguf" --tokens 128 "${gpu[@]}"
-    rm "$work/small.gguf"
-done
+
+small() {
+    step "nothing but the GPU's start" prompt tierstream run demo Hello -n 2 "${gpu[@]}"
+    local share model arch type
+    for share in 100% 50% 25% 13%; do
+        step "demo, $share" verify tierstream verify demo --experts "$share" --tokens 512 "${gpu[@]}"
+    done
+    for model in "qwen3moe q4_k_m" "gpt-oss mxfp4" "deepseek2 q8_0" "mixtral q4_0" "olmoe f16"; do
+        read -r arch type <<<"$model"
+        tierstream-synth "$arch" --type "$type" --size 300MiB --out "$work/small.gguf" >/dev/null
+        step "$arch $type" verify tierstream verify "$work/small.gguf" --tokens 128 "${gpu[@]}"
+        rm "$work/small.gguf"
+    done
+}
 
 # The shape of Qwen3-30B-A3B, with as many experts used as the trace has.
-model=$work/q30.gguf
-tierstream-synth qwen3moe --big --layers 48 --experts 128 --used 6 --embd 2048 --ff 768 \
-    --vocab 32000 --type q4_k_m --out "$model" >/dev/null
-load "30B, load" "$model"
-routing=(${trace:+--routing "$trace"})
-step "30B, 8 GiB" verify tierstream verify "$model" --vram 8GiB --experts 40% --tokens 512 "${gpu[@]}"
-bench=(tierstream bench decode "$model" --repeats 1 -n 96 --warmup 128 "${routing[@]}" "${gpu[@]}")
-step "30B, rest in RAM" decode "${bench[@]}" --against stock,stock-cpu-moe \
-    --experts 100%,90%,75%,50%,40%,25%,12.5%
-step "30B, 8 GiB, rest in RAM" decode "${bench[@]}" --experts 100% --vram 8GiB
-# The same again, with experts that the CPU computes in place of copies.
-for miss in compute auto; do
-    step "30B, 8 GiB, --miss $miss" decode "${bench[@]}" --experts 100% --vram 8GiB --miss "$miss"
-done
-step "30B, 8 GiB, 4 GiB of RAM" decode "${bench[@]}" --experts 100% --vram 8GiB --ram 4GiB
-step "30B, 8 GiB, rest on drive" decode "${bench[@]}" --experts 100% --vram 8GiB --ram 0
-step "30B, 8 GiB, prompts" prefill tierstream bench prefill "$model" --vram 8GiB --repeats 3 \
-    --tokens 512,4096 --against stock-cpu-moe "${gpu[@]}"
+middle() {
+    local model=$work/q30.gguf routing=(${trace:+--routing "$trace"}) bench miss
+    tierstream-synth qwen3moe --big --layers 48 --experts 128 --used 6 --embd 2048 --ff 768 \
+        --vocab 32000 --type q4_k_m --out "$model" >/dev/null
+    load "30B, load" "$model"
+    step "30B, 8 GiB" verify tierstream verify "$model" --vram 8GiB --experts 40% --tokens 512 \
+        "${gpu[@]}"
+    bench=(tierstream bench decode "$model" --repeats 1 -n 96 --warmup 128 "${routing[@]}" "${gpu[@]}")
+    step "30B, rest in RAM" decode "${bench[@]}" --against stock,stock-cpu-moe \
+        --experts 100%,90%,75%,50%,40%,25%,12.5%
+    step "30B, 8 GiB, rest in RAM" decode "${bench[@]}" --experts 100% --vram 8GiB
+    # The same again, with experts that the CPU computes in place of copies.
+    for miss in compute auto; do
+        step "30B, 8 GiB, --miss $miss" decode "${bench[@]}" --experts 100% --vram 8GiB --miss "$miss"
+    done
+    step "30B, 8 GiB, 4 GiB of RAM" decode "${bench[@]}" --experts 100% --vram 8GiB --ram 4GiB
+    step "30B, 8 GiB, rest on drive" decode "${bench[@]}" --experts 100% --vram 8GiB --ram 0
+    step "30B, 8 GiB, prompts" prefill tierstream bench prefill "$model" --vram 8GiB --repeats 3 \
+        --tokens 512,4096 --against stock-cpu-moe "${gpu[@]}"
+    rm "$model"
+}
+
+# A model of 70B's class, of which 8 GiB hold a fifth, and the shape of gpt-oss-20b.
+large() {
+    local model=$work/large.gguf shape
+    tierstream-synth gpt-oss --layers 24 --experts 32 --used 4 --embd 2880 --ff 2880 --vocab 32000 \
+        --type mxfp4 --out "$model" >/dev/null
+    shape="gpt-oss-20b shape, 8 GiB"
+    step "$shape" verify tierstream verify "$model" --vram 8GiB --experts 40% --tokens 128 "${gpu[@]}"
+    step "$shape" decode tierstream bench decode "$model" --experts 100% --vram 8GiB --repeats 1 -n 64 \
+        --warmup 64 "${gpu[@]}"
+    rm "$model"
+    tierstream-synth qwen3moe --big --layers 80 --experts 64 --used 4 --embd 4096 --ff 1024 \
+        --vocab 32000 --type q4_k_m --out "$model" >/dev/null
+    shape="40 GB, 80 layers, 8 GiB"
+    step "$shape" verify tierstream verify "$model" --vram 8GiB --experts 10% --tokens 64 "${gpu[@]}"
+    step "$shape" decode tierstream bench decode "$model" --experts 100% --vram 8GiB --repeats 1 -n 64 \
+        --warmup 64 --against stock-cpu-moe "${gpu[@]}"
+    rm "$model"
+}
+
+parts=${PARTS:-small 30b}
+case " $parts " in *" small "*) small ;; esac
+case " $parts " in *" 30b "*) middle ;; esac
+case " $parts " in *" large "*) large ;; esac
 exit "$failed"

@@ -11,7 +11,7 @@ use tierstream::{Engine, Generation, Stop, Token};
 /// Why there are no experts to tell of.
 const NOT_STREAMED: &str = "nothing of this model streams";
 /// Why there are no reads to tell of.
-const NOT_READ: &str = "nothing of this model streams: llama.cpp has loaded it";
+const NOT_READ: &str = "llama.cpp has read this model";
 
 /// A generation and the engine that made it.
 pub(crate) struct Report<'a> {
