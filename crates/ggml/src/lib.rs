@@ -18,6 +18,7 @@ mod executor;
 mod gpu;
 mod host;
 mod late;
+mod loading;
 mod log;
 mod memory;
 mod model;

@@ -19,8 +19,6 @@ pub fn give_back_freed_memory() {
 pub(crate) struct Memory {
     buffer: ggml_backend_buffer_t,
     bytes: usize,
-    /// What the buffer lies in, if ggml has not allocated it. Dropped after the buffer is freed.
-    _map: Option<Map>,
 }
 
 // SAFETY: a buffer of ggml's has no ties to a thread.
@@ -36,15 +34,13 @@ impl Memory {
     /// as it is touched. Kernels are chosen by the buffer's usage.
     pub(crate) fn weights(bytes: usize) -> Result<Self> {
         let bytes = bytes.max(Self::ALIGNMENT);
-        let map = Map::new(bytes).ok_or(Error::OutOfMemory { bytes, what: "expert slots" })?;
-        // SAFETY: the mapping outlives the buffer.
-        let buffer = unsafe { ggml_backend_cpu_buffer_from_ptr(map.base, bytes) };
+        let buffer = mapped_buffer(bytes);
         if buffer.is_null() {
             return Err(Error::OutOfMemory { bytes, what: "expert slots" });
         }
         // SAFETY: a live buffer.
-        unsafe { ggml_backend_buffer_set_usage(buffer, GGML_BACKEND_BUFFER_USAGE_WEIGHTS) };
-        Ok(Self { buffer: buffer.cast(), bytes, _map: Some(map) })
+        unsafe { ggml_backend_buffer_set_usage(buffer.cast(), GGML_BACKEND_BUFFER_USAGE_WEIGHTS) };
+        Ok(Self { buffer, bytes })
     }
 
     /// For activations.
@@ -101,7 +97,7 @@ impl Memory {
         if buffer.is_null() {
             return Err(Error::OutOfMemory { bytes, what });
         }
-        Ok(Self { buffer: buffer.cast(), bytes, _map: None })
+        Ok(Self { buffer: buffer.cast(), bytes })
     }
 
     pub(crate) fn base(&self) -> *mut u8 {
@@ -150,42 +146,43 @@ impl Drop for Memory {
     }
 }
 
-/// Anonymous pages.
-#[derive(Debug)]
-struct Map {
-    base: *mut std::ffi::c_void,
-    bytes: usize,
-}
-
-impl Map {
-    /// None if the system refuses.
-    fn new(bytes: usize) -> Option<Self> {
-        let access = libc::PROT_READ | libc::PROT_WRITE;
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-        // SAFETY: a fresh mapping at an address of the kernel's choice overlaps nothing.
-        let base = unsafe { libc::mmap(ptr::null_mut(), bytes, access, flags, -1, 0) };
-        if base == libc::MAP_FAILED {
-            return None;
+/// A buffer of host memory for the CPU's kernels: zeros, from a page's start on, and taking room only
+/// as it is touched. Null if the system refuses.
+pub(crate) fn mapped_buffer(bytes: usize) -> ggml_backend_buffer_t {
+    let access = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    // SAFETY: a fresh mapping at an address of the kernel's choice overlaps nothing.
+    let base = unsafe { libc::mmap(ptr::null_mut(), bytes, access, flags, -1, 0) };
+    if base == libc::MAP_FAILED {
+        return ptr::null_mut();
+    }
+    let advise = |advice| {
+        // SAFETY: advice about a mapping of ours; a refusal is harmless.
+        unsafe { libc::madvise(base, bytes, advice) };
+    };
+    // Fresh memory costs a page fault per 4 KiB otherwise, and kernels stream through it. What it
+    // brings is in BENCHMARKS.md.
+    advise(libc::MADV_HUGEPAGE);
+    // A fork during a direct read could part the page that the drive writes to from ours:
+    // open(2), O_DIRECT.
+    advise(libc::MADV_DONTFORK);
+    // SAFETY: a mapping of so many bytes, which goes with the buffer; the CPU's buffer type lives for
+    // ever.
+    unsafe {
+        let buffer: ggml_backend_buffer_t = ggml_backend_cpu_buffer_from_ptr(base, bytes).cast();
+        if buffer.is_null() {
+            libc::munmap(base, bytes);
+        } else {
+            (*buffer).buft = ggml_backend_cpu_buffer_type().cast();
+            (*buffer).iface.free_buffer = Some(unmap);
         }
-        let advise = |advice| {
-            // SAFETY: advice about a mapping of ours; a refusal is harmless.
-            unsafe { libc::madvise(base, bytes, advice) };
-        };
-        // A fresh slot costs a page fault per 4 KiB otherwise, and kernels stream through slots.
-        // What it brings is in BENCHMARKS.md.
-        advise(libc::MADV_HUGEPAGE);
-        // A fork during a direct read could part the page that the drive writes to from ours:
-        // open(2), O_DIRECT.
-        advise(libc::MADV_DONTFORK);
-        Some(Self { base, bytes })
+        buffer
     }
 }
 
-impl Drop for Map {
-    fn drop(&mut self) {
-        // SAFETY: ours, given back once; the buffer over it is freed.
-        unsafe { libc::munmap(self.base, self.bytes) };
-    }
+extern "C" fn unmap(buffer: ggml_backend_buffer_t) {
+    // SAFETY: the mapping that `mapped_buffer` has made, given back once.
+    unsafe { libc::munmap((*buffer).context, (*buffer).size) };
 }
 
 /// A count as ggml has it.

@@ -1,4 +1,4 @@
-//! Loading a model: weights in host memory by llama.cpp, those in a GPU's by us, expert records by
+//! Loading a model: llama.cpp allocates its weights, and we read them; expert records are read by
 //! nobody until they are routed to.
 
 use std::collections::BTreeSet;
@@ -19,15 +19,17 @@ pub(crate) use self::size::{all_slots, pool_bytes, slots_within};
 use crate::abi::*;
 use crate::context::{Context, ContextOptions};
 use crate::error::{Error, Result};
+use crate::loading::{Captured, capture, types_of};
 use crate::log;
 use crate::placement::{Gpu, Placement};
 use crate::precheck;
-use crate::proxy::{Device, OwnedDevice, PlacedTensor};
+use crate::proxy::{Device, OwnedDevice};
 use crate::residency::{ExpertCounters, Layer, Residency, Spec, layer_bytes, rounding_bytes};
 use crate::uploads::Uploads;
 use crate::vocab::Vocab;
 
 mod arriving;
+mod converting;
 mod layers;
 mod loader;
 mod size;
@@ -35,8 +37,8 @@ mod size;
 /// Who reads the weights, and with which kernels they are computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Weights {
-    /// Expert records through a pool. Of everything else, llama.cpp loads what is in host memory,
-    /// with direct I/O; what is in a GPU's memory is read as the records are.
+    /// Expert records through a pool; everything else is read at once, as the records are. The weights
+    /// of a dense model on the CPU are repacked where its kernels have layouts of their own.
     Streamed,
     /// Everything loaded by llama.cpp.
     Stock {
@@ -137,8 +139,8 @@ impl Model {
     /// Loads `file`, whose header is already read and checked, to where `placement` says.
     ///
     /// With [`Weights::Streamed`], no byte of the experts is read and `reader` will serve them;
-    /// call [`Model::attach_pool`] before decoding. A dense model is loaded whole. On a GPU,
-    /// `reader` reads all that goes to its memory, through its ring, which is pinned.
+    /// call [`Model::attach_pool`] before decoding. All else is read by `reader`: straight to host
+    /// memory, to a GPU's through its ring, which is pinned then.
     ///
     /// # Errors
     /// [`Error::Unusable`] and [`Error::Load`] when llama.cpp would abort on the file or refuses
@@ -155,18 +157,14 @@ impl Model {
         log::init();
         precheck::check(file)?;
         let experts = tierstream_gguf::Experts::group(file)?;
-        let stock = match weights {
+        match weights {
             Weights::Stock { mmap, repack, cpu_experts } => {
-                Some(Stock { mmap, repack, cpu_experts })
+                let how = Stock { mmap, repack, cpu_experts };
+                Self::load_stock(file, how, placement, progress)
             }
-            Weights::Streamed if experts.is_empty() && placement.gpu().is_none() => {
-                Some(Stock { mmap: false, repack: true, cpu_experts: false })
+            Weights::Streamed => {
+                Self::load_streamed(file, &experts, placement, reader, Vec::new(), progress)
             }
-            Weights::Streamed => None,
-        };
-        match stock {
-            Some(how) => Self::load_stock(file, how, placement, Vec::new(), progress),
-            None => Self::load_streamed(file, &experts, placement, reader, Vec::new(), progress),
         }
     }
 
@@ -193,8 +191,8 @@ impl Model {
                 Placement::Gpu(_) => (pooled_layers(file, experts, &files, 1, &skip), on_host),
             };
             if layers.is_empty() && uploads.is_none() {
-                let how = Stock { mmap: false, repack: false, cpu_experts: false };
-                return Self::load_stock(file, how, placement, resident, progress);
+                let repack = experts.is_empty();
+                return Self::load_whole(file, repack, reader, files, resident, progress);
             }
             let streamed = Streamed {
                 layers,
@@ -207,22 +205,18 @@ impl Model {
             let blocks: Vec<u32> = streamed.layers.iter().map(|l| l.block).collect();
             let before = thread_read_bytes();
             let kept = resident.clone();
-            let (model, unread) =
+            let (model, captured) =
                 Self::load_on_device(file, streamed, kept, experts, false, progress)?;
-            let read = before.zip(thread_read_bytes()).map(|(before, after)| after - before);
-            check_identities(file)?;
-            model.check_load(file, &unread, read)?;
+            model.check_load(file, &captured, before)?;
             // The drive is busy while graphs are built.
-            let start = |uploads: &Arc<Uploads>| {
-                let (inner, uploads) = (model.inner.clone(), uploads.clone());
-                Arriving::start(inner, file, &unread, reader.clone(), files.clone(), uploads)
-            };
-            let arriving = uploads.as_ref().map(start).transpose()?;
-            let lost = || arriving.as_ref().and_then(Arriving::failed);
+            let (inner, unread) = (model.inner.clone(), &captured.unread);
+            let arriving =
+                Arriving::start(inner, file, unread, reader.clone(), &files, uploads.clone())?;
+            let lost = || arriving.failed();
             let foreign = model.probe().map_err(|error| lost().unwrap_or(error))?;
             if foreign.is_empty() {
                 let all = file.tensor_bytes() - model.expert_bytes();
-                arriving.map_or(Ok(()), |arriving| arriving.wait(all, progress))?;
+                arriving.wait(all, progress)?;
                 return Ok(model);
             }
             resident.extend(foreign.into_iter().map(|(layer, why)| (blocks[layer], why)));
@@ -249,11 +243,51 @@ impl Model {
         loaded.map(|(model, _)| model)
     }
 
+    /// Loads a model whose experts are not streamed, to host memory. With `repack`, to the layouts that
+    /// the CPU's kernels like best.
+    fn load_whole(
+        file: &tierstream_gguf::Model,
+        repack: bool,
+        reader: Arc<Reader>,
+        files: Vec<FileId>,
+        resident: Vec<Resident>,
+        progress: Progress<'_>,
+    ) -> Result<Model> {
+        let mut devices = [ptr::null_mut()];
+        // SAFETY: a plain struct of defaults.
+        let mut params = unsafe { llama_model_default_params() };
+        params.devices = devices.as_mut_ptr();
+        params.n_gpu_layers = 0;
+        params.load_mode = LLAMA_LOAD_MODE_DIRECT_IO;
+        params.use_extra_bufts = repack;
+        let path = first_path(file);
+        let types = types_of(&Placement::Cpu, repack)?;
+        let before = thread_read_bytes();
+        let (llama, captured) =
+            capture(file, types, || call_loader(&path, params, &mut *progress))?;
+        let inner = Inner {
+            llama,
+            device: None,
+            streamed: None,
+            gpu: None,
+            read: Some(reader.status()),
+            resident,
+            attaching: Mutex::new(()),
+            path,
+            rehearsal: false,
+        };
+        let model = Model { inner: Arc::new(inner) };
+        model.check_load(file, &captured, before)?;
+        let inner = model.inner.clone();
+        let arriving = Arriving::start(inner, file, &captured.unread, reader, &files, None)?;
+        arriving.wait(file.tensor_bytes(), progress)?;
+        Ok(model)
+    }
+
     fn load_stock(
         file: &tierstream_gguf::Model,
         how: Stock,
         placement: &Placement,
-        resident: Vec<Resident>,
         progress: Progress<'_>,
     ) -> Result<Model> {
         let device = placement.gpu().map_or(ptr::null_mut(), |gpu| gpu.inner().cast());
@@ -284,7 +318,7 @@ impl Model {
             streamed: None,
             gpu: placement.gpu().cloned(),
             read: None,
-            resident,
+            resident: Vec::new(),
             attaching: Mutex::new(()),
             path,
             rehearsal: false,
@@ -294,8 +328,8 @@ impl Model {
         Ok(model)
     }
 
-    /// Loads with our device as llama.cpp's only one. Returns what is yet to be read to a GPU's
-    /// memory, too. A rehearsal reads the header only.
+    /// Loads with our device as llama.cpp's only one. Returns what is yet to be read, too. A rehearsal
+    /// is of the header only.
     fn load_on_device(
         file: &tierstream_gguf::Model,
         streamed: Streamed,
@@ -303,7 +337,7 @@ impl Model {
         experts: &tierstream_gguf::Experts,
         rehearsal: bool,
         progress: Progress<'_>,
-    ) -> Result<(Model, Vec<PlacedTensor>)> {
+    ) -> Result<(Model, Captured)> {
         let slots = all_slots(&streamed.layers).into_iter().max().unwrap_or(0);
         let names = names(&streamed.layers);
         let device = Device::wrap(&streamed.placement, names, slots as usize)?;
@@ -340,44 +374,47 @@ impl Model {
         params.use_extra_bufts = false;
         params.no_alloc = rehearsal;
         let path = first_path(file);
-        let llama = call_loader(&path, params, progress)
-            .map_err(|error| device.out_of_memory().unwrap_or(error))?;
-        let unread = device.end_loading();
+        let types = types_of(&streamed.placement, false)?;
+        let (llama, captured) = capture(file, types, || call_loader(&path, params, progress))?;
+        device.pooled().table().restore_names();
         let inner = Inner {
             llama,
             device: Some(device),
             gpu: streamed.placement.gpu().cloned(),
-            read: (!unread.is_empty()).then(|| streamed.reader.status()),
+            read: Some(streamed.reader.status()),
             streamed: Some(streamed).filter(|s| rehearsal || !s.layers.is_empty()),
             resident,
             attaching: Mutex::new(()),
             path,
             rehearsal,
         };
-        Ok((Model { inner: Arc::new(inner) }, unread))
+        Ok((Model { inner: Arc::new(inner) }, captured))
     }
 
-    /// Every expert tensor is with us, untouched, and neither its bytes nor those of `unread` were
-    /// read.
+    /// llama.cpp has loaded the files whose headers were read. Every expert tensor is with us,
+    /// untouched; and of what is ours to read, llama.cpp has read nothing since this thread had read
+    /// `before` bytes.
     fn check_load(
         &self,
         file: &tierstream_gguf::Model,
-        unread: &[PlacedTensor],
-        read: Option<u64>,
+        captured: &Captured,
+        before: Option<u64>,
     ) -> Result<()> {
-        let device = self.inner.device.as_ref().expect("called for models on our device");
-        device.check_callbacks()?;
-        if let Some(name) = device.pooled().table().missing().first() {
-            return Err(Error::SelfCheck(format!("llama.cpp does not use the tensor {name}")));
+        let read = before.zip(thread_read_bytes()).map(|(before, after)| after - before);
+        check_identities(file)?;
+        if let Some(device) = &self.inner.device {
+            device.check_callbacks()?;
+            if let Some(name) = device.pooled().table().missing().first() {
+                return Err(Error::SelfCheck(format!("llama.cpp does not use the tensor {name}")));
+            }
         }
-        let ours: u64 = unread.iter().map(|tensor| tensor.bytes).sum();
-        // Embeddings that serve as the output's weights too are on a GPU and, for the input, in host
-        // memory.
-        let tied = match file.tensor("output.weight") {
-            None if device.on_gpu() => file.tensor("token_embd.weight").map_or(0, |t| t.len),
-            _ => 0,
-        };
-        let rest = (file.file_bytes() + tied).saturating_sub(self.expert_bytes() + ours);
+        if let Some(what) = captured.faults.first() {
+            return Err(Error::SelfCheck(what.clone()));
+        }
+        // A tensor may be there twice: embeddings that serve as the output's weights too.
+        let names: BTreeSet<&str> = captured.unread.iter().map(|t| t.name.as_str()).collect();
+        let ours: u64 = names.iter().filter_map(|name| file.tensor(name)).map(|t| t.len).sum();
+        let rest = file.file_bytes().saturating_sub(self.expert_bytes() + ours);
         let headers = file.files().iter().map(|f| f.data_offset).sum();
         let most = most_read_bytes(rest, headers, file.tensors().len());
         match read {
@@ -636,8 +673,7 @@ impl Model {
         self.inner.streamed.as_ref().map(|s| &s.reader)
     }
 
-    /// The path that reads of the model take, or took when it was loaded to a GPU; none if llama.cpp
-    /// has read all of it.
+    /// The path that reads of the model take, or took when it was loaded; none if llama.cpp has read it.
     pub fn read_status(&self) -> Option<Status> {
         self.reader().map(|reader| reader.status()).or_else(|| self.inner.read.clone())
     }

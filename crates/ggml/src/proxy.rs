@@ -4,9 +4,7 @@
 //! llama.cpp gets it as its only device and so schedules the whole forward pass on it. It hands
 //! out the inner device's own buffer types, so that KV cache and activations are the inner
 //! device's genuine buffers, and accepts one more: the reservation for expert weights
-//! ([`crate::weights`]). While a model is loaded to a GPU, weights get a copy of the inner type
-//! instead, with which llama.cpp allocates but does not read (`loading`). Nothing is registered
-//! globally; one [`Device`] belongs to one model.
+//! ([`crate::weights`]). Nothing is registered globally; one [`Device`] belongs to one model.
 
 use std::collections::HashMap;
 use std::ffi::{c_char, c_int, c_void};
@@ -16,8 +14,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use self::backend::init_backend;
-use self::loading::Loading;
-pub(crate) use self::loading::PlacedTensor;
 pub(crate) use self::registry::proc_of;
 use crate::abi::*;
 use crate::control::Control;
@@ -29,7 +25,6 @@ use crate::prefetch::Prefetch;
 use crate::weights::{PartRef, buffer_type_iface};
 
 mod backend;
-mod loading;
 mod registry;
 
 /// The proxy of one model: registry entry, device and weight buffer type, at a fixed address.
@@ -37,7 +32,6 @@ pub(crate) struct Device {
     reg: ggml_backend_reg,
     device: ggml_backend_device,
     buft: ggml_backend_buffer_type,
-    loading: Loading,
     inner: ggml_backend_dev_t,
     /// Whether experts are in memory of a GPU.
     on_gpu: bool,
@@ -91,8 +85,7 @@ unsafe impl Sync for Device {}
 
 impl Device {
     /// Wraps the device of `placement`; `names` are the expert tensors that will live in the pool, `slots` the most
-    /// records that one of its size classes can hold. On a GPU, llama.cpp allocates weights and does
-    /// not read them, until [`Device::end_loading`] is called.
+    /// records that one of its size classes can hold.
     ///
     /// # Errors
     /// [`Error::Backend`] if ggml has no such device.
@@ -138,7 +131,6 @@ impl Device {
                 device: ptr::null_mut(),
                 context: ptr::null_mut(),
             },
-            loading: Loading::new(inner, placement.gpu().is_some()),
             inner,
             on_gpu: placement.gpu().is_some(),
             pooled: Pooled::new(names),
@@ -175,25 +167,8 @@ impl Device {
 
     /// For llama.cpp's list of buffer type overrides: where weights go that are not in the pool.
     pub(crate) fn plain_buffer_type(&self) -> ggml_backend_buffer_type_t {
-        if !self.loading.is_on() {
-            // SAFETY: a device of ggml's registry, which lives for ever.
-            return unsafe { ggml_backend_dev_buffer_type(self.inner.cast()) }.cast();
-        }
-        let this = self.device.context.cast::<Device>();
-        // SAFETY: the pointer that `wrap` made, to `self`.
-        unsafe { &raw mut (*this).loading }.cast()
-    }
-
-    /// llama.cpp has loaded the model, which lives: from now on buffers are the inner device's.
-    /// Returns the weights that llama.cpp has allocated and not read.
-    pub(crate) fn end_loading(&self) -> Vec<PlacedTensor> {
-        self.pooled.table().restore_names();
-        self.loading.end()
-    }
-
-    /// Why llama.cpp could not load the model, if that was for want of the device's memory.
-    pub(crate) fn out_of_memory(&self) -> Option<Error> {
-        self.loading.refused_bytes().map(|bytes| Error::WeightsTooLarge { bytes })
+        // SAFETY: a device of ggml's registry, which lives for ever.
+        unsafe { ggml_backend_dev_buffer_type(self.inner.cast()) }.cast()
     }
 
     /// The expert tensors, and their pool.
@@ -208,9 +183,7 @@ impl Device {
 
     /// Fails with the note of a callback of the weights' buffer type, if there is one.
     pub(crate) fn check_callbacks(&self) -> Result<()> {
-        let mut faults = self.pooled.table().take_faults();
-        faults.extend(self.loading.take_faults());
-        match faults.first() {
+        match self.pooled.table().take_faults().first() {
             Some(what) => Err(Error::SelfCheck(what.clone())),
             None => Ok(()),
         }

@@ -6,8 +6,8 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::{
-    Room, Run, Synth, assert_same_bits, faulty, load_with, reader, stock, streamed, streamed_with,
-    tokens, watched,
+    Room, Run, Synth, assert_same_bits, faulty, load_with, reader, reads_of_a_load, stock,
+    streamed, streamed_with, tokens, watched,
 };
 use tierstream_ggml::{Context, ContextOptions, Error, Keep, Model, Prefetch, Weights};
 use tierstream_io::wrap::{Action, Rule};
@@ -108,8 +108,9 @@ fn several_size_classes_with_one_slot_per_layer() {
 fn failures_of_one_context_do_not_harm_the_others() {
     let case = Case::qwen(3);
     for room in [Room::Floor(0), Room::Share(0.25)] {
-        let rules =
-            (0..40).map(|i| Rule::all(Action::Errno(EIO)).nth(i * 97..i * 97 + 2)).collect();
+        let loaded = reads_of_a_load(&case.synth.path);
+        let rule = |i: u64| Rule::all(Action::Errno(EIO)).nth(loaded + i * 97..loaded + i * 97 + 2);
+        let rules = (0..40u64).map(rule).collect();
         let model = streamed_with(&case.synth.path, room, Policy::Lru, faulty(rules));
         let errors = std::sync::atomic::AtomicUsize::new(0);
         watched("failing reads", || {

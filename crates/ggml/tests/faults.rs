@@ -13,8 +13,8 @@ use std::sync::mpsc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use common::{
-    Room, Run, Synth, assert_same_bits, config, faulty, go_on, load_with, reader, stock, streamed,
-    streamed_with, watched, wrapped,
+    Room, Run, Synth, assert_same_bits, config, faulty, go_on, load_with, reader, reads_of_a_load,
+    stock, streamed, streamed_with, watched, wrapped,
 };
 use tierstream_ggml::{Error, Keep, Model, Placement, PoolOptions, PoolSize, Prefetch, Weights};
 use tierstream_io::engine::{Engine, RawDone, RawRead};
@@ -88,12 +88,15 @@ impl Case {
 fn reads_of_a_run(case: &Case, room: Room) -> u64 {
     let reader = reader();
     let model = streamed_with(case.path(), room, Policy::Lru, reader.clone());
+    let loaded = reader.stats().reads;
     case.run.logits(&model);
-    reader.stats().reads
+    reader.stats().reads - loaded
 }
 
-fn fails_at(nth: Range<u64>, action: Action) -> Arc<Reader> {
-    faulty(vec![Rule::all(action).nth(nth)])
+/// Some of the reads after the load go wrong.
+fn fails_at(path: &Path, nth: Range<u64>, action: Action) -> Arc<Reader> {
+    let loaded = reads_of_a_load(path);
+    faulty(vec![Rule::all(action).nth(loaded + nth.start..loaded + nth.end)])
 }
 
 #[test]
@@ -108,7 +111,7 @@ fn a_failed_read_anywhere_is_an_error_with_its_place_and_then_all_is_well() {
                 case.path(),
                 room,
                 Policy::Lru,
-                fails_at(nth..nth + 1, Action::Errno(EIO)),
+                fails_at(case.path(), nth..nth + 1, Action::Errno(EIO)),
             );
             let mut context = case.run.context(&model);
             let what = format!("{room:?}, read {nth} of {reads}");
@@ -131,8 +134,12 @@ fn the_failed_batch_can_be_decoded_again() {
     let case = Case::new();
     let room = Room::Share(0.25);
     let nth = reads_of_a_run(&case, room) * 3 / 4;
-    let model =
-        streamed_with(case.path(), room, Policy::Lru, fails_at(nth..nth + 1, Action::Errno(EIO)));
+    let model = streamed_with(
+        case.path(),
+        room,
+        Policy::Lru,
+        fails_at(case.path(), nth..nth + 1, Action::Errno(EIO)),
+    );
     let mut context = case.run.context(&model);
     let mut all = Vec::new();
     let mut errors = 0;
@@ -162,7 +169,11 @@ fn the_failed_batch_can_be_decoded_again() {
 #[test]
 fn a_failed_read_while_preloading_leaves_a_model_without_pool() {
     let case = Case::new();
-    let model = load_with(case.path(), Weights::Streamed, fails_at(20..21, Action::Errno(EIO)));
+    let model = load_with(
+        case.path(),
+        Weights::Streamed,
+        fails_at(case.path(), 20..21, Action::Errno(EIO)),
+    );
     let pool = PoolOptions {
         size: PoolSize::Share(1.0),
         policy: Policy::Lru,
@@ -184,15 +195,19 @@ fn short_reads_are_read_on_and_false_lengths_refused() {
     let case = Case::new();
     let room = Room::Share(0.25);
     // Half of every read, again and again, arrives in the end.
-    let model =
-        streamed_with(case.path(), room, Policy::Lru, fails_at(0..1000, Action::Short(8192)));
+    let model = streamed_with(
+        case.path(),
+        room,
+        Policy::Lru,
+        fails_at(case.path(), 0..1000, Action::Short(8192)),
+    );
     case.assert_exact(&case.run.logits(&model), "short reads");
     // An engine that claims more than was asked for is not believed.
     let model = streamed_with(
         case.path(),
         room,
         Policy::Lru,
-        fails_at(50..51, Action::WrongLength(1 << 30)),
+        fails_at(case.path(), 50..51, Action::WrongLength(1 << 30)),
     );
     let mut context = case.run.context(&model);
     let error = case.run_to_error_in(&mut context);
@@ -274,26 +289,6 @@ fn a_file_exchanged_before_the_load_is_an_error() {
         ),
         "{error:?}"
     );
-}
-
-/// Exchanged between our opening it and llama.cpp's.
-#[test]
-fn a_file_exchanged_during_the_load_is_an_error() {
-    let case = Case::new();
-    let file = tierstream_gguf::Model::open(case.path()).unwrap();
-    let other = case.synth.dir().join("other.gguf");
-    fs::copy(case.path(), &other).unwrap();
-    let mut exchange = |_: f32| {
-        // The progress of llama.cpp's load begins after it has opened the file.
-        if other.exists() {
-            fs::rename(&other, case.path()).unwrap();
-        }
-        true
-    };
-    let error = Model::load(&file, Weights::Streamed, &Placement::Cpu, reader(), &mut exchange)
-        .err()
-        .unwrap();
-    assert!(matches!(error, Error::Io(tierstream_io::Error::Changed { .. })), "{error:?}");
 }
 
 #[test]
@@ -556,7 +551,7 @@ fn nothing_read_ahead_stays_behind_an_error() {
     let reads = reads_of_a_run(&case, room);
     for eighth in 4..8 {
         let nth = reads * eighth / 8;
-        let faulty = fails_at(nth..nth + 20, Action::Errno(EIO));
+        let faulty = fails_at(case.path(), nth..nth + 20, Action::Errno(EIO));
         let model = streamed_with(case.path(), room, Policy::Lru, faulty);
         let mut context = case.run.context(&model);
         let error = case.run_to_error_in(&mut context);

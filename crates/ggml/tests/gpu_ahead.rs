@@ -220,9 +220,17 @@ struct Outcomes {
 }
 
 impl Outcomes {
-    /// A run during which something fails once: it may be what was read for nobody. Afterwards
-    /// nothing is held, and the next run in the same context is right.
-    fn of(&mut self, model: &Model, run: &Run, reference: &[f32], fail: impl Fn(), what: &str) {
+    /// A run during which something fails once on `device`: it may be what was read for nobody, or
+    /// nothing, if the run did not come that far. Afterwards nothing is held, and the next run in the
+    /// same context is right.
+    fn of(
+        &mut self,
+        (model, device): (&Model, &StandIn),
+        run: &Run,
+        reference: &[f32],
+        fail: impl Fn(),
+        what: &str,
+    ) {
         let vocab = model.vocab().len();
         let mut context = run.context(model);
         fail();
@@ -236,6 +244,7 @@ impl Outcomes {
                 assert!(matches!(error, Error::Io(_) | Error::Gpu(_)), "{what}: {error:?}");
             }
         }
+        device.calm();
         assert_nothing_held(model, what);
         context.clear();
         assert_same_bits(reference, &run.logits_in(&mut context).unwrap(), vocab, what);
@@ -267,16 +276,19 @@ fn what_goes_wrong_ahead_is_told_to_who_needs_it() {
         for part in 0..24 {
             let nth = first + reads * part / 25;
             let rule = Rule::all(Action::Errno(libc::EIO)).nth(nth..nth + 1);
-            let model = load_on_stand_in(&synth.path, &stand_in(), faulty(vec![rule]));
+            let device = stand_in();
+            let model = load_on_stand_in(&synth.path, &device, faulty(vec![rule]));
             pool(&model);
-            read.of(&model, &run, &reference, || (), &format!("{name}, read {nth}"));
+            let what = format!("{name}, read {nth}");
+            read.of((&model, &device), &run, &reference, || (), &what);
             for fault in [Fault::CopyRefused, Fault::MapRefused] {
                 let device = stand_in();
                 let model = load_on_stand_in(&synth.path, &device, common::reader());
                 pool(&model);
                 let after = if fault == Fault::CopyRefused { 53 * part } else { part / 4 };
                 let what = format!("{name}, {fault:?} after {after}");
-                copied.of(&model, &run, &reference, || device.inject(fault, after), &what);
+                let fail = || device.inject(fault, after);
+                copied.of((&model, &device), &run, &reference, fail, &what);
             }
         }
         for outcomes in [read, copied] {

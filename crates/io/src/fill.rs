@@ -3,9 +3,8 @@
 use std::fmt;
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
 
+use crate::ahead::Ahead;
 use crate::error::{Error, Result};
 use crate::pages::Pages;
 use crate::reader::{Extent, Priority, Reader, Ticket};
@@ -26,19 +25,13 @@ pub struct Placed {
 /// Is told how each piece ended, once, on the reader's own thread: see [`Sink::done`].
 pub type Told = Box<dyn Fn(usize, &Result<()>) + Send + Sync>;
 
-/// From this size on, memory is got ahead of the reads, in bytes. Below, a thread costs more than it
-/// saves.
-const AHEAD_LEAST_BYTES: u64 = 32 << 20;
-
-/// How much memory is got at a time, in bytes: little enough to be stopped soon.
-const AHEAD_STEP_BYTES: usize = 8 << 20;
-
 /// A [`Reader::fill`] on its way. Dropping it cancels what has not been read; the memory is given
 /// back when the last read in flight is over.
 pub struct Fill {
+    // Goes first: it is of the landing's memory.
+    _ahead: Ahead,
     landing: Option<Arc<Landing>>,
     ticket: Ticket,
-    ahead: Option<JoinHandle<()>>,
 }
 
 impl Fill {
@@ -48,21 +41,11 @@ impl Fill {
     /// Those of [`Ticket::wait`].
     pub fn wait(mut self) -> Result<Pages> {
         self.ticket.wait()?;
-        self.stop_ahead();
-        if let Some(ahead) = self.ahead.take() {
-            let _ = ahead.join();
-        }
         // A finished request has dropped its sink, and each of its reads, so this is the last
         // handle. An engine that keeps reads all the same keeps the memory.
         let landing = self.landing.take().and_then(Arc::into_inner).ok_or(Error::Closed)?;
         landing.pages.end_reads();
         Ok(landing.pages)
-    }
-
-    fn stop_ahead(&self) {
-        if let Some(landing) = &self.landing {
-            landing.stop_ahead.store(true, Ordering::Relaxed);
-        }
     }
 
     /// To cancel the reads, to raise their priority, or to look whether they are done.
@@ -73,7 +56,6 @@ impl Fill {
 
 impl Drop for Fill {
     fn drop(&mut self) {
-        self.stop_ahead();
         if !self.ticket.is_finished() {
             self.ticket.cancel();
         }
@@ -103,19 +85,14 @@ impl Reader {
         told: Told,
     ) -> Result<Fill> {
         let extents: Vec<Extent> = pieces.iter().map(|piece| piece.extent).collect();
-        let bytes: u64 = extents.iter().map(|extent| extent.len).fold(0, u64::saturating_add);
         let targets = targets(&pieces, pages.bytes())?;
         pages.begin_reads();
-        let landing =
-            Arc::new(Landing { pages, targets, told, stop_ahead: AtomicBool::new(false) });
-        let ahead = (bytes >= AHEAD_LEAST_BYTES).then(|| {
-            let landing = Arc::clone(&landing);
-            let thread = std::thread::Builder::new().name("io-fill".to_owned());
-            // Without it, the memory is got as it is read to.
-            thread.spawn(move || landing.get_memory_ahead()).ok()
-        });
+        let base = pages.base().addr().get();
+        let range = |target: &Target| base + target.at..base + target.at + target.len;
+        let ahead = Ahead::start(targets.iter().map(range).collect());
+        let landing = Arc::new(Landing { pages, targets, told });
         let ticket = self.submit(priority, extents, Arc::clone(&landing) as Arc<dyn Sink>);
-        Ok(Fill { landing: Some(landing), ticket, ahead: ahead.flatten() })
+        Ok(Fill { _ahead: ahead, landing: Some(landing), ticket })
     }
 }
 
@@ -164,26 +141,6 @@ struct Landing {
     pages: Pages,
     targets: Vec<Target>,
     told: Told,
-    stop_ahead: AtomicBool,
-}
-
-impl Landing {
-    /// Gets the memory of the pieces, in their order. Otherwise the first read to a page does, which
-    /// with io_uring is all on the one thread that submits, at the price of clearing each page while
-    /// the drive waits.
-    fn get_memory_ahead(&self) {
-        for target in self.targets.iter().filter(|target| target.len > 0) {
-            let mut at = target.at - target.at % PAGE;
-            let end = (target.at + target.len).next_multiple_of(PAGE);
-            while at < end {
-                let step = AHEAD_STEP_BYTES.min(end - at);
-                if self.stop_ahead.load(Ordering::Relaxed) || !self.pages.populate(at, step) {
-                    return;
-                }
-                at += step;
-            }
-        }
-    }
 }
 
 impl Sink for Landing {

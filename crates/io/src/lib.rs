@@ -28,6 +28,7 @@
 //! Nothing falls back in silence: [`Reader::status`] names the engine that really runs, whether
 //! reads pass the page cache, and why not.
 
+mod ahead;
 pub mod engine;
 mod error;
 mod file;
@@ -44,6 +45,7 @@ mod skip;
 mod sync;
 pub mod wrap;
 
+pub use ahead::Ahead;
 pub use engine::{Engine, EngineKind};
 pub use error::{Error, Result};
 pub use file::{DirectState, File, FileId};

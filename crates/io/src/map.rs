@@ -5,6 +5,7 @@ use std::ptr::NonNull;
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 
+use crate::ahead;
 use crate::ring::PAGE;
 
 /// Size of a transparent huge page on the platforms that we know. Only a wish: a wrong guess costs
@@ -81,23 +82,13 @@ impl Map {
 
     /// Gets the memory now rather than when it is touched. For a mapping that nobody else has seen.
     pub(crate) fn populate(&self) {
-        if self.populate_part(0, self.bytes) {
+        if ahead::populate(self.base.addr().get(), self.bytes) {
             return;
         }
         for offset in (0..self.bytes).step_by(PAGE) {
             // SAFETY: `offset` is within the mapping, and nobody else has seen it yet.
             unsafe { self.base.as_ptr().add(offset).write_volatile(0) };
         }
-    }
-
-    /// The same for the pages from `offset` on, a multiple of [`PAGE`], whoever uses them; says
-    /// whether the kernel does that.
-    pub(crate) fn populate_part(&self, offset: usize, bytes: usize) -> bool {
-        assert!(offset <= self.bytes && bytes <= self.bytes - offset, "within the mapping");
-        let at = self.base.as_ptr().wrapping_add(offset);
-        // SAFETY: the range is ours and mapped. Populating keeps its contents, also those that are
-        // being written.
-        unsafe { rustix::mm::madvise(at.cast(), bytes, Advice::LinuxPopulateWrite) }.is_ok()
     }
 }
 

@@ -38,12 +38,6 @@ impl Pages {
         self.map.allow_forks();
     }
 
-    /// Gets the physical memory of these bytes, whoever writes to them; says whether the kernel does
-    /// that. `at` is a multiple of [`PAGE`].
-    pub(crate) fn populate(&self, at: usize, bytes: usize) -> bool {
-        self.map.populate_part(at, bytes)
-    }
-
     /// First byte, for those who have agreed on who writes where.
     pub(crate) fn base(&self) -> NonNull<u8> {
         self.map.base()

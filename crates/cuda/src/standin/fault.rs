@@ -32,6 +32,10 @@ impl Faults {
         self.rules.push((fault, after));
     }
 
+    pub(crate) fn clear(&mut self) {
+        self.rules.clear();
+    }
+
     /// For an operation that the faults that are `of` it are counted by: the one that is due.
     pub(crate) fn next(&mut self, of: impl Fn(Fault) -> bool) -> Option<Fault> {
         let mut due = None;

@@ -84,6 +84,11 @@ impl StandIn {
         lock(&self.shared.state).faults.add(fault, after);
     }
 
+    /// Forgets what was injected and has not struck.
+    pub fn calm(&self) {
+        lock(&self.shared.state).faults.clear();
+    }
+
     /// Stops a stream of this device before its next operation, until the guard is dropped; what is
     /// queued waits, and so does the dropping of the stream.
     pub fn hold(&self, stream: &Stream) -> Held {

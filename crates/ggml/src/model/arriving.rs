@@ -1,80 +1,119 @@
-//! Weights on their way to a GPU's memory: read in file order, many reads in flight, and copied from
-//! the pinned ring as they arrive.
+//! Weights on their way to where llama.cpp has allocated them: read in file order, many reads in
+//! flight. Straight to host memory; to a GPU's by copies from the pinned ring as they arrive.
 
+use std::ops::Range;
+use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tierstream_cuda::Block;
-use tierstream_io::{Chunk, Extent, FileId, Priority, Reader, Sink, Ticket};
+use tierstream_io::{Ahead, Chunk, Extent, FileId, PAGE, Place, Priority, Reader, Sink, Ticket};
 
+use super::converting::Converting;
 use super::{Inner, Progress};
 use crate::error::{Error, Result};
-use crate::proxy::PlacedTensor;
+use crate::loading::{At, Unread};
 use crate::uploads::Uploads;
 
 /// How often progress is told, and errors of copies are looked for.
-const LOOKED_AT_EVERY: Duration = Duration::from_millis(20);
+pub(super) const LOOKED_AT_EVERY: Duration = Duration::from_millis(20);
 
-/// Weights that are being read to where llama.cpp has allocated them. Dropping it stops that, and
-/// waits until nothing is written there any more.
+/// The most bytes of host memory that are read as one piece: progress goes by these. A multiple of
+/// every alignment that direct reads ask for.
+const PIECE_BYTES: u64 = 16 << 20;
+
+/// Weights that are being read. Dropping it stops that, and waits until nothing is written there any
+/// more.
 pub(super) struct Arriving {
     /// Whose weights they are.
     model: Arc<Inner>,
     reader: Arc<Reader>,
     files: Vec<FileId>,
-    uploads: Arc<Uploads>,
     ticket: Ticket,
     fill: Arc<Fill>,
+    converting: Converting,
+    _ahead: Ahead,
     bytes: u64,
     /// Whether nothing is on its way.
     over: bool,
 }
 
 impl Arriving {
-    /// Starts to read `tensors` of `file`, whose files `reader` has opened as `files`.
+    /// Starts to read the tensors `unread` of `file`, whose files `reader` has opened as `files`;
+    /// those in a GPU's memory through `uploads`.
     ///
     /// # Errors
     /// [`Error::SelfCheck`] for a tensor that the file has not, or not of this size.
     pub(super) fn start(
         model: Arc<Inner>,
         file: &tierstream_gguf::Model,
-        tensors: &[PlacedTensor],
+        unread: &[Unread],
         reader: Arc<Reader>,
-        files: Vec<FileId>,
-        uploads: Arc<Uploads>,
+        files: &[FileId],
+        uploads: Option<Arc<Uploads>>,
     ) -> Result<Self> {
-        let mut extents = Vec::with_capacity(tensors.len());
-        let mut blocks = Vec::with_capacity(tensors.len());
-        for PlacedTensor { name, address, bytes } in tensors {
+        let mut pieces = Vec::with_capacity(unread.len());
+        let mut on_host = Vec::new();
+        let mut converting = Converting::default();
+        for Unread { name, bytes, at } in unread {
             let source = file.tensor(name).filter(|tensor| tensor.len == *bytes);
             let Some(source) = source else {
                 let what = format!("llama.cpp has a tensor {name} of {bytes} bytes, the file not");
                 return Err(Error::SelfCheck(what));
             };
-            extents.push(Extent {
-                file: files[source.file],
-                offset: source.offset,
-                len: source.len,
-            });
-            // SAFETY: a part of a buffer that the model has on this device. The model is held until
-            // every copy is done, or for ever: see `drop`.
-            blocks.push(unsafe { uploads.gpu().device().borrow(*address, *bytes) });
+            let extent =
+                Extent { file: files[source.file], offset: source.offset, len: source.len };
+            match (*at, &uploads) {
+                (At::Host { address, in_file_order }, _) => {
+                    on_host.push(Run { extent, address, in_file_order });
+                }
+                (At::Device(address), Some(uploads)) => {
+                    // SAFETY: a part of a buffer that the model has on this device. The model is held
+                    // until every copy is done, or for ever: see `drop`.
+                    let block = unsafe { uploads.gpu().device().borrow(address, *bytes) };
+                    pieces.push((extent, Target::Device(block)));
+                }
+                (At::Device(_), None) => {
+                    return Err(Error::Internal(format!("{name} is on a GPU that is not used")));
+                }
+                // SAFETY: a live tensor of the model, which is held.
+                (At::Converted { tensor }, _) => unsafe { converting.add(extent, tensor) },
+            }
         }
+        let runs = joined(on_host);
+        let ahead = Ahead::start(runs.iter().map(Run::memory).collect());
+        for run in runs {
+            pieces.extend(run.cut());
+        }
+        let bytes = pieces.iter().map(|(extent, _)| extent.len).sum::<u64>() + converting.bytes();
+        let (extents, targets): (Vec<Extent>, Vec<Target>) = pieces.into_iter().unzip();
         let fill = Arc::new(Fill {
-            blocks,
-            uploads: uploads.clone(),
+            lens: extents.iter().map(|extent| extent.len).collect(),
+            targets,
+            uploads,
             arrived_bytes: AtomicU64::new(0),
             failed: Mutex::default(),
+            _model: model.clone(),
         });
-        let bytes = extents.iter().map(|e| e.len).sum();
         let ticket = reader.submit(Priority::Bulk, extents, fill.clone());
-        Ok(Self { model, reader, files, uploads, ticket, fill, bytes, over: false })
+        let files = files.to_vec();
+        Ok(Self {
+            model,
+            reader,
+            files,
+            ticket,
+            fill,
+            converting,
+            _ahead: ahead,
+            bytes,
+            over: false,
+        })
     }
 
     /// What has gone wrong with copies so far.
     pub(super) fn failed(&self) -> Option<Error> {
-        self.fill.check().and_then(|()| self.uploads.settle()).err()
+        self.fill.check().and_then(|()| self.fill.settle()).err()
     }
 
     /// Waits until all is there, and the files are still those that were opened. `progress` goes from
@@ -85,15 +124,22 @@ impl Arriving {
     pub(super) fn wait(mut self, all_bytes: u64, progress: Progress<'_>) -> Result<()> {
         let elsewhere = all_bytes.saturating_sub(self.bytes);
         let all = (elsewhere + self.bytes).max(1) as f32;
-        while !self.ticket.wait_timeout(LOOKED_AT_EVERY)? {
-            self.fill.check()?;
-            let arrived = self.fill.arrived_bytes.load(Ordering::Relaxed);
-            if !progress((elsewhere + arrived) as f32 / all) {
-                return Err(Error::Cancelled);
+        let mut tell = |here: &Self| {
+            let arrived = here.fill.arrived_bytes.load(Ordering::Relaxed);
+            let done = elsewhere + arrived + here.converting.done_bytes();
+            if progress(done as f32 / all) { Ok(()) } else { Err(Error::Cancelled) }
+        };
+        self.converting.while_working(&self.reader, || {
+            while !self.ticket.wait_timeout(LOOKED_AT_EVERY)? {
+                self.fill.check()?;
+                tell(&self)?;
             }
-        }
-        self.fill.check()?;
-        self.uploads.settle()?;
+            while !self.converting.wait_timeout(LOOKED_AT_EVERY)? {
+                tell(&self)?;
+            }
+            self.fill.check()?;
+            self.fill.settle()
+        })?;
         self.over = true;
         for &file in &self.files {
             self.reader.file(file)?.check_unchanged()?;
@@ -110,7 +156,8 @@ impl Drop for Arriving {
         self.ticket.cancel();
         // Whatever it returns, the sink starts no copy after it.
         let _ = self.ticket.wait();
-        if self.uploads.synchronize().is_err() {
+        let Some(uploads) = &self.fill.uploads else { return };
+        if uploads.synchronize().is_err() {
             // The GPU is lost, and may still write there for all we know. Nor can ggml-cuda free
             // memory of a lost GPU: it would end the process.
             std::mem::forget(self.model.clone());
@@ -118,36 +165,207 @@ impl Drop for Arriving {
     }
 }
 
-/// Copies what arrives to its place on the GPU.
+/// A part of a file, and the host memory that it goes to.
+#[derive(Debug, Clone, Copy)]
+struct Run {
+    extent: Extent,
+    address: usize,
+    /// As [`At::Host`] has it.
+    in_file_order: bool,
+}
+
+impl Run {
+    /// The addresses.
+    fn memory(&self) -> Range<usize> {
+        self.address..self.address + self.extent.len as usize
+    }
+
+    /// As pieces, each of whole blocks of the file, but for the first one's start and the last one's end.
+    fn cut(self) -> impl Iterator<Item = (Extent, Target)> {
+        let Run { extent: Extent { file, offset: start, len }, address, in_file_order } = self;
+        let end = start + len;
+        let mut at = start;
+        std::iter::from_fn(move || {
+            if at == end {
+                return None;
+            }
+            let next = (at / PIECE_BYTES + 1) * PIECE_BYTES;
+            let (offset, len) = (at, next.min(end) - at);
+            at += len;
+            let room = |bytes: u64| if in_file_order { bytes as usize % PAGE } else { 0 };
+            let target = Host {
+                at: NonNull::new(std::ptr::with_exposed_provenance_mut(
+                    address + (offset - start) as usize,
+                ))
+                .expect("tensors are not at address 0"),
+                before: room(offset),
+                after: room((PAGE - at as usize % PAGE) as u64),
+            };
+            Some((Extent { file, offset, len }, Target::Host(target)))
+        })
+    }
+}
+
+/// Neighbours in a file that are neighbours in memory too become one.
+fn joined(mut runs: Vec<Run>) -> Vec<Run> {
+    runs.sort_by_key(|run| (run.extent.file, run.extent.offset, run.address));
+    let mut all: Vec<Run> = Vec::with_capacity(runs.len());
+    for run in runs {
+        if let Some(last) = all.last_mut()
+            && last.in_file_order
+            && run.in_file_order
+            && last.extent.file == run.extent.file
+            && let Some(apart) = run.extent.offset.checked_sub(last.extent.offset)
+            && apart < last.extent.len + PAGE as u64
+            && run.address.checked_sub(last.address) == usize::try_from(apart).ok()
+        {
+            last.extent.len = last.extent.len.max(apart + run.extent.len);
+            continue;
+        }
+        all.push(run);
+    }
+    all
+}
+
+/// Where a piece goes.
+enum Target {
+    Device(Block),
+    Host(Host),
+}
+
+/// Host memory of a piece, and the room around it that may be written to as well: bytes.
+struct Host {
+    at: NonNull<u8>,
+    before: usize,
+    after: usize,
+}
+
+/// Takes what arrives to its place.
 struct Fill {
-    /// Where each piece goes.
-    blocks: Vec<Block>,
-    uploads: Arc<Uploads>,
+    targets: Vec<Target>,
+    lens: Vec<u64>,
+    uploads: Option<Arc<Uploads>>,
     arrived_bytes: AtomicU64,
     /// What went wrong first; the reader has no place for it.
     failed: Mutex<Option<Error>>,
+    /// Keeps the memory while reads are under way.
+    _model: Arc<Inner>,
 }
+
+// SAFETY: the addresses are of a model that is being loaded, which nobody computes with; it is held.
+unsafe impl Send for Fill {}
+// SAFETY: distinct pieces, and distinct chunks of them, cover distinct bytes.
+unsafe impl Sync for Fill {}
 
 impl Fill {
     fn check(&self) -> Result<()> {
         let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner).clone();
         failed.map_or(Ok(()), Err)
     }
+
+    /// Waits for the copies that were started.
+    fn settle(&self) -> Result<()> {
+        self.uploads.as_ref().map_or(Ok(()), |uploads| uploads.settle())
+    }
+
+    fn upload(&self, chunk: Chunk, block: &Block) -> Result<()> {
+        let uploads = self.uploads.as_ref().ok_or_else(|| Error::Internal("no uploads".into()))?;
+        let to = block.span(chunk.offset, chunk.len() as u64)?;
+        uploads.upload_chunk(chunk, to)
+    }
 }
 
 impl Sink for Fill {
     fn chunk(&self, chunk: Chunk) {
         let bytes = chunk.len() as u64;
-        let to = self.blocks[chunk.piece].span(chunk.offset, bytes);
-        let copied = to.map_err(Error::from).and_then(|to| self.uploads.upload_chunk(chunk, to));
-        match copied {
-            Ok(()) => _ = self.arrived_bytes.fetch_add(bytes, Ordering::Relaxed),
-            Err(error) => {
-                let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
-                failed.get_or_insert(error);
+        match &self.targets[chunk.piece] {
+            Target::Device(block) => match self.upload(chunk, block) {
+                Ok(()) => _ = self.arrived_bytes.fetch_add(bytes, Ordering::Relaxed),
+                Err(error) => {
+                    let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+                    failed.get_or_insert(error);
+                }
+            },
+            Target::Host(host) => {
+                assert!(
+                    chunk.offset + bytes <= self.lens[chunk.piece],
+                    "chunks lie in their piece"
+                );
+                // SAFETY: a part of the piece's memory, which is the model's; see `Send`.
+                unsafe {
+                    let to = host.at.as_ptr().add(chunk.offset as usize);
+                    std::ptr::copy_nonoverlapping(chunk.as_ptr(), to, chunk.len());
+                }
             }
         }
     }
 
-    fn done(&self, _piece: usize, _result: tierstream_io::Result<()>) {}
+    fn place(&self, piece: usize) -> Option<Place> {
+        let Target::Host(Host { at, before, after }) = self.targets[piece] else { return None };
+        // SAFETY: the piece's memory and the room around it are in a buffer of the model, which the
+        // sink holds, from new pages of the system; nobody looks at it before the model is loaded. The
+        // pages at the ends are no other piece's: `lay_out` and `cut` see to that.
+        Some(unsafe { Place::new(at, before, after) })
+    }
+
+    fn done(&self, piece: usize, result: tierstream_io::Result<()>) {
+        if result.is_ok() && matches!(self.targets[piece], Target::Host(_)) {
+            self.arrived_bytes.fetch_add(self.lens[piece], Ordering::Relaxed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(offset: u64, len: u64, address: usize, in_file_order: bool) -> Run {
+        Run { extent: Extent { file: FileId(0), offset, len }, address, in_file_order }
+    }
+
+    fn spans(runs: Vec<Run>) -> Vec<(u64, u64, usize)> {
+        let span = |run: Run| (run.extent.offset, run.extent.len, run.address);
+        joined(runs).into_iter().map(span).collect()
+    }
+
+    #[test]
+    fn what_lies_together_in_both_places_is_read_together() {
+        let (a, b) = (run(100, 50, 8292, true), run(160, 40, 8352, true));
+        assert_eq!(spans(vec![b, a]), [(100, 100, 8292)]);
+        // Not if it is somewhere else, the same once more, or far away.
+        assert_eq!(spans(vec![a, run(160, 40, 8384, true)]).len(), 2);
+        assert_eq!(spans(vec![a, run(160, 40, 8352, false)]).len(), 2);
+        assert_eq!(spans(vec![a, run(100, 50, 4196, true)]).len(), 2);
+        assert_eq!(spans(vec![a, run(100 + 9000, 40, 8292 + 9000, true)]).len(), 2);
+        let mut other = b;
+        other.extent.file = FileId(1);
+        assert_eq!(spans(vec![a, other]).len(), 2);
+    }
+
+    #[test]
+    fn pieces_cover_a_run_in_whole_blocks() {
+        for (start, len) in
+            [(100, 50), (PIECE_BYTES - 1, 2), (4096, 3 * PIECE_BYTES), (777, 40 << 20)]
+        {
+            for in_file_order in [true, false] {
+                let at = 1 << 30 | (start as usize % PAGE);
+                let mut next = start;
+                for (extent, target) in run(start, len, at, in_file_order).cut() {
+                    let Target::Host(host) = target else { panic!("on the host") };
+                    assert_eq!(extent.offset, next);
+                    assert_eq!(host.at.addr().get(), at + (next - start) as usize);
+                    next += extent.len;
+                    let is_first = extent.offset == start;
+                    let is_last = next == start + len;
+                    assert!(is_first || extent.offset.is_multiple_of(PAGE as u64));
+                    assert!(is_last || next.is_multiple_of(PAGE as u64));
+                    let before = if in_file_order { extent.offset as usize % PAGE } else { 0 };
+                    let after = (next as usize).next_multiple_of(PAGE) - next as usize;
+                    let after = if in_file_order { after } else { 0 };
+                    assert_eq!((host.before, host.after), (before, after));
+                }
+                assert_eq!(next, start + len);
+            }
+        }
+    }
 }

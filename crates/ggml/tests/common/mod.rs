@@ -77,6 +77,13 @@ pub(crate) fn faulty(rules: Vec<Rule>) -> Arc<Reader> {
     wrapped(move |engine| Fault::new(engine, rules).unwrap())
 }
 
+/// Number of reads that loading a model to host memory takes.
+pub(crate) fn reads_of_a_load(path: &Path) -> u64 {
+    let reader = reader();
+    load_with(path, Weights::Streamed, reader.clone());
+    reader.stats().reads
+}
+
 pub(crate) fn load_with(path: &Path, weights: Weights, reader: Arc<Reader>) -> Model {
     let file = tierstream_gguf::Model::open(path).unwrap();
     Model::load(&file, weights, &Placement::Cpu, reader, &mut go_on).unwrap()
