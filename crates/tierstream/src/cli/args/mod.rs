@@ -10,6 +10,13 @@ use tierstream::io::EngineKind;
 use tierstream::size::{Bytes, PoolShare};
 use tierstream::{Miss, Policy, Prefetch};
 
+pub(crate) use self::bench::{
+    Bench, BenchDecode, BenchIo, BenchLoad, BenchLoadTurn, BenchPrefill, BenchPrefillTurn,
+    BenchTurn, LoadPeer, Peer, ReadOrder,
+};
+
+mod bench;
+
 /// In a list of flags, those of all verbs come after the verb's own.
 const LAST: usize = 100;
 
@@ -269,141 +276,6 @@ pub(crate) struct Verify {
         value_parser = whole(1..=u32::MAX)
     )]
     pub(crate) prompt_limit: u32,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum Bench {
-    /// Tokens per second with pools of several sizes, against stock llama.cpp if asked for
-    Decode(BenchDecode),
-    /// Tokens per second of prompts, and the share of the bus to the GPU that is used
-    Prefill(BenchPrefill),
-    /// One measurement in a process of its own; `bench decode` starts these
-    #[command(hide = true)]
-    Turn(BenchTurn),
-    /// The same for `bench prefill`
-    #[command(hide = true)]
-    PrefillTurn(BenchPrefillTurn),
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct BenchPrefill {
-    #[command(flatten)]
-    pub(crate) model: ModelArgs,
-    /// Lengths of prompts, in tokens; drawn from the seed, which asks for more experts than text does
-    #[arg(
-        long,
-        value_delimiter = ',',
-        value_name = "N,...",
-        default_value = "512,4096",
-        allow_negative_numbers = true,
-        value_parser = whole(1..=1_000_000u32)
-    )]
-    pub(crate) tokens: Vec<u32>,
-    /// What to run beside it, in turns, as `bench decode`
-    #[arg(long, value_delimiter = ',')]
-    pub(crate) against: Vec<Peer>,
-    /// Turns of each
-    #[arg(
-        long,
-        default_value_t = 3,
-        allow_negative_numbers = true,
-        value_parser = whole(1..=u32::MAX)
-    )]
-    pub(crate) repeats: u32,
-    /// Empty the page cache before each turn (needs root)
-    #[arg(long)]
-    pub(crate) cold: bool,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct BenchPrefillTurn {
-    #[command(flatten)]
-    pub(crate) model: ModelArgs,
-    /// Tokens of the prompt
-    #[arg(long)]
-    pub(crate) tokens: u32,
-    /// Run a peer instead of streaming
-    #[arg(long)]
-    pub(crate) peer: Option<Peer>,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct BenchDecode {
-    /// Sizes of the expert pool to measure, in turns: sizes, or shares of all experts
-    #[arg(
-        long,
-        value_delimiter = ',',
-        value_name = "SIZE|N%,...",
-        default_value = "100%,50%,25%",
-        allow_hyphen_values = true
-    )]
-    pub(crate) experts: Vec<PoolShare>,
-    #[command(flatten)]
-    pub(crate) model: LoadArgs,
-    /// What to run beside it, in turns: stock (llama.cpp with the same kernels, mapped file),
-    /// stock-repack (with its repacked CPU kernels), stock-cpu-moe (with --gpu: experts on the CPU)
-    #[arg(long, value_delimiter = ',')]
-    pub(crate) against: Vec<Peer>,
-    /// Tokens measured in a turn
-    #[arg(
-        short,
-        default_value_t = 64,
-        allow_negative_numbers = true,
-        value_parser = whole(1..=1_000_000u32)
-    )]
-    pub(crate) n: u32,
-    /// Tokens before them, not measured
-    #[arg(
-        long,
-        default_value_t = 32,
-        allow_negative_numbers = true,
-        value_parser = whole(0..=1_000_000u32)
-    )]
-    pub(crate) warmup: u32,
-    /// Turns of each
-    #[arg(
-        long,
-        default_value_t = 5,
-        allow_negative_numbers = true,
-        value_parser = whole(1..=u32::MAX)
-    )]
-    pub(crate) repeats: u32,
-    /// Empty the page cache before each turn (needs root)
-    #[arg(long)]
-    pub(crate) cold: bool,
-    /// With --gpu: replay recorded routing instead of the router's (a `route_trace v1` CSV), so that a
-    /// model of random weights moves the experts that a real one would
-    #[arg(long, value_name = "TRACE", requires = "gpu")]
-    pub(crate) routing: Option<PathBuf>,
-}
-
-/// Something to measure against.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub(crate) enum Peer {
-    /// llama.cpp as it is, mapped file, the same CPU kernels.
-    Stock,
-    /// llama.cpp as it is, with weights repacked at load.
-    StockRepack,
-    /// With --gpu: llama.cpp as it is, with the experts on the CPU, repacked.
-    StockCpuMoe,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct BenchTurn {
-    #[command(flatten)]
-    pub(crate) model: ModelArgs,
-    /// Recorded routing
-    #[arg(long)]
-    pub(crate) routing: Option<PathBuf>,
-    /// Run a peer instead of streaming
-    #[arg(long)]
-    pub(crate) peer: Option<Peer>,
-    /// File with the token ids to decode, JSON array; `-`: standard input
-    #[arg(long)]
-    pub(crate) token_file: PathBuf,
-    /// Of these, the first ones are not measured
-    #[arg(long, default_value_t = 32)]
-    pub(crate) warmup: u32,
 }
 
 #[derive(Debug, Args)]
