@@ -13,7 +13,8 @@ fn folder() -> tempfile::TempDir {
     tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
 }
 
-/// What stands in for Python: it has `versions`, and is given the script, the package and the file.
+/// What stands in for Python: it has `versions`, and is given the script, the package, the
+/// memory to touch, and the file.
 fn stand_in(dir: &Path, versions: &str) -> PathBuf {
     let path = dir.join("python");
     // A header of safetensors begins with its length and a brace.
@@ -21,7 +22,7 @@ fn stand_in(dir: &Path, versions: &str) -> PathBuf {
         r#"#!/bin/sh
 [ "$1" = -c ] || exit 3
 if [ "$3" = versions ]; then echo '{versions}'; exit; fi
-[ "$(head -c 9 "$4" | tail -c 1)" = '{{' ] || {{ echo "no safetensors: $4" >&2; exit 4; }}
+[ "$(head -c 9 "$5" | tail -c 1)" = '{{' ] || {{ echo "no safetensors: $5" >&2; exit 4; }}
 echo '{{"seconds": 2, "cpu_s": 1, "bytes": 4000000000, "ready_rss_bytes": 5, "peak_rss_bytes": 7}}'
 "#
     );

@@ -148,6 +148,10 @@ pub(crate) struct BenchLoad {
     /// With the files in the page cache
     #[arg(long)]
     pub(crate) warm: bool,
+    /// Do not touch free memory just before each measurement. A hypervisor may take away what is free
+    /// for some seconds; whoever uses it next waits for that
+    #[arg(long)]
+    pub(crate) no_touch: bool,
     /// Rounds, in each of which everything is measured once, in an order of its own
     #[arg(
         long,
@@ -265,6 +269,9 @@ pub(crate) struct BenchLoadTurn {
     /// Plain reads instead
     #[arg(long, conflicts_with = "peer")]
     pub(crate) raw: bool,
+    /// Bytes of free memory to touch just before
+    #[arg(long, default_value_t = 0)]
+    pub(crate) touch: u64,
 }
 
 #[derive(Debug, Args)]

@@ -45,6 +45,15 @@ impl Method {
             _ => None,
         }
     }
+
+    /// How many times the weights it takes of free memory: for themselves, or in the page cache.
+    pub(super) fn memory_times(self) -> u64 {
+        match self {
+            Method::Raw => 0,
+            _ if self.package().is_some() => 2,
+            _ => 1,
+        }
+    }
 }
 
 /// The Python that packages are loaded with, if any are asked for.
@@ -71,18 +80,25 @@ impl Python {
         if !python.program.exists() {
             return Err(Failure::error(format!("there is no Python at {shown}"), HINT));
         }
-        let versions = python.command("versions", &[]);
-        python.versions = result_of(versions, "", &mut Notes::default())?;
+        let mut command = python.script();
+        command.arg("versions");
+        python.versions = result_of(command, "", &mut Notes::default())?;
         if let Some(missing) = packages.iter().find(|&&p| python.version(p).is_none()) {
             return Err(Failure::error(format!("{shown} has no package {missing}"), HINT));
         }
         Ok(python)
     }
 
-    /// Loads `files` by `package`.
-    pub(super) fn command(&self, package: &str, files: &[PathBuf]) -> Command {
+    /// Loads `files` by `package`, after so much of the free memory was touched.
+    pub(super) fn command(&self, package: &str, touched: u64, files: &[PathBuf]) -> Command {
+        let mut command = self.script();
+        command.args([package, &touched.to_string()]).args(files);
+        command
+    }
+
+    fn script(&self) -> Command {
         let mut command = Command::new(&self.program);
-        command.args(["-c", SCRIPT, package]).args(files);
+        command.args(["-c", SCRIPT]);
         command
     }
 

@@ -1,11 +1,12 @@
 //! `tierstream bench load`: how fast weights come from the drive, beside plain reads of the same bytes
 //! in the same rounds, and other loaders.
 
-use std::process::ExitCode;
+use std::path::Path;
+use std::process::{Command, ExitCode};
 use std::sync::Arc;
 
 use serde::Serialize;
-use tierstream::bench::load::{Load, Start, raw};
+use tierstream::bench::load::{Load, Start, engine, raw, touch_free_memory};
 use tierstream::bench::{self, ReadPath};
 use tierstream::io::{EngineKind, Reader};
 use tierstream::size::PoolShare;
@@ -35,6 +36,7 @@ struct Report {
     models: Vec<String>,
     cold: bool,
     emptied: Option<Emptied>,
+    memory_touched: bool,
     threads: u32,
     raw_gbps: f64,
     raw_gbps_min: f64,
@@ -65,10 +67,12 @@ pub(crate) fn load(cli: &Cli, args: &BenchLoad) -> anyhow::Result<ExitCode> {
             output::stderr(&format!("round {round} of {}: {name}, {path}", args.rounds));
             let files = subject.files_for(method);
             let cache = if args.warm { caches.fill(&files) } else { caches.empty(&files) }?;
-            let load: Load = match method.package() {
-                Some(package) => result_of(python.command(package, &files), "", &mut notes)?,
-                None => result_of(turn_command(args, subject, method)?, "", &mut notes)?,
+            let touched = if args.no_touch { 0 } else { method.memory_times() * subject.bytes };
+            let command = match method.package() {
+                Some(package) => python.command(package, touched, &files),
+                None => turn_command(args, subject, method, touched)?,
             };
+            let load: Load = result_of(command, "", &mut notes)?;
             loads.push((round, subject, method, cache, load));
         }
     }
@@ -84,6 +88,7 @@ pub(crate) fn load(cli: &Cli, args: &BenchLoad) -> anyhow::Result<ExitCode> {
         models: subjects.iter().map(|subject| subject.path.display().to_string()).collect(),
         cold: !args.warm,
         emptied: caches.emptied,
+        memory_touched: !args.no_touch,
         threads: args.model.threads.unwrap_or_else(default_threads),
         raw_gbps,
         raw_gbps_min,
@@ -106,13 +111,15 @@ fn turn_command(
     args: &BenchLoad,
     subject: &Subject,
     method: Method,
-) -> anyhow::Result<std::process::Command> {
+    touched: u64,
+) -> anyhow::Result<Command> {
     let model = LoadArgs { model: subject.path.clone(), ..args.model.clone() };
     let peer = match method {
         Method::Peer(peer) => Some(peer),
         Method::Raw | Method::Tierstream => None,
     };
     let mut command = model_command("load-turn", &model, None, peer)?;
+    command.args(["--touch", &touched.to_string()]);
     if method == Method::Raw {
         command.arg("--raw");
     }
@@ -125,6 +132,7 @@ pub(crate) fn turn(args: &BenchLoadTurn) -> anyhow::Result<ExitCode> {
     let path = open::path(&args.model)?;
     let load = if args.raw {
         let subject = Subject::headers(&path)?;
+        touch(args)?;
         // As fast as it goes, whatever ours are to be.
         let engine = match args.model.io {
             EngineKind::Buffered => EngineKind::Auto,
@@ -132,16 +140,13 @@ pub(crate) fn turn(args: &BenchLoadTurn) -> anyhow::Result<ExitCode> {
         };
         raw(&subject.data, subject.bytes, engine)?
     } else if is_safetensors(&path) {
-        let start = Start::now();
-        let reader = Arc::new(Reader::new(io_config(args.model.io))?);
-        let loader = Loader::new(reader, Checkpoint::open(&*path)?)?;
-        let loaded = loader.load_all(|_| true)?;
-        let load = start.loaded(loader.checkpoint().tensor_bytes(), Some(loader.reader().status()));
-        drop(loaded);
-        load
+        touch(args)?;
+        checkpoint(&path, args.model.io)?
     } else {
         open::backends();
-        let (load, notes) = bench::load::engine(&path, options(args, &path)?, args.model.seed())?;
+        let options = options(args, &path)?;
+        touch(args)?;
+        let (load, notes) = engine(&path, options, args.model.seed())?;
         notes.iter().for_each(output::note);
         load
     };
@@ -149,8 +154,24 @@ pub(crate) fn turn(args: &BenchLoadTurn) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// The last thing before a measurement.
+fn touch(args: &BenchLoadTurn) -> tierstream::Result<()> {
+    if args.touch == 0 { Ok(()) } else { touch_free_memory(args.touch) }
+}
+
+/// Loads a safetensors checkpoint.
+fn checkpoint(path: &Path, io: EngineKind) -> anyhow::Result<Load> {
+    let start = Start::now();
+    let reader = Arc::new(Reader::new(io_config(io))?);
+    let loader = Loader::new(reader, Checkpoint::open(path)?)?;
+    let loaded = loader.load_all(|_| true)?;
+    let load = start.loaded(loader.checkpoint().tensor_bytes(), Some(loader.reader().status()));
+    drop(loaded);
+    Ok(load)
+}
+
 /// All weights in memory, for one and the same kernels, whoever loads them.
-fn options(args: &BenchLoadTurn, path: &std::path::Path) -> anyhow::Result<Options> {
+fn options(args: &BenchLoadTurn, path: &Path) -> anyhow::Result<Options> {
     let file = gguf::Model::open(path).map_err(tierstream::Error::from)?;
     let dense = gguf::Experts::group(&file).map_err(tierstream::Error::from)?.is_empty();
     let mut options = open::options(&args.model, None)?;

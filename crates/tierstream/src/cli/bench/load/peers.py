@@ -1,7 +1,8 @@
 """Loads safetensors files into host memory by a package of PyPI, and prints what that took.
 
-    peers.py versions           the version of each package, null if it is not installed
-    peers.py PACKAGE FILE...    one load, in this process, which has loaded nothing before
+    peers.py versions                 the version of each package, null if it is not installed
+    peers.py PACKAGE BYTES FILE...    one load, in this process, which has loaded nothing before; just
+                                      before it, so much of the free memory is touched
 
 `tierstream bench load` runs this. Prints one JSON object.
 """
@@ -9,6 +10,7 @@
 import ctypes
 import importlib.metadata
 import json
+import mmap
 import signal
 import sys
 import time
@@ -19,11 +21,23 @@ PACKAGES = ["safetensors", "runai-model-streamer", "fastsafetensors"]
 PR_SET_PDEATHSIG = 1
 
 
-def memory(field):
-    """Bytes of a field of /proc/self/status."""
-    with open("/proc/self/status") as status:
-        line = next(line for line in status if line.startswith(field + ":"))
+def memory(field, path="/proc/self/status"):
+    """Bytes of a field of a file of the kernel's."""
+    with open(path) as lines:
+        line = next(line for line in lines if line.startswith(field + ":"))
     return int(line.split()[1]) << 10
+
+
+def touch_free_memory(size):
+    """As the program's function of this name."""
+    size = min(size, memory("MemFree", "/proc/meminfo") // 10 * 9)
+    if size:
+        with mmap.mmap(-1, size) as pages:
+            pages.madvise(mmap.MADV_HUGEPAGE)
+            for at in range(0, size, mmap.PAGESIZE):
+                pages[at] = 1
+        with open("/proc/self/clear_refs", "w") as peak:
+            peak.write("5")
 
 
 def versions():
@@ -81,12 +95,13 @@ def touch(tensor):
     return tensor.numel()
 
 
-def load(package, files):
+def load(package, free, files):
     import torch
 
     by = dict(zip(PACKAGES, [by_safetensors, by_runai, by_fastsafetensors]))[package]()
     # Once before, so that nothing of it is loaded later.
     touch(torch.zeros(1))
+    touch_free_memory(free)
     ready = memory("VmRSS")
     start, cpu = time.perf_counter(), time.process_time()
     tensors = by(files)
@@ -103,5 +118,5 @@ def load(package, files):
 
 if __name__ == "__main__":
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    what, *files = sys.argv[1:]
-    print(json.dumps(versions() if what == "versions" else load(what, files)))
+    what, *rest = sys.argv[1:]
+    print(json.dumps(versions() if what == "versions" else load(what, int(rest[0]), rest[1:])))

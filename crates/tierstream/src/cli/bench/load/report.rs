@@ -176,3 +176,90 @@ pub(super) const LEGEND: &str = "\
 raw: of the rate of plain direct reads of the same bytes in the same round, which are kept nowhere.
 +RSS: the most memory resident, without the weights. 1st token: from the same start to its logits.
 ours x: seconds to the first token over ours in the same round.";
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use tierstream::bench::ReadPath;
+
+    use super::*;
+    use crate::cli::args::LoadPeer;
+
+    fn subject(name: &str) -> Subject {
+        let methods = vec![Method::Raw, Method::Tierstream, Method::Peer(LoadPeer::Mmap)];
+        let (path, is_safetensors, bytes) = (PathBuf::from(name), false, 4 << 30);
+        Subject { path, methods, is_safetensors, data: Vec::new(), bytes, copy: None }
+    }
+
+    fn load(seconds: f64, token: Option<f64>) -> Load {
+        Load {
+            seconds,
+            cpu_s: seconds / 4.0,
+            bytes: 4_000_000_000,
+            first_token_s: token,
+            gpu_start_s: None,
+            ready_rss_bytes: 10 << 20,
+            peak_rss_bytes: 4_100_000_000,
+            io: None,
+        }
+    }
+
+    /// Two rounds, in the second of which everything takes twice as long, and a part is cached.
+    fn report(subjects: &[Subject]) -> Report {
+        let mut made = Vec::new();
+        for subject in subjects {
+            for (round, factor, cache) in [(1, 1.0, State::Cold), (2, 2.0, State::Partly)] {
+                let token = Some(3.0 * factor);
+                made.push((
+                    round,
+                    subject,
+                    Method::Tierstream,
+                    State::Cold,
+                    load(2.0 * factor, token),
+                ));
+                made.push((round, subject, Method::Raw, State::Cold, load(factor, None)));
+                let (mmap, token) = (Method::Peer(LoadPeer::Mmap), Some(6.0 * factor));
+                made.push((round, subject, mmap, cache, load(4.0 * factor, token)));
+            }
+        }
+        let rounds = measurements(made);
+        let path = ReadPath { engine: "uring".to_owned(), direct: true, reason: None };
+        Report {
+            models: Vec::new(),
+            cold: true,
+            emptied: None,
+            memory_touched: true,
+            threads: 1,
+            raw_gbps: 3.0,
+            raw_gbps_min: 2.0,
+            raw_gbps_max: 4.0,
+            rows: rows(&rounds, subjects, |_| "1.2.3".to_owned()),
+            rounds,
+            io: Some(path.clone()),
+            raw_io: Some(path),
+        }
+    }
+
+    #[test]
+    fn ratios_are_of_the_same_round_and_model() {
+        let report = report(&[subject("a.gguf"), subject("b.gguf")]);
+        for row in &report.rows {
+            let (ratio, token) = match row.method {
+                "raw" => (1.0, None),
+                "tierstream" => (0.5, Some(1.0)),
+                _ => (0.25, Some(2.0)),
+            };
+            assert_eq!(row.ratio_to_raw_median, ratio);
+            assert_eq!(row.first_token_ratio_median, token);
+            assert_eq!(row.cache == State::Partly, row.method == "mmap");
+        }
+        assert_eq!((report.rows.len(), report.rounds.len()), (6, 12));
+    }
+
+    #[test]
+    fn the_table_and_its_legend() {
+        let report = report(&[subject("a.gguf"), subject("b.gguf")]);
+        insta::assert_snapshot!(format!("{}\n{LEGEND}", text(&report).unwrap()));
+    }
+}

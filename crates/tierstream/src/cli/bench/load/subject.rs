@@ -23,7 +23,7 @@ pub(super) struct Subject {
     /// The weights, without what lies between them.
     pub(super) bytes: u64,
     /// The weights of a GGUF once more, for who reads safetensors.
-    copy: Option<Scratch>,
+    pub(super) copy: Option<Scratch>,
 }
 
 /// Whether a model is a safetensors checkpoint, by its name.
