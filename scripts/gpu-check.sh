@@ -101,7 +101,7 @@ done
 model=$work/q30.gguf
 tierstream-synth qwen3moe --big --layers 48 --experts 128 --used 6 --embd 2048 --ff 768 \
     --vocab 32000 --type q4_k_m --out "$model" >/dev/null
-step "30B, load" load tierstream bench load "$model" --rounds 3 --no-touch "${gpu[@]}"
+step "30B, load" load tierstream bench load "$model" --rounds 3 "${gpu[@]}"
 routing=(${trace:+--routing "$trace"})
 step "30B, 8 GiB" verify tierstream verify "$model" --vram 8GiB --experts 40% --tokens 512 "${gpu[@]}"
 bench=(tierstream bench decode "$model" --repeats 1 -n 96 --warmup 128 "${routing[@]}" "${gpu[@]}")

@@ -6,7 +6,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use tierstream::io::EngineKind;
 use tierstream::size::{Bytes, PoolShare};
 
-use super::{LoadArgs, ModelArgs, io_engine, whole};
+use super::{LoadArgs, MachineArgs, ModelArgs, io_engine, whole};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Bench {
@@ -132,11 +132,12 @@ Exit codes: 0, 1 for errors, 2 for wrong flags.";
 #[derive(Debug, Args)]
 #[command(after_help = LOAD_EXAMPLES)]
 pub(crate) struct BenchLoad {
+    /// GGUF files (the first one of a split model), safetensors checkpoints, or `demo`; several are
+    /// measured in the same rounds
+    #[arg(required = true, value_name = "MODEL")]
+    pub(crate) models: Vec<PathBuf>,
     #[command(flatten)]
-    pub(crate) model: LoadArgs,
-    /// More models, measured in the same rounds
-    #[arg(value_name = "MODEL")]
-    pub(crate) more: Vec<PathBuf>,
+    pub(crate) machine: MachineArgs,
     /// What to measure beside it: llama.cpp with the file mapped (mmap) or by its own direct reads
     /// (direct), and packages of Python, which read a copy of a GGUF's weights as safetensors
     #[arg(long, value_delimiter = ',')]
@@ -261,8 +262,10 @@ pub(crate) enum ReadOrder {
 /// Which of the loaders a measurement in a process of its own is of.
 #[derive(Debug, Args)]
 pub(crate) struct BenchLoadTurn {
+    /// A file, or a folder
+    pub(crate) model: PathBuf,
     #[command(flatten)]
-    pub(crate) model: LoadArgs,
+    pub(crate) machine: MachineArgs,
     /// llama.cpp instead: mmap or direct
     #[arg(long)]
     pub(crate) peer: Option<LoadPeer>,

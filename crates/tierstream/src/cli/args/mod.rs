@@ -91,12 +91,8 @@ pub(crate) struct LoadArgs {
     /// --gpu: pinned memory for experts that do not fit the GPU's [default: half of what is free]
     #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
     pub(crate) ram: Option<Bytes>,
-    /// Compute on this GPU, with the experts in its memory: its number, or `none`
-    #[arg(long, value_name = "N|none", default_value = "none", value_parser = gpu)]
-    pub(crate) gpu: GpuArg,
-    /// With --gpu: all of the GPU's memory for this model (8GiB) [default: 90 % of what is free]
-    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
-    pub(crate) vram: Option<Bytes>,
+    #[command(flatten)]
+    pub(crate) machine: MachineArgs,
     /// Eviction policy: lru, lfu[:half-life], lfru, fifo, random
     #[arg(long, default_value_t)]
     pub(crate) policy: Policy,
@@ -109,13 +105,6 @@ pub(crate) struct LoadArgs {
     /// resident model), auto (what is faster here; rounds differently too)
     #[arg(long, value_name = "HOW", default_value_t)]
     pub(crate) miss: Miss,
-    /// How files are read: auto, uring, pread, buffered
-    #[arg(long, default_value_t = EngineKind::Auto, value_parser = io_engine)]
-    pub(crate) io: EngineKind,
-    /// Compute threads [default: one less than the processors, at least 2; with --gpu 1, unless
-    /// --miss lets them compute experts]
-    #[arg(long, short, allow_negative_numbers = true, value_parser = whole(1..=512u32))]
-    pub(crate) threads: Option<u32>,
     /// Tokens of context [default: 4096, or what the model was trained with if that is less]
     #[arg(long, allow_negative_numbers = true, value_parser = whole(1..=16_777_216u32))]
     pub(crate) ctx: Option<u32>,
@@ -130,6 +119,24 @@ pub(crate) struct LoadArgs {
     /// Seed of sampling and of random choices [default: another one each time for `run`, else 0]
     #[arg(long, allow_negative_numbers = true, value_parser = whole(0..=u32::MAX))]
     pub(crate) seed: Option<u32>,
+}
+
+/// Where a model computes, and how its files are read.
+#[derive(Debug, Args, Clone)]
+pub(crate) struct MachineArgs {
+    /// Compute on this GPU, with the experts in its memory: its number, or `none`
+    #[arg(long, value_name = "N|none", default_value = "none", value_parser = gpu)]
+    pub(crate) gpu: GpuArg,
+    /// With --gpu: all of the GPU's memory for this model (8GiB) [default: 90 % of what is free]
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
+    pub(crate) vram: Option<Bytes>,
+    /// How files are read: auto, uring, pread, buffered
+    #[arg(long, default_value_t = EngineKind::Auto, value_parser = io_engine)]
+    pub(crate) io: EngineKind,
+    /// Compute threads [default: one less than the processors, at least 2; with --gpu 1, unless
+    /// --miss lets them compute experts]
+    #[arg(long, short, allow_negative_numbers = true, value_parser = whole(1..=512u32))]
+    pub(crate) threads: Option<u32>,
 }
 
 impl LoadArgs {

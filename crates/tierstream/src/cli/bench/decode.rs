@@ -93,7 +93,7 @@ pub(crate) fn decode(cli: &Cli, args: &BenchDecode) -> anyhow::Result<ExitCode> 
     let path = open::path(&args.model)?;
     let file = tierstream::gguf::Model::open(&path).map_err(tierstream::Error::from)?;
     let experts = tierstream::gguf::Experts::group(&file).map_err(tierstream::Error::from)?;
-    let mut sizes = match args.model.gpu.0 {
+    let mut sizes = match args.model.machine.gpu.0 {
         None => sizes_that_fit(&args.experts, experts.expert_bytes())?,
         Some(_) => args.experts.clone(),
     };
@@ -238,7 +238,7 @@ fn report(
         n: args.n,
         warmup: args.warmup,
         repeats: args.turns.repeats,
-        threads: args.model.threads.unwrap_or_else(tierstream::default_threads),
+        threads: args.model.machine.threads.unwrap_or_else(tierstream::default_threads),
         cold: args.turns.cold,
         rows: ours.iter().map(|(size, turns)| row(*size, turns, resident_s, peers)).collect(),
         against: peers.iter().map(|(peer, turns)| against(*peer, turns, first)).collect(),

@@ -16,7 +16,7 @@ pub(crate) use self::decode::{decode, turn};
 pub(crate) use self::io::io;
 pub(crate) use self::load::{load, turn as load_turn};
 pub(crate) use self::prefill::{prefill, turn as prefill_turn};
-use super::args::{LoadArgs, Peer};
+use super::args::{LoadArgs, MachineArgs, Peer};
 use super::output;
 
 mod cache;
@@ -95,11 +95,12 @@ fn model_command(
     turn: &str,
     m: &LoadArgs,
     size: Option<PoolShare>,
-    peer: Option<impl ValueEnum>,
+    peer: Option<Peer>,
 ) -> anyhow::Result<Command> {
     let mut command = Command::new(std::env::current_exe()?);
     command.args(["bench", turn]).arg(&m.model);
-    command.args(["--policy", &m.policy.to_string(), "--io", &m.io.to_string()]);
+    machine_flags(&mut command, &m.machine, peer.is_some());
+    command.args(["--policy", &m.policy.to_string()]);
     command.args(["--prefetch", &m.prefetch.to_string()]);
     if peer.is_none() {
         command.args(["--miss", &m.miss.to_string()]);
@@ -114,14 +115,25 @@ fn model_command(
         PoolShare::Bytes(bytes) => format!("{}B", bytes.0),
         PoolShare::Share(_) => size.to_string(),
     };
-    option("--gpu", m.gpu.0.map(|n| n.to_string()));
-    option("--vram", m.vram.filter(|_| peer.is_none()).map(|b| format!("{}B", b.0)));
     option("--ram", m.ram.filter(|_| peer.is_none()).map(|b| format!("{}B", b.0)));
-    option("--threads", m.threads.map(|t| t.to_string()));
     option("--ctx", m.ctx.map(|c| c.to_string()));
     option("--experts", size.map(exact));
     option("--peer", peer.and_then(|p| p.to_possible_value()).map(|v| v.get_name().to_owned()));
     Ok(command)
+}
+
+/// The flags of `m`, of which llama.cpp by itself takes no budget.
+fn machine_flags(command: &mut Command, m: &MachineArgs, is_peer: bool) {
+    command.args(["--io", &m.io.to_string()]);
+    if let Some(gpu) = m.gpu.0 {
+        command.args(["--gpu", &gpu.to_string()]);
+    }
+    if let Some(vram) = m.vram.filter(|_| !is_peer) {
+        command.args(["--vram", &format!("{}B", vram.0)]);
+    }
+    if let Some(threads) = m.threads {
+        command.args(["--threads", &threads.to_string()]);
+    }
 }
 
 /// The path of the reads; of several, one that says why it is not the fastest.

@@ -69,7 +69,7 @@ pub(crate) fn prefill(cli: &Cli, args: &BenchPrefill) -> anyhow::Result<ExitCode
         model: args.model.load.model.display().to_string(),
         batch: args.model.load.batch,
         repeats: args.turns.repeats,
-        threads: args.model.load.threads.unwrap_or_else(tierstream::default_threads),
+        threads: args.model.load.machine.threads.unwrap_or_else(tierstream::default_threads),
         cold: args.turns.cold,
         rows: rows.collect(),
     };

@@ -72,7 +72,7 @@ impl Python {
         if packages.is_empty() {
             return Ok(python);
         }
-        if args.model.gpu.0.is_some() {
+        if args.machine.gpu.0.is_some() {
             let message = format!("{} loads to host memory, and --gpu does not", packages[0]);
             return Err(Failure::error(message, "measure it without --gpu"));
         }

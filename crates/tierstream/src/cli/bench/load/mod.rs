@@ -17,8 +17,8 @@ use self::method::{Method, Python};
 use self::report::{Measurement, Row, rows};
 use self::subject::{Subject, is_safetensors};
 use super::cache::{Caches, Emptied};
-use super::{Notes, end_with_parent, model_command, read_path, result_of};
-use crate::cli::args::{BenchLoad, BenchLoadTurn, Cli, LoadArgs, LoadPeer};
+use super::{Notes, end_with_parent, machine_flags, read_path, result_of};
+use crate::cli::args::{BenchLoad, BenchLoadTurn, Cli, LoadPeer};
 use crate::cli::output::Failure;
 use crate::cli::{open, output};
 
@@ -27,8 +27,11 @@ mod method;
 mod report;
 mod subject;
 
-/// Tokens of context unless it is told: no more memory than a first token needs.
+/// Tokens of context: no more memory than a first token needs.
 const CTX: u32 = 256;
+
+/// Of the token that comes first.
+const SEED: u32 = 0;
 
 /// The answer of `bench load`.
 #[derive(Debug, Serialize)]
@@ -50,7 +53,7 @@ struct Report {
 pub(crate) fn load(cli: &Cli, args: &BenchLoad) -> anyhow::Result<ExitCode> {
     let python = Python::of(args)?;
     let mut subjects = Vec::new();
-    for path in std::iter::once(&args.model.model).chain(&args.more) {
+    for path in &args.models {
         subjects.push(Subject::open(path, args)?);
     }
     let plan: Vec<(&Subject, Method)> = subjects
@@ -58,6 +61,8 @@ pub(crate) fn load(cli: &Cli, args: &BenchLoad) -> anyhow::Result<ExitCode> {
         .flat_map(|subject| subject.methods.iter().map(move |&method| (subject, method)))
         .collect();
 
+    // What goes to a GPU takes no memory of the host's.
+    let touches = !args.no_touch && args.machine.gpu.0.is_none();
     let (mut caches, mut notes) = (Caches::default(), Notes::default());
     let mut loads = Vec::with_capacity(plan.len() * args.rounds as usize);
     for round in 1..=args.rounds {
@@ -67,7 +72,7 @@ pub(crate) fn load(cli: &Cli, args: &BenchLoad) -> anyhow::Result<ExitCode> {
             output::stderr(&format!("round {round} of {}: {name}, {path}", args.rounds));
             let files = subject.files_for(method);
             let cache = if args.warm { caches.fill(&files) } else { caches.empty(&files) }?;
-            let touched = if args.no_touch { 0 } else { method.memory_times() * subject.bytes };
+            let touched = if touches { method.memory_times() * subject.bytes } else { 0 };
             let command = match method.package() {
                 Some(package) => python.command(package, touched, &files),
                 None => turn_command(args, subject, method, touched)?,
@@ -88,8 +93,8 @@ pub(crate) fn load(cli: &Cli, args: &BenchLoad) -> anyhow::Result<ExitCode> {
         models: subjects.iter().map(|subject| subject.path.display().to_string()).collect(),
         cold: !args.warm,
         emptied: caches.emptied,
-        memory_touched: !args.no_touch,
-        threads: args.model.threads.unwrap_or_else(default_threads),
+        memory_touched: touches,
+        threads: args.machine.threads.unwrap_or_else(default_threads),
         raw_gbps,
         raw_gbps_min,
         raw_gbps_max,
@@ -113,40 +118,39 @@ fn turn_command(
     method: Method,
     touched: u64,
 ) -> anyhow::Result<Command> {
-    let model = LoadArgs { model: subject.path.clone(), ..args.model.clone() };
-    let peer = match method {
-        Method::Peer(peer) => Some(peer),
-        Method::Raw | Method::Tierstream => None,
-    };
-    let mut command = model_command("load-turn", &model, None, peer)?;
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args(["bench", "load-turn"]).arg(&subject.path);
     command.args(["--touch", &touched.to_string()]);
-    if method == Method::Raw {
-        command.arg("--raw");
-    }
+    machine_flags(&mut command, &args.machine, matches!(method, Method::Peer(_)));
+    match method {
+        Method::Raw => command.arg("--raw"),
+        Method::Peer(_) => command.args(["--peer", method.name()]),
+        Method::Tierstream => &mut command,
+    };
     Ok(command)
 }
 
 /// One measurement; the result is a line of JSON.
 pub(crate) fn turn(args: &BenchLoadTurn) -> anyhow::Result<ExitCode> {
     end_with_parent()?;
-    let path = open::path(&args.model)?;
+    let path = args.model.as_path();
     let load = if args.raw {
-        let subject = Subject::headers(&path)?;
+        let subject = Subject::headers(path)?;
         touch(args)?;
         // As fast as it goes, whatever ours are to be.
-        let engine = match args.model.io {
+        let engine = match args.machine.io {
             EngineKind::Buffered => EngineKind::Auto,
             engine => engine,
         };
         raw(&subject.data, subject.bytes, engine)?
-    } else if is_safetensors(&path) {
+    } else if is_safetensors(path) {
         touch(args)?;
-        checkpoint(&path, args.model.io)?
+        checkpoint(path, args.machine.io)?
     } else {
         open::backends();
-        let options = options(args, &path)?;
+        let options = options(args)?;
         touch(args)?;
-        let (load, notes) = engine(&path, options, args.model.seed())?;
+        let (load, notes) = engine(path, options, SEED)?;
         notes.iter().for_each(output::note);
         load
     };
@@ -171,15 +175,20 @@ fn checkpoint(path: &Path, io: EngineKind) -> anyhow::Result<Load> {
 }
 
 /// All weights in memory, for one and the same kernels, whoever loads them.
-fn options(args: &BenchLoadTurn, path: &Path) -> anyhow::Result<Options> {
-    let file = gguf::Model::open(path).map_err(tierstream::Error::from)?;
+fn options(args: &BenchLoadTurn) -> anyhow::Result<Options> {
+    let file = gguf::Model::open(&args.model).map_err(tierstream::Error::from)?;
     let dense = gguf::Experts::group(&file).map_err(tierstream::Error::from)?.is_empty();
-    let mut options = open::options(&args.model, None)?;
-    options.ctx.get_or_insert(CTX);
-    let on_cpu = matches!(options.placement, Placement::Cpu);
-    if on_cpu && !dense {
-        options.experts = Some(PoolShare::Share(1.0));
-    }
+    let placement = open::placement(&args.machine)?;
+    let on_cpu = matches!(placement, Placement::Cpu);
+    let mut options = Options {
+        experts: (on_cpu && !dense).then_some(PoolShare::Share(1.0)),
+        placement,
+        vram_bytes: args.machine.vram.map(|bytes| bytes.0),
+        threads: args.machine.threads,
+        ctx: Some(CTX),
+        io: io_config(args.machine.io),
+        ..Options::default()
+    };
     let mmap = match args.peer {
         None => return Ok(options),
         Some(LoadPeer::Mmap) => true,
