@@ -52,9 +52,11 @@ struct Report {
 
 pub(crate) fn load(cli: &Cli, args: &BenchLoad) -> anyhow::Result<ExitCode> {
     let python = Python::of(args)?;
-    let mut subjects = Vec::new();
-    for path in &args.models {
-        subjects.push(Subject::open(path, args)?);
+    let mut subjects: Vec<Subject> = Vec::new();
+    for (index, path) in args.models.iter().enumerate() {
+        if !args.models[..index].contains(path) {
+            subjects.push(Subject::open(path, args)?);
+        }
     }
     let plan: Vec<(&Subject, Method)> = subjects
         .iter()
