@@ -10,13 +10,11 @@
 # PARTS in the environment says which parts, of `small` (a minute), `30b` (some minutes; 20 GB of TMPDIR,
 # as much host memory) and `large` (40 GB of both, and of the GPU's memory); without it the first two.
 # PROGRAMS is a folder with tierstream, tierstream-synth and ggml's libraries (target/release after
-# `./x cuda` and `cargo build --release -p tierstream-synth`); for the load against the drive also
-# examples/readbench (`cargo build --release -p tierstream-io --example readbench`), and the right to
-# drop the page cache, without which it says so. TRACE is a `route_trace v1` CSV of a model
+# `./x cuda` and `cargo build --release -p tierstream-synth`). TRACE is a `route_trace v1` CSV of a model
 # with 48 layers of 128 experts, of which a token uses 6, to be replayed. Fails in the end if a step has.
 set -euo pipefail
 programs=$(realpath "$1") out=$(realpath "$2") trace=${3:+$(realpath "$3")}
-export PATH=$programs:$programs/examples:$PATH
+export PATH=$programs:$PATH
 work=$(mktemp -d)
 trap 'kill %1 2>/dev/null || true; rm -rf "$work"' EXIT
 echo '[]' >"$out/gpu-check.json"
@@ -24,7 +22,8 @@ failed=0
 nvidia-smi --query-gpu=memory.used --format=csv,noheader,nounits -lms 200 >"$work/memory" &
 
 # Runs a command that prints JSON, adds that under a name, with the most memory that the GPU had in
-# use meanwhile (MiB, all programs), and prints the lines that say it: verify, decode, prompt or prefill.
+# use meanwhile (MiB, all programs), and prints the lines that say it: verify, decode, prompt, prefill or
+# load.
 step() {
     local name=$1 kind=$2 from
     shift 2
@@ -62,6 +61,13 @@ def prefill(r):
                f"{x['tok_s_median']:.0f} tok/s, {x['bytes_brought'] / 1e9:.1f} GB brought at "
                f"{x['bus_share'] or 0:.2f} of the bus")
 
+def load(r):
+    raw, ours = r["rows"][:2]
+    start = [m["gpu_start_s"] for m in r["rounds"] if m["gpu_start_s"] is not None]
+    yield (f"{ours['gbps_median']:.2f} GB/s, the drive {raw['gbps_median']:.2f}: ratio "
+           f"{ours['ratio_to_raw_median']:.3f}, cache {ours['cache']}, without "
+           f"{max(start, default=0):.2f} s for the GPU to start")
+
 path, name, work, kind, command = sys.argv[1:]
 work = pathlib.Path(work)
 try:
@@ -75,64 +81,8 @@ pathlib.Path(path).write_text(json.dumps(results, indent=1))
 if result is not None and "error" in result:
     print(f"{name}: {result['error']}", flush=True)
 elif result is not None:
-    for line in {"verify": verify, "decode": decode, "prompt": prompt, "prefill": prefill}[kind](result):
+    for line in globals()[kind](result):
         print(f"{name:24} {line} ({peak} MiB on the GPU)", flush=True)
-PY
-}
-
-# Loads a model whole to the GPU, and reads its file without doing anything with it, by the same
-# engine, in blocks of the same size, as many at a time: in turns, three of each, cold if that is
-# allowed. What the GPU takes to start is the same for every model, and is left out.
-load() {
-    local name=$1 model=$2 engine
-    if ! command -v readbench >/dev/null; then
-        echo "$name: not measured, there is no readbench"
-        return
-    fi
-    rm -f "$work/loads"
-    for _ in 1 2 3; do
-        sync
-        { echo 3 >/proc/sys/vm/drop_caches; } 2>/dev/null || true
-        timeout 300 tierstream run "$model" --experts 100% --prompt-tokens 1 -n 1 --temp 0 \
-            "${gpu[@]}" >"$work/result" 2>"$work/err" || {
-            echo "$name: exit status $?: $(tail -n 1 "$work/err")"
-            failed=1
-            return
-        }
-        engine=$(python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["io"]["engine"])' \
-            "$work/result")
-        timeout 300 readbench "$model" --engines "$engine" --blocks 1024 --depths 8 --rounds 1 \
-            --sequential >"$work/table" 2>"$work/raw" || {
-            echo "$name: readbench: exit status $?: $(tail -n 1 "$work/raw")"
-            failed=1
-            return
-        }
-        python3 -c 'import json, sys; print(json.dumps([json.load(open(sys.argv[1])),
-            open(sys.argv[2]).read(), "cache dropped" in open(sys.argv[3]).read()]))' \
-            "$work/result" "$work/raw" "$work/table" >>"$work/loads"
-    done
-    python3 - "$out/gpu-check.json" "$name" "$work/loads" "$model" <<'PY'
-import json, os, pathlib, statistics, sys
-
-path, name, loads, model = sys.argv[1:]
-size = os.stat(model).st_size
-rounds = []
-for line in open(loads):
-    run, raw, cold = json.loads(line)
-    start = (run["gpu"] or {}).get("start_s", 0)
-    rate = size / (run["load_s"] - start) / 1e9
-    drive = float(raw.strip().splitlines()[-1].split()[-1])
-    rounds.append({"load_s": run["load_s"], "gpu_start_s": start, "load_gb_per_s": rate,
-                   "drive_gb_per_s": drive, "ratio": rate / drive, "cold": cold, "io": run["io"]})
-results = json.loads(pathlib.Path(path).read_text())
-results.append({"name": name, "file_bytes": size, "rounds": rounds})
-pathlib.Path(path).write_text(json.dumps(results, indent=1))
-median = lambda key: statistics.median(r[key] for r in rounds)
-cold = "cold" if all(r["cold"] for r in rounds) else "THE PAGE CACHE COULD NOT BE DROPPED"
-print(f"{name:24} {median('load_gb_per_s'):.2f} GB/s, the drive {median('drive_gb_per_s'):.2f}: ratio "
-      f"{median('ratio'):.3f} ({', '.join(format(r['ratio'], '.3f') for r in rounds)}), "
-      f"{median('load_s'):.2f} s of which {median('gpu_start_s'):.2f} s for the GPU to start; {cold}",
-      flush=True)
 PY
 }
 
@@ -157,7 +107,7 @@ middle() {
     local model=$work/q30.gguf routing=(${trace:+--routing "$trace"}) bench miss
     tierstream-synth qwen3moe --big --layers 48 --experts 128 --used 6 --embd 2048 --ff 768 \
         --vocab 32000 --type q4_k_m --out "$model" >/dev/null
-    load "30B, load" "$model"
+    step "30B, load" load tierstream bench load "$model" --rounds 3 "${gpu[@]}"
     step "30B, 8 GiB" verify tierstream verify "$model" --vram 8GiB --experts 40% --tokens 512 \
         "${gpu[@]}"
     bench=(tierstream bench decode "$model" --repeats 1 -n 96 --warmup 128 "${routing[@]}" "${gpu[@]}")

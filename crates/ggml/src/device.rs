@@ -20,6 +20,12 @@ pub struct DeviceInfo {
     pub memory_total_bytes: u64,
 }
 
+/// The version of ggml, and so of llama.cpp, in this build.
+pub fn ggml_version() -> String {
+    // SAFETY: a constant string.
+    unsafe { text(crate::abi::ggml_version()) }
+}
+
 /// Every device of every backend of this build, in ggml's order.
 pub fn devices() -> Vec<DeviceInfo> {
     log::init();

@@ -46,7 +46,7 @@ mod workspace;
 pub use abort::on_abort;
 pub use backends::load_backends;
 pub use context::{Cancel, Context, ContextOptions, Keep};
-pub use device::{DeviceInfo, devices};
+pub use device::{DeviceInfo, devices, ggml_version};
 pub use error::{Error, Result};
 pub use gpu::Miss;
 pub use log::set_verbose;

@@ -29,6 +29,8 @@
 //! reads pass the page cache, and why not.
 
 mod ahead;
+#[cfg(target_os = "linux")]
+pub mod cache;
 pub mod engine;
 mod error;
 mod file;

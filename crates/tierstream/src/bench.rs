@@ -1,17 +1,19 @@
 //! Measuring how fast tokens come, and how fast the drive could have delivered what they took.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use tierstream_ggml::{Keep, Sampling, Token};
-use tierstream_io::{Extent, Priority};
+use tierstream_io::{Extent, Priority, Status};
 
 use crate::drive::Discard;
 use crate::engine::{Engine, Generate};
 use crate::error::Result;
 use crate::memory::Usage;
 use crate::random::{Random, drawn_tokens};
+
+pub mod load;
 
 /// Most bytes read to measure the drive.
 const DRIVE_BYTES_MAX: u64 = 2 << 30;
@@ -55,6 +57,26 @@ pub struct ReadPath {
     pub direct: bool,
     /// Why it is not the fastest path.
     pub reason: Option<String>,
+}
+
+impl From<Status> for ReadPath {
+    fn from(status: Status) -> Self {
+        let Status { engine, direct, reason, .. } = status;
+        Self { engine: engine.to_owned(), direct, reason }
+    }
+}
+
+/// Time that processors have spent on this process so far, all its threads and the kernel for them.
+pub fn cpu_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    Duration::try_from(time).unwrap_or_default()
+}
+
+/// The numbers below `n` in an order of its own for each `round`, the same every time: so that nothing
+/// is always measured after the same.
+pub fn order(round: u32, n: usize) -> Vec<usize> {
+    let shuffled = Random::new(u64::from(round)).shuffled(n as u64);
+    shuffled.into_iter().map(|index| index as usize).collect()
 }
 
 /// Decodes `tokens` one by one, whatever the model would have said, and measures those after the
@@ -103,11 +125,7 @@ pub fn turn(engine: &mut Engine, tokens: &[Token], warmup: usize) -> Result<Turn
         drive_bytes_per_s,
         pool_share: engine.model().pool_share(),
         peak_rss_bytes: Usage::now().peak_rss_bytes,
-        io: status.map(|s| ReadPath {
-            engine: s.engine.to_owned(),
-            direct: s.direct,
-            reason: s.reason,
-        }),
+        io: status.map(ReadPath::from),
     })
 }
 
@@ -244,7 +262,21 @@ pub fn median_min_max(values: impl IntoIterator<Item = f64>) -> (f64, f64, f64) 
 
 #[cfg(test)]
 mod tests {
-    use super::median_min_max;
+    use std::collections::BTreeSet;
+
+    use super::{median_min_max, order};
+
+    #[test]
+    fn nothing_is_always_measured_after_the_same() {
+        let orders: Vec<_> = (0..5).map(|round| order(round, 6)).collect();
+        for index in 0..6 {
+            let before = orders.iter().filter_map(|order| {
+                let at = order.iter().position(|&other| other == index).unwrap();
+                at.checked_sub(1).map(|at| order[at])
+            });
+            assert!(before.collect::<BTreeSet<_>>().len() > 1, "{orders:?}");
+        }
+    }
 
     #[test]
     fn median_of_odd_even_and_none() {

@@ -9,10 +9,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use tierstream_io::{Chunk, Config, EngineKind, Extent, PAGE, Priority, Reader, Sink};
+use tierstream_io::wrap::Latency;
+use tierstream_io::{Chunk, Config, EngineKind, Extent, PAGE, Priority, Reader, Sink, Status};
 
-use crate::error::Result;
+use crate::bench::cpu_time;
+use crate::error::{Error, Result};
 use crate::random::Random;
+use crate::size::Bytes;
 
 /// Size of the reads that are measured, bytes.
 pub const BLOCK_BYTES: u64 = 1 << 20;
@@ -41,16 +44,24 @@ pub struct Scratch {
 }
 
 impl Scratch {
+    /// An empty one in `dir`.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn empty(dir: &Path) -> io::Result<Scratch> {
+        let path = dir.join(format!(".tierstream-{}", std::process::id()));
+        let file = fs::OpenOptions::new().read(true).write(true).create_new(true).open(&path)?;
+        fs::remove_file(&path)?;
+        Ok(Scratch { file })
+    }
+
     /// Writes `bytes` bytes that do not compress to a file in `dir` and waits until the drive has
     /// them. `progress` gets the share that is done.
     ///
     /// # Errors
     /// What the system says, a full drive for example.
     pub fn new(dir: &Path, bytes: u64, progress: &mut dyn FnMut(f32)) -> io::Result<Scratch> {
-        let path = dir.join(format!(".tierstream-doctor-{}", std::process::id()));
-        let mut file =
-            fs::OpenOptions::new().read(true).write(true).create_new(true).open(&path)?;
-        fs::remove_file(&path)?;
+        let Scratch { mut file } = Scratch::empty(dir)?;
         let mut random = Random::new(bytes);
         let mut block = Vec::with_capacity(BLOCK_BYTES as usize);
         let mut written = 0;
@@ -68,9 +79,14 @@ impl Scratch {
         Ok(Scratch { file })
     }
 
-    /// A path that opens it while it lives.
+    /// To write to.
+    pub fn file(&mut self) -> &mut File {
+        &mut self.file
+    }
+
+    /// A path that opens it while it lives, in other processes too.
     pub fn path(&self) -> PathBuf {
-        PathBuf::from(format!("/proc/self/fd/{}", self.file.as_raw_fd()))
+        PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), self.file.as_raw_fd()))
     }
 }
 
@@ -99,54 +115,142 @@ pub struct Rate {
 /// # Errors
 /// As the reader's.
 pub fn random_reads(path: &Path, depth: usize, time: Duration) -> Result<Option<Rate>> {
-    let buffer_bytes = BLOCK_BYTES as usize;
-    let reader = Reader::new(Config {
-        engine: EngineKind::Auto,
-        // Twice the depth, so that buffers in the sink's hands do not slow the drive.
-        ring_bytes: 2 * depth * buffer_bytes,
-        buffer_bytes,
-        depth,
-        ..Config::default()
-    })?;
-    let file = reader.open(path)?;
-    let size = reader.file(file)?.size();
-    let page = PAGE as u64;
-    let block = BLOCK_BYTES.min(size / page * page);
+    let size =
+        fs::metadata(path).map_err(|source| Error::File { path: path.into(), source })?.len();
+    let block = BLOCK_BYTES.min(size / PAGE as u64 * PAGE as u64);
     if block == 0 {
         return Ok(None);
     }
-    let blocks = size / block;
-    let mut random = Random::new(size);
-    let mut order: Vec<u64> = Vec::new();
-    let mut tickets = VecDeque::with_capacity(depth);
-    let (mut reads, start) = (0, Instant::now());
-    while reads < READS_MIN || start.elapsed() < time {
-        // Every block once before any comes again.
-        let n = order.pop().unwrap_or_else(|| {
-            order = random.shuffled(blocks);
-            order.pop().expect("a file has a block")
-        });
-        let extent = Extent { file, offset: n * block, len: block };
-        tickets.push_back(reader.submit(Priority::Demand, vec![extent], Arc::new(Discard)));
-        reads += 1;
-        if tickets.len() == depth {
-            tickets.pop_front().expect("just filled").wait()?;
-        }
-    }
-    for ticket in tickets {
-        ticket.wait()?;
-    }
-    let seconds = start.elapsed().as_secs_f64();
-    let status = reader.status();
+    let engine = EngineKind::Auto;
+    let reads = Reads { engine, block_bytes: BLOCK_BYTES as usize, depth, time };
+    let measured = reads.records(path, block, size)?;
     Ok(Some(Rate {
         depth,
         block_bytes: block,
-        reads,
-        seconds,
-        gbps: (reads * block) as f64 / 1e9 / seconds,
-        engine: status.engine,
-        direct: status.direct,
+        reads: measured.requests,
+        seconds: measured.seconds,
+        gbps: measured.gbps(),
+        engine: measured.status.engine,
+        direct: measured.status.direct,
     }))
+}
+
+/// How a drive is to be read for a measurement. Bytes are not copied out of the ring.
+#[derive(Debug, Clone, Copy)]
+pub struct Reads {
+    /// The storage engine.
+    pub engine: EngineKind,
+    /// Most bytes of one read, a multiple of [`PAGE`].
+    pub block_bytes: usize,
+    /// Reads in flight.
+    pub depth: usize,
+    /// About how long.
+    pub time: Duration,
+}
+
+/// What such reads took.
+#[derive(Debug, Clone)]
+pub struct Measured {
+    /// Blocks, or records.
+    pub requests: u64,
+    /// Bytes of them.
+    pub bytes: u64,
+    /// How long they took together.
+    pub seconds: f64,
+    /// Time of processors, all threads of this process.
+    pub cpu_s: f64,
+    /// Of single reads.
+    pub latency: Latency,
+    /// The path that the reads took.
+    pub status: Status,
+}
+
+impl Measured {
+    /// 1e9 bytes per second.
+    pub fn gbps(&self) -> f64 {
+        self.bytes as f64 / 1e9 / self.seconds
+    }
+}
+
+impl Reads {
+    /// Reads whole records of the file at `path` in random order: pieces of `record_bytes` that lie
+    /// one after the other. Every one once before any comes again.
+    ///
+    /// # Errors
+    /// As the reader's; [`Error::Request`] where the file has no such piece.
+    pub fn records(&self, path: &Path, record_bytes: u64, seed: u64) -> Result<Measured> {
+        let mut random = Random::new(seed);
+        let mut order: Vec<u64> = Vec::new();
+        self.measure(path, record_bytes, |records| {
+            order.pop().unwrap_or_else(|| {
+                order = random.shuffled(records);
+                order.pop().expect("a file has a record")
+            })
+        })
+    }
+
+    /// Reads blocks of the file at `path` one after the other, from a random one on and after the last
+    /// one from the start.
+    ///
+    /// # Errors
+    /// As the reader's; [`Error::Request`] where the file has no whole block.
+    pub fn sequential(&self, path: &Path, seed: u64) -> Result<Measured> {
+        let mut next = Random::new(seed).next() >> 1;
+        self.measure(path, self.block_bytes as u64, |blocks| {
+            next += 1;
+            next % blocks
+        })
+    }
+
+    /// Asks `pick` which piece of the file is next, of so many.
+    fn measure(
+        &self,
+        path: &Path,
+        piece_bytes: u64,
+        mut pick: impl FnMut(u64) -> u64,
+    ) -> Result<Measured> {
+        let window_bytes = self.depth.saturating_mul(self.block_bytes);
+        let reader = Reader::new(Config {
+            engine: self.engine,
+            // Twice the depth, so that buffers in the sink's hands do not slow the drive.
+            ring_bytes: window_bytes.saturating_mul(2),
+            buffer_bytes: self.block_bytes,
+            depth: self.depth,
+            ..Config::default()
+        })?;
+        let file = reader.open(path)?;
+        let size = reader.file(file)?.size();
+        let pieces = size.checked_div(piece_bytes).unwrap_or(0);
+        if pieces == 0 {
+            let (path, piece) = (path.display(), Bytes(piece_bytes));
+            let text =
+                format!("{path} has {}, which is less than one read of {piece}", Bytes(size));
+            return Err(Error::Request(text));
+        }
+        // As many as keep the drive at its depth while the oldest is waited for.
+        let queued = (2 * window_bytes as u64).div_ceil(piece_bytes).max(2) as usize;
+        let mut tickets = VecDeque::with_capacity(queued);
+        let (mut requests, cpu, start) = (0, cpu_time(), Instant::now());
+        while requests < READS_MIN || start.elapsed() < self.time {
+            let extent = Extent { file, offset: pick(pieces) * piece_bytes, len: piece_bytes };
+            tickets.push_back(reader.submit(Priority::Demand, vec![extent], Arc::new(Discard)));
+            requests += 1;
+            if tickets.len() == queued {
+                tickets.pop_front().expect("just filled").wait()?;
+            }
+        }
+        for ticket in tickets {
+            ticket.wait()?;
+        }
+        Ok(Measured {
+            requests,
+            bytes: requests * piece_bytes,
+            seconds: start.elapsed().as_secs_f64(),
+            cpu_s: (cpu_time() - cpu).as_secs_f64(),
+            latency: reader.stats().latency,
+            status: reader.status(),
+        })
+    }
 }
 
 /// Takes what is read only to measure.

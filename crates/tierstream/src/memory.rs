@@ -29,6 +29,12 @@ pub fn available_bytes() -> u64 {
     cgroup_left_bytes().map_or(machine, |left| left.min(machine))
 }
 
+/// Memory that nobody uses for anything, bytes.
+pub fn free_bytes() -> u64 {
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    kib_field(&text, "MemFree:").unwrap_or(0)
+}
+
 /// Memory of the machine, bytes.
 pub fn total_bytes() -> u64 {
     let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
@@ -82,7 +88,7 @@ fn kib_field(text: &str, name: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Usage, available_bytes, kib_field, total_bytes};
+    use super::{Usage, available_bytes, free_bytes, kib_field, total_bytes};
 
     #[test]
     fn reads_kib_fields() {
@@ -95,5 +101,6 @@ mod tests {
         let usage = Usage::now();
         assert!(usage.rss_bytes > 0 && usage.peak_rss_bytes >= usage.rss_bytes);
         assert!(available_bytes() > 0 && available_bytes() <= total_bytes());
+        assert!(free_bytes() > 0 && free_bytes() <= total_bytes());
     }
 }

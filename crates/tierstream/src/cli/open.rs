@@ -7,7 +7,7 @@ use std::sync::Once;
 use tierstream::size::{Bytes, PoolShare};
 use tierstream::{Engine, Gpu, Keep, Miss, Options, Placement, Weights, demo, gguf, io_config};
 
-use super::args::LoadArgs;
+use super::args::{LoadArgs, MachineArgs};
 use super::interrupt;
 use super::output::{self, Failure, Progress};
 
@@ -33,30 +33,33 @@ pub(crate) fn named(model: &Path) -> anyhow::Result<Cow<'_, Path>> {
 
 /// The flags as the library takes them. Loads ggml's [`backends`] where a GPU is asked for.
 pub(crate) fn options(args: &LoadArgs, experts: Option<PoolShare>) -> anyhow::Result<Options> {
+    if args.machine.gpu.0.is_none() {
+        let miss = args.miss;
+        anyhow::ensure!(miss == Miss::Copy, "--miss {miss} is for --gpu: no GPU is to be used");
+    }
     Ok(Options {
         ram_bytes: args.ram.map(|b| b.0),
         experts,
         policy: args.policy,
         prefetch: args.prefetch,
         miss: args.miss,
-        threads: args.threads,
+        threads: args.machine.threads,
         ctx: args.ctx,
         batch: args.batch,
         keep: Keep::Last,
         seed: u64::from(args.seed()),
         weights: Weights::Streamed,
-        placement: placement(args)?,
-        vram_bytes: args.vram.map(|b| b.0),
+        placement: placement(&args.machine)?,
+        vram_bytes: args.machine.vram.map(|b| b.0),
         preload: true,
-        io: io_config(args.io),
+        io: io_config(args.machine.io),
     })
 }
 
-fn placement(args: &LoadArgs) -> anyhow::Result<Placement> {
+/// Where to compute. Loads ggml's [`backends`] where that is a GPU.
+pub(crate) fn placement(args: &MachineArgs) -> anyhow::Result<Placement> {
     let Some(index) = args.gpu.0 else {
         anyhow::ensure!(args.vram.is_none(), "--vram is for --gpu: no GPU is to be used");
-        let miss = args.miss;
-        anyhow::ensure!(miss == Miss::Copy, "--miss {miss} is for --gpu: no GPU is to be used");
         return Ok(Placement::Cpu);
     };
     backends();
@@ -89,7 +92,7 @@ pub(crate) fn engine(args: &LoadArgs, path: &Path, options: Options) -> anyhow::
         beyond_training(args.ctx, &engine),
         more_than_all(experts, &engine),
         experts.and_then(|_| without_experts(&engine)),
-        args.threads.and_then(more_than_processors),
+        args.machine.threads.and_then(more_than_processors),
     ];
     for note in engine.notes().iter().chain(flags.iter().flatten()) {
         output::note(note);

@@ -106,7 +106,7 @@ pub(crate) fn show(cli: &Cli, args: &Show) -> anyhow::Result<ExitCode> {
     } else {
         output::print(&info.to_string())?;
     }
-    if args.model.load.gpu.0.is_some() {
+    if args.model.load.machine.gpu.0.is_some() {
         output::note("what is told here is of host memory: with --gpu much of it is the GPU's");
     }
     if let Some(why) = &info.llama_cpp_refuses {

@@ -8,8 +8,15 @@ use serde_json::Value;
 use crate::support::{PROMPT, json, output, stderr, stdout};
 
 /// Fields that may be null on another machine.
-const NULLABLE: &[&str] =
-    &["cgroup_left_bytes", "rotational", "mem_align", "offset_align", "reason", "over_limit"];
+const NULLABLE: &[&str] = &[
+    "cgroup_left_bytes",
+    "rotational",
+    "mem_align",
+    "offset_align",
+    "reason",
+    "over_limit",
+    "emptied",
+];
 
 /// `value` with types for values, but for the fields in `keep`; one element for an array.
 fn shape(value: &Value, name: &str, keep: &[&str]) -> Value {
@@ -63,6 +70,15 @@ fn bench() -> Value {
     json(&[&args[..], &["--repeats", "1", "-n", "4", "--warmup", "2"]].concat())
 }
 
+fn bench_load() -> Value {
+    json(&["bench", "load", "demo", "--warm", "--against", "mmap,direct", "--rounds", "2"])
+}
+
+fn bench_io() -> Value {
+    let args = ["bench", "io", "demo", "--engines", "pread,buffered", "--blocks", "64KiB"];
+    json(&[&args[..], &["--depths", "1,2", "--rounds", "2", "--seconds", "1"]].concat())
+}
+
 #[test]
 fn verify_object() {
     let object = verify();
@@ -92,6 +108,36 @@ fn prefill_object() {
     assert!(bytes(0, "bytes_brought") > 0);
     assert_eq!(bytes(0, "bytes_brought"), bytes(0, "bytes_read"));
     assert_eq!((rows.len(), bytes(1, "bytes_brought")), (4, 0));
+}
+
+#[test]
+fn bench_load_object() {
+    let mut object = bench_load();
+    let methods = |array: &str| -> Vec<String> {
+        let all = object[array].as_array().unwrap().iter();
+        all.map(|m| m["method"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(methods("rows"), ["raw", "tierstream", "mmap", "direct"]);
+    let measured = methods("rounds");
+    for round in measured.chunks(4) {
+        assert_eq!(BTreeSet::from_iter(round).len(), 4, "{measured:?}");
+    }
+    assert_eq!(measured.len(), 8);
+    for array in ["rows", "rounds"] {
+        object[array].as_array_mut().unwrap().retain(|m| m["method"] == "tierstream");
+    }
+    insta::assert_json_snapshot!(shape(&object, "", &["method", "cold", "emptied", "round"]));
+}
+
+#[test]
+fn bench_io_object() {
+    let object = bench_io();
+    insta::assert_json_snapshot!(shape(&object, "", &["order", "engine", "block_bytes", "depth"]));
+    let rows = object["rows"].as_array().unwrap();
+    assert_eq!(rows.len(), 8);
+    // A record of the demo model's experts.
+    assert_eq!(object["record_bytes"], 41_472);
+    assert!(object["bytes_read"].as_u64().unwrap() >= 8 * 2 * 16 * 41_472);
 }
 
 #[test]
@@ -156,7 +202,8 @@ fn every_field_is_documented() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/json.md");
     let text = std::fs::read_to_string(path).unwrap();
     let mut all = BTreeSet::new();
-    [run(), show(), doctor(), verify(), bench()].iter().for_each(|object| names(object, &mut all));
+    let objects = [run(), show(), doctor(), verify(), bench(), bench_load(), bench_io()];
+    objects.iter().for_each(|object| names(object, &mut all));
     let missing: Vec<&String> =
         all.iter().filter(|name| !text.contains(&format!("`{name}`"))).collect();
     assert!(missing.is_empty(), "docs/json.md does not tell of {missing:?}");

@@ -2,6 +2,7 @@
 
 mod backends;
 mod bad_input;
+mod bench_load;
 mod chat;
 mod docs;
 mod doctor;

@@ -2,13 +2,12 @@
 //! them comes to the rate of the bus.
 
 use std::fmt::Write as _;
-use std::process::{ExitCode, Stdio};
+use std::process::ExitCode;
 
-use anyhow::{Context, bail};
 use serde::Serialize;
 use tierstream::bench::{self, Prefill, median_min_max};
 
-use super::{Notes, drop_caches, end_with_parent, model_command, name, peer_options};
+use super::{Notes, cache, end_with_parent, model_command, name, peer_options, result_of};
 use crate::cli::args::{BenchPrefill, BenchPrefillTurn, Cli, Peer};
 use crate::cli::{open, output};
 
@@ -47,16 +46,16 @@ struct Row {
 
 pub(crate) fn prefill(cli: &Cli, args: &BenchPrefill) -> anyhow::Result<ExitCode> {
     let who: Vec<Option<Peer>> =
-        std::iter::once(None).chain(args.against.iter().copied().map(Some)).collect();
+        std::iter::once(None).chain(args.turns.against.iter().copied().map(Some)).collect();
     let mut turns = vec![Vec::new(); args.tokens.len() * who.len()];
     let mut notes = Notes::default();
-    for repeat in 1..=args.repeats {
+    for repeat in 1..=args.turns.repeats {
         for (at, &tokens) in args.tokens.iter().enumerate() {
             for (by, &peer) in who.iter().enumerate() {
                 let by_whom = peer.map_or("tierstream", name);
                 output::stderr(&format!(
                     "turn {repeat} of {}: {tokens} tokens by {by_whom}",
-                    args.repeats
+                    args.turns.repeats
                 ));
                 turns[at * who.len() + by].push(spawn(args, tokens, peer, &mut notes)?);
             }
@@ -69,9 +68,9 @@ pub(crate) fn prefill(cli: &Cli, args: &BenchPrefill) -> anyhow::Result<ExitCode
     let report = Report {
         model: args.model.load.model.display().to_string(),
         batch: args.model.load.batch,
-        repeats: args.repeats,
-        threads: args.model.load.threads.unwrap_or_else(tierstream::default_threads),
-        cold: args.cold,
+        repeats: args.turns.repeats,
+        threads: args.model.load.machine.threads.unwrap_or_else(tierstream::default_threads),
+        cold: args.turns.cold,
         rows: rows.collect(),
     };
     if cli.json {
@@ -104,20 +103,13 @@ fn spawn(
     peer: Option<Peer>,
     notes: &mut Notes,
 ) -> anyhow::Result<Prefill> {
-    if args.cold {
-        drop_caches()?;
+    if args.turns.cold {
+        cache::drop_all()?;
     }
     let size = args.model.experts.filter(|_| peer.is_none());
-    let out = model_command("prefill-turn", &args.model.load, size, peer)?
-        .args(["--tokens", &tokens.to_string()])
-        .stdin(Stdio::null())
-        .output()?;
-    if !out.status.success() {
-        let told = String::from_utf8_lossy(&out.stderr);
-        bail!("a turn failed: {}", told.trim().trim_start_matches("error: "));
-    }
-    notes.tell(&out.stderr);
-    serde_json::from_slice(&out.stdout).context("a turn printed no result")
+    let mut command = model_command("prefill-turn", &args.model.load, size, peer)?;
+    command.args(["--tokens", &tokens.to_string()]);
+    result_of(command, "", notes)
 }
 
 fn row(prompt_tokens: u32, peer: Option<&'static str>, turns: &[Prefill], ours: &[Prefill]) -> Row {

@@ -1,27 +1,22 @@
-//! `tierstream bench`: every measurement runs in a process of its own, in turns (A, B, A, B, ...),
-//! so that neither memory nor a warm cache of one helps or hurts the other.
+//! `tierstream bench decode`: tokens per second with pools of several sizes.
 
-use std::collections::BTreeSet;
 use std::fmt::Write as _;
-use std::fs;
-use std::io::{self, Write as _};
 use std::path::Path;
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode};
+use std::{fs, io};
 
-use anyhow::{Context, bail};
-use clap::ValueEnum;
 use serde::Serialize;
 use tierstream::bench::{self, ReadPath, Turn, median_min_max};
 use tierstream::size::{Bytes, PoolShare};
-use tierstream::{Miss, Options, Prefetch, Token, Weights, demo, memory};
+use tierstream::{Miss, Prefetch, Token, demo, memory};
 
-pub(crate) use self::prefill::{prefill, turn as prefill_turn};
-use super::args::{BenchDecode, BenchTurn, Cli, LoadArgs, Peer};
-use super::output::Failure;
-use super::report::read_way;
-use super::{open, output, routing};
-
-mod prefill;
+use super::{
+    Notes, cache, end_with_parent, model_command, name, peer_options, read_path, result_of,
+};
+use crate::cli::args::{BenchDecode, BenchTurn, Cli, Peer};
+use crate::cli::output::Failure;
+use crate::cli::report::read_way;
+use crate::cli::{open, output, routing};
 
 /// The answer of `bench decode`.
 #[derive(Debug, Serialize)]
@@ -98,7 +93,7 @@ pub(crate) fn decode(cli: &Cli, args: &BenchDecode) -> anyhow::Result<ExitCode> 
     let path = open::path(&args.model)?;
     let file = tierstream::gguf::Model::open(&path).map_err(tierstream::Error::from)?;
     let experts = tierstream::gguf::Experts::group(&file).map_err(tierstream::Error::from)?;
-    let mut sizes = match args.model.gpu.0 {
+    let mut sizes = match args.model.machine.gpu.0 {
         None => sizes_that_fit(&args.experts, experts.expert_bytes())?,
         Some(_) => args.experts.clone(),
     };
@@ -111,15 +106,24 @@ pub(crate) fn decode(cli: &Cli, args: &BenchDecode) -> anyhow::Result<ExitCode> 
     let mut notes = Notes::default();
 
     let mut ours: Vec<_> = sizes.into_iter().map(|size| (size, Vec::new())).collect();
-    let mut peers: Vec<_> = args.against.iter().map(|&peer| (peer, Vec::new())).collect();
-    for repeat in 0..args.repeats {
+    let mut peers: Vec<_> = args.turns.against.iter().map(|&peer| (peer, Vec::new())).collect();
+    for repeat in 0..args.turns.repeats {
         for (size, turns) in &mut ours {
-            output::stderr(&format!("turn {} of {}: experts {size}", repeat + 1, args.repeats));
+            output::stderr(&format!(
+                "turn {} of {}: experts {size}",
+                repeat + 1,
+                args.turns.repeats
+            ));
             let size = (!dense).then_some(*size);
             turns.push(spawn_turn(args, &tokens, size, None, &mut notes)?);
         }
         for (peer, turns) in &mut peers {
-            output::stderr(&format!("turn {} of {}: {}", repeat + 1, args.repeats, name(*peer)));
+            output::stderr(&format!(
+                "turn {} of {}: {}",
+                repeat + 1,
+                args.turns.repeats,
+                name(*peer)
+            ));
             turns.push(spawn_turn(args, &tokens, None, Some(*peer), &mut notes)?);
         }
     }
@@ -148,36 +152,6 @@ pub(crate) fn turn(args: &BenchTurn) -> anyhow::Result<ExitCode> {
     let turn = bench::turn(&mut engine, &tokens, args.warmup as usize)?;
     output::print(&format!("{}\n", serde_json::to_string(&turn)?))?;
     Ok(ExitCode::SUCCESS)
-}
-
-/// Whoever starts a turn may be ended by a signal, and then nobody wants its result.
-fn end_with_parent() -> io::Result<()> {
-    Ok(rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))?)
-}
-
-/// What the peer does with the weights.
-fn peer_options(peer: Option<Peer>, options: &mut Options) {
-    match peer {
-        Some(Peer::Stock) => {
-            options.weights = Weights::Stock { mmap: true, repack: false, cpu_experts: false }
-        }
-        Some(Peer::StockRepack) => {
-            options.weights = Weights::Stock { mmap: true, repack: true, cpu_experts: false }
-        }
-        Some(Peer::StockCpuMoe) => {
-            options.weights = Weights::Stock { mmap: true, repack: true, cpu_experts: true };
-            options.threads.get_or_insert_with(tierstream::default_threads);
-        }
-        None => {}
-    }
-}
-
-fn name(peer: Peer) -> &'static str {
-    match peer {
-        Peer::Stock => "stock",
-        Peer::StockRepack => "stock-repack",
-        Peer::StockCpuMoe => "stock-cpu-moe",
-    }
 }
 
 fn token_text(path: &Path) -> io::Result<String> {
@@ -217,22 +191,6 @@ fn tokens(args: &BenchDecode, path: &Path, size: PoolShare) -> anyhow::Result<Ve
     Ok(bench::tokens(&mut engine, demo::PROMPT, n, args.model.seed())?)
 }
 
-/// What turns say on stderr, each line once: the turns of the same say the same.
-#[derive(Debug, Default)]
-struct Notes(BTreeSet<String>);
-
-impl Notes {
-    fn tell(&mut self, stderr: &[u8]) {
-        for line in String::from_utf8_lossy(stderr).lines() {
-            let line = output::printable(line);
-            if !self.0.contains(&line) {
-                output::stderr(&line);
-                self.0.insert(line);
-            }
-        }
-    }
-}
-
 fn spawn_turn(
     args: &BenchDecode,
     tokens: &str,
@@ -240,23 +198,10 @@ fn spawn_turn(
     peer: Option<Peer>,
     notes: &mut Notes,
 ) -> anyhow::Result<Turn> {
-    if args.cold {
-        drop_caches()?;
+    if args.turns.cold {
+        cache::drop_all()?;
     }
-    let mut child = turn_command(args, size, peer)?
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()?;
-    // It reads them before it does anything else. Where it fails before, its status tells more.
-    let _ = child.stdin.take().expect("a pipe").write_all(tokens.as_bytes());
-    let out = child.wait_with_output()?;
-    if !out.status.success() {
-        let told = String::from_utf8_lossy(&out.stderr);
-        bail!("a turn failed: {}", told.trim().trim_start_matches("error: "));
-    }
-    notes.tell(&out.stderr);
-    serde_json::from_slice(&out.stdout).context("a turn printed no result")
+    result_of(turn_command(args, size, peer)?, tokens, notes)
 }
 
 fn turn_command(
@@ -270,45 +215,6 @@ fn turn_command(
         command.arg("--routing").arg(routing);
     }
     Ok(command)
-}
-
-/// This program's hidden command `turn` of `bench`, with the options of `m` that it takes.
-fn model_command(
-    turn: &str,
-    m: &LoadArgs,
-    size: Option<PoolShare>,
-    peer: Option<Peer>,
-) -> anyhow::Result<Command> {
-    let mut command = Command::new(std::env::current_exe()?);
-    command.args(["bench", turn]).arg(&m.model);
-    command.args(["--policy", &m.policy.to_string(), "--io", &m.io.to_string()]);
-    command.args(["--prefetch", &m.prefetch.to_string()]);
-    if peer.is_none() {
-        command.args(["--miss", &m.miss.to_string()]);
-    }
-    command.args(["--batch", &m.batch.to_string(), "--seed", &m.seed().to_string()]);
-    let mut option = |flag: &str, value: Option<String>| {
-        if let Some(value) = value {
-            command.args([flag, &value]);
-        }
-    };
-    let exact = |size: PoolShare| match size {
-        PoolShare::Bytes(bytes) => format!("{}B", bytes.0),
-        PoolShare::Share(_) => size.to_string(),
-    };
-    option("--gpu", m.gpu.0.map(|n| n.to_string()));
-    option("--vram", m.vram.filter(|_| peer.is_none()).map(|b| format!("{}B", b.0)));
-    option("--ram", m.ram.filter(|_| peer.is_none()).map(|b| format!("{}B", b.0)));
-    option("--threads", m.threads.map(|t| t.to_string()));
-    option("--ctx", m.ctx.map(|c| c.to_string()));
-    option("--experts", size.map(exact));
-    option("--peer", peer.and_then(|p| p.to_possible_value()).map(|v| v.get_name().to_owned()));
-    Ok(command)
-}
-
-fn drop_caches() -> anyhow::Result<()> {
-    rustix::fs::sync();
-    fs::write("/proc/sys/vm/drop_caches", "3").context("--cold empties the page cache, as root")
 }
 
 /// The turns of each size of the pool.
@@ -331,16 +237,16 @@ fn report(
         model: args.model.model.display().to_string(),
         n: args.n,
         warmup: args.warmup,
-        repeats: args.repeats,
-        threads: args.model.threads.unwrap_or_else(tierstream::default_threads),
-        cold: args.cold,
+        repeats: args.turns.repeats,
+        threads: args.model.machine.threads.unwrap_or_else(tierstream::default_threads),
+        cold: args.turns.cold,
         rows: ours.iter().map(|(size, turns)| row(*size, turns, resident_s, peers)).collect(),
         against: peers.iter().map(|(peer, turns)| against(*peer, turns, first)).collect(),
         drive: Drive {
             random_gbps: drive_gbps(turns().flatten()),
             record_bytes: experts.record_bytes(0).unwrap_or(0),
         },
-        io: read_path(turns().flatten()),
+        io: read_path(turns().flatten().map(|t| t.io.as_ref())),
         computes: args.model.miss != Miss::Copy,
     }
 }
@@ -406,13 +312,6 @@ fn median(turns: &[Turn], of: impl Fn(&Turn) -> f64) -> f64 {
 
 fn ratios(ours: &[Turn], theirs: &[Turn]) -> Vec<f64> {
     ours.iter().zip(theirs).map(|(a, b)| a.tok_s / b.tok_s).collect()
-}
-
-/// The path of the reads; where turns differ, one that says why it is not the fastest.
-fn read_path<'a>(turns: impl Iterator<Item = &'a Turn> + Clone) -> Option<ReadPath> {
-    let mut paths = turns.filter_map(|t| t.io.as_ref());
-    let first = paths.clone().next();
-    paths.find(|p| p.reason.is_some()).or(first).cloned()
 }
 
 fn peak(turns: &[Turn]) -> u64 {

@@ -10,6 +10,13 @@ use tierstream::io::EngineKind;
 use tierstream::size::{Bytes, PoolShare};
 use tierstream::{Miss, Policy, Prefetch};
 
+pub(crate) use self::bench::{
+    Bench, BenchDecode, BenchIo, BenchLoad, BenchLoadTurn, BenchPrefill, BenchPrefillTurn,
+    BenchTurn, LoadPeer, Peer, ReadOrder,
+};
+
+mod bench;
+
 /// In a list of flags, those of all verbs come after the verb's own.
 const LAST: usize = 100;
 
@@ -84,12 +91,8 @@ pub(crate) struct LoadArgs {
     /// --gpu: pinned memory for experts that do not fit the GPU's [default: half of what is free]
     #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
     pub(crate) ram: Option<Bytes>,
-    /// Compute on this GPU, with the experts in its memory: its number, or `none`
-    #[arg(long, value_name = "N|none", default_value = "none", value_parser = gpu)]
-    pub(crate) gpu: GpuArg,
-    /// With --gpu: all of the GPU's memory for this model (8GiB) [default: 90 % of what is free]
-    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
-    pub(crate) vram: Option<Bytes>,
+    #[command(flatten)]
+    pub(crate) machine: MachineArgs,
     /// Eviction policy: lru, lfu[:half-life], lfru, fifo, random
     #[arg(long, default_value_t)]
     pub(crate) policy: Policy,
@@ -102,13 +105,6 @@ pub(crate) struct LoadArgs {
     /// resident model), auto (what is faster here; rounds differently too)
     #[arg(long, value_name = "HOW", default_value_t)]
     pub(crate) miss: Miss,
-    /// How files are read: auto, uring, pread, buffered
-    #[arg(long, default_value_t = EngineKind::Auto, value_parser = io_engine)]
-    pub(crate) io: EngineKind,
-    /// Compute threads [default: one less than the processors, at least 2; with --gpu 1, unless
-    /// --miss lets them compute experts]
-    #[arg(long, short, allow_negative_numbers = true, value_parser = whole(1..=512u32))]
-    pub(crate) threads: Option<u32>,
     /// Tokens of context [default: 4096, or what the model was trained with if that is less]
     #[arg(long, allow_negative_numbers = true, value_parser = whole(1..=16_777_216u32))]
     pub(crate) ctx: Option<u32>,
@@ -123,6 +119,24 @@ pub(crate) struct LoadArgs {
     /// Seed of sampling and of random choices [default: another one each time for `run`, else 0]
     #[arg(long, allow_negative_numbers = true, value_parser = whole(0..=u32::MAX))]
     pub(crate) seed: Option<u32>,
+}
+
+/// Where a model computes, and how its files are read.
+#[derive(Debug, Args, Clone)]
+pub(crate) struct MachineArgs {
+    /// Compute on this GPU, with the experts in its memory: its number, or `none`
+    #[arg(long, value_name = "N|none", default_value = "none", value_parser = gpu)]
+    pub(crate) gpu: GpuArg,
+    /// With --gpu: all of the GPU's memory for this model (8GiB) [default: 90 % of what is free]
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
+    pub(crate) vram: Option<Bytes>,
+    /// How files are read: auto, uring, pread, buffered
+    #[arg(long, default_value_t = EngineKind::Auto, value_parser = io_engine)]
+    pub(crate) io: EngineKind,
+    /// Compute threads [default: one less than the processors, at least 2; with --gpu 1, unless
+    /// --miss lets them compute experts]
+    #[arg(long, short, allow_negative_numbers = true, value_parser = whole(1..=512u32))]
+    pub(crate) threads: Option<u32>,
 }
 
 impl LoadArgs {
@@ -269,141 +283,6 @@ pub(crate) struct Verify {
         value_parser = whole(1..=u32::MAX)
     )]
     pub(crate) prompt_limit: u32,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum Bench {
-    /// Tokens per second with pools of several sizes, against stock llama.cpp if asked for
-    Decode(BenchDecode),
-    /// Tokens per second of prompts, and the share of the bus to the GPU that is used
-    Prefill(BenchPrefill),
-    /// One measurement in a process of its own; `bench decode` starts these
-    #[command(hide = true)]
-    Turn(BenchTurn),
-    /// The same for `bench prefill`
-    #[command(hide = true)]
-    PrefillTurn(BenchPrefillTurn),
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct BenchPrefill {
-    #[command(flatten)]
-    pub(crate) model: ModelArgs,
-    /// Lengths of prompts, in tokens; drawn from the seed, which asks for more experts than text does
-    #[arg(
-        long,
-        value_delimiter = ',',
-        value_name = "N,...",
-        default_value = "512,4096",
-        allow_negative_numbers = true,
-        value_parser = whole(1..=1_000_000u32)
-    )]
-    pub(crate) tokens: Vec<u32>,
-    /// What to run beside it, in turns, as `bench decode`
-    #[arg(long, value_delimiter = ',')]
-    pub(crate) against: Vec<Peer>,
-    /// Turns of each
-    #[arg(
-        long,
-        default_value_t = 3,
-        allow_negative_numbers = true,
-        value_parser = whole(1..=u32::MAX)
-    )]
-    pub(crate) repeats: u32,
-    /// Empty the page cache before each turn (needs root)
-    #[arg(long)]
-    pub(crate) cold: bool,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct BenchPrefillTurn {
-    #[command(flatten)]
-    pub(crate) model: ModelArgs,
-    /// Tokens of the prompt
-    #[arg(long)]
-    pub(crate) tokens: u32,
-    /// Run a peer instead of streaming
-    #[arg(long)]
-    pub(crate) peer: Option<Peer>,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct BenchDecode {
-    /// Sizes of the expert pool to measure, in turns: sizes, or shares of all experts
-    #[arg(
-        long,
-        value_delimiter = ',',
-        value_name = "SIZE|N%,...",
-        default_value = "100%,50%,25%",
-        allow_hyphen_values = true
-    )]
-    pub(crate) experts: Vec<PoolShare>,
-    #[command(flatten)]
-    pub(crate) model: LoadArgs,
-    /// What to run beside it, in turns: stock (llama.cpp with the same kernels, mapped file),
-    /// stock-repack (with its repacked CPU kernels), stock-cpu-moe (with --gpu: experts on the CPU)
-    #[arg(long, value_delimiter = ',')]
-    pub(crate) against: Vec<Peer>,
-    /// Tokens measured in a turn
-    #[arg(
-        short,
-        default_value_t = 64,
-        allow_negative_numbers = true,
-        value_parser = whole(1..=1_000_000u32)
-    )]
-    pub(crate) n: u32,
-    /// Tokens before them, not measured
-    #[arg(
-        long,
-        default_value_t = 32,
-        allow_negative_numbers = true,
-        value_parser = whole(0..=1_000_000u32)
-    )]
-    pub(crate) warmup: u32,
-    /// Turns of each
-    #[arg(
-        long,
-        default_value_t = 5,
-        allow_negative_numbers = true,
-        value_parser = whole(1..=u32::MAX)
-    )]
-    pub(crate) repeats: u32,
-    /// Empty the page cache before each turn (needs root)
-    #[arg(long)]
-    pub(crate) cold: bool,
-    /// With --gpu: replay recorded routing instead of the router's (a `route_trace v1` CSV), so that a
-    /// model of random weights moves the experts that a real one would
-    #[arg(long, value_name = "TRACE", requires = "gpu")]
-    pub(crate) routing: Option<PathBuf>,
-}
-
-/// Something to measure against.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub(crate) enum Peer {
-    /// llama.cpp as it is, mapped file, the same CPU kernels.
-    Stock,
-    /// llama.cpp as it is, with weights repacked at load.
-    StockRepack,
-    /// With --gpu: llama.cpp as it is, with the experts on the CPU, repacked.
-    StockCpuMoe,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct BenchTurn {
-    #[command(flatten)]
-    pub(crate) model: ModelArgs,
-    /// Recorded routing
-    #[arg(long)]
-    pub(crate) routing: Option<PathBuf>,
-    /// Run a peer instead of streaming
-    #[arg(long)]
-    pub(crate) peer: Option<Peer>,
-    /// File with the token ids to decode, JSON array; `-`: standard input
-    #[arg(long)]
-    pub(crate) token_file: PathBuf,
-    /// Of these, the first ones are not measured
-    #[arg(long, default_value_t = 32)]
-    pub(crate) warmup: u32,
 }
 
 #[derive(Debug, Args)]

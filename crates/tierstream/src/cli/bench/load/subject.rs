@@ -1,0 +1,83 @@
+//! A model that is loaded: its files, and where its weights lie in them.
+
+use std::path::{Path, PathBuf};
+
+use tierstream::bench::load::Data;
+use tierstream::drive::Scratch;
+use tierstream::{Error, gguf};
+use tierstream_safetensors::Checkpoint;
+
+use super::copy;
+use super::method::Method;
+use crate::cli::args::BenchLoad;
+use crate::cli::{open, output};
+
+/// A model that is loaded.
+pub(super) struct Subject {
+    pub(super) path: PathBuf,
+    /// Who loads it.
+    pub(super) methods: Vec<Method>,
+    pub(super) is_safetensors: bool,
+    /// The part of each file that holds weights.
+    pub(super) data: Vec<Data>,
+    /// The weights, without what lies between them.
+    pub(super) bytes: u64,
+    /// The weights of a GGUF once more, for who reads safetensors.
+    pub(super) copy: Option<Scratch>,
+}
+
+/// Whether a model is a safetensors checkpoint, by its name.
+pub(super) fn is_safetensors(path: &Path) -> bool {
+    let is = |end: &str| path.extension().is_some_and(|found| found.eq_ignore_ascii_case(end));
+    is("safetensors") || is("json") || path.is_dir()
+}
+
+impl Subject {
+    /// Reads the headers. Says who cannot load it; if a package of Python is to load a GGUF, writes the
+    /// copy that it needs.
+    pub(super) fn open(model: &Path, args: &BenchLoad) -> anyhow::Result<Self> {
+        let mut subject = Self::headers(&open::named(model)?)?;
+        subject.methods = vec![Method::Raw, Method::Tierstream];
+        for &peer in &args.against {
+            let method = Method::Peer(peer);
+            if subject.is_safetensors && method.package().is_none() {
+                let (name, path) = (method.name(), subject.path.display());
+                output::note(format!("{name} is llama.cpp's, which cannot load {path}: left out"));
+            } else if !subject.methods.contains(&method) {
+                subject.methods.push(method);
+            }
+        }
+        if !subject.is_safetensors && subject.methods.iter().any(|m| m.package().is_some()) {
+            let beside = subject.path.parent().filter(|dir| *dir != Path::new(""));
+            let folder = args.temp.as_deref().or(beside).unwrap_or(Path::new("."));
+            subject.copy = Some(copy::write(&subject.path, folder)?);
+        }
+        Ok(subject)
+    }
+
+    /// What the headers of the model tell.
+    pub(super) fn headers(path: &Path) -> anyhow::Result<Self> {
+        let is_safetensors = is_safetensors(path);
+        let data = |path: &Path, offset, end| Data { path: path.into(), offset, end };
+        let (data, bytes) = if is_safetensors {
+            let checkpoint = Checkpoint::open(path)?;
+            let files = checkpoint.files().iter();
+            let data = files.map(|f| data(&f.path, f.data_offset, f.len)).collect();
+            (data, checkpoint.tensor_bytes())
+        } else {
+            let model = gguf::Model::open(path).map_err(Error::from)?;
+            let files = model.files().iter().filter(|f| f.data_offset < f.len);
+            let data = files.map(|f| data(&f.path, f.data_offset, f.len)).collect();
+            (data, model.tensor_bytes())
+        };
+        Ok(Self { path: path.into(), methods: Vec::new(), is_safetensors, data, bytes, copy: None })
+    }
+
+    /// The files that are read.
+    pub(super) fn files_for(&self, method: Method) -> Vec<PathBuf> {
+        match &self.copy {
+            Some(copy) if method.package().is_some() => vec![copy.path()],
+            _ => self.data.iter().map(|data| data.path.clone()).collect(),
+        }
+    }
+}
