@@ -67,9 +67,13 @@ impl Header {
         Self::parse(file, file.len() as u64)
     }
 
-    /// Reads a header from `reader`, which stands at its first byte, as one of a file of `file_len`
-    /// bytes.
-    pub(crate) fn parse<R: Read>(mut reader: R, file_len: u64) -> Result<Self> {
+    /// Reads a header from `reader`, which stands at its first byte, as that of a file of `file_len`
+    /// bytes: headers are kept apart from their files, too.
+    ///
+    /// # Errors
+    ///
+    /// As [`read`](Self::read).
+    pub fn parse<R: Read>(mut reader: R, file_len: u64) -> Result<Self> {
         let mut head = Vec::with_capacity(GUESS_BYTES);
         let guess_bytes = GUESS_BYTES as u64;
         reader
@@ -207,7 +211,8 @@ fn place(row: TensorRow, data_offset: u64, alignment: u64, file_len: u64) -> Res
     if end > file_len || end == u64::MAX {
         return refuse(ErrorKind::TensorPastEnd { offset, end, file_len });
     }
-    Ok(Tensor { name: row.name, ty: row.ty, dims: row.dims, file: 0, offset, len: row.len })
+    let TensorRow { name, ty, dims, len, .. } = row;
+    Ok(Tensor { name, ty, dims, file: 0, offset, len, stride: None })
 }
 
 fn check_overlaps(tensors: &[Tensor]) -> Result<()> {
