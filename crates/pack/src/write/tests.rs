@@ -70,16 +70,17 @@ fn dead() -> io::Error {
 impl Memory {
     fn new(capacity: u64, seed: u64) -> Self {
         let history = RefCell::new(vec![Names::new()]);
-        let (left, random) = (Cell::new(u64::MAX), Cell::new(seed | 1));
+        let (left, random) = (Cell::new(u64::MAX), Cell::new(seed));
         Self(Rc::new(State { capacity, left, history, random, ..State::default() }))
     }
 
     fn below(&self, end: u64) -> u64 {
-        let mut x = self.0.random.get();
-        x ^= x << 13;
-        x ^= x >> 7;
-        x ^= x << 17;
-        self.0.random.set(x);
+        // SplitMix64.
+        let state = self.0.random.get().wrapping_add(0x9E37_79B9_7F4A_7C15);
+        self.0.random.set(state);
+        let x = (state ^ (state >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        let x = x ^ (x >> 31);
         x % end.max(1)
     }
 
