@@ -50,6 +50,7 @@ struct State {
     /// Changes until the power goes; how many there were.
     left: Cell<u64>,
     made: Cell<u64>,
+    is_dead: Cell<bool>,
     /// Bytes in all.
     capacity: u64,
     random: Cell<u64>,
@@ -88,7 +89,10 @@ impl Memory {
     fn change(&self) -> io::Result<()> {
         self.0.made.set(self.0.made.get() + 1);
         match self.0.left.get() {
-            0 => Err(dead()),
+            0 => {
+                self.0.is_dead.set(true);
+                Err(dead())
+            }
             left => {
                 self.0.left.set(left - 1);
                 Ok(())
@@ -219,7 +223,7 @@ impl DiskFile for MemoryFile {
     }
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        if self.disk.0.left.get() == 0 {
+        if self.disk.0.is_dead.get() {
             return Err(dead());
         }
         // What finds no room, finds none behind its first bytes.
@@ -231,12 +235,12 @@ impl DiskFile for MemoryFile {
         self.with(|inode| inode.allocated += more);
         let powered = self.disk.change();
         let kept = match powered {
-            Ok(()) if self.disk.0.left.get() > 0 => bytes.len(),
+            Ok(()) => bytes.len(),
             // The last thing that happens.
-            _ => self.disk.below(bytes.len() as u64 + 1) as usize,
+            Err(_) => self.disk.below(bytes.len() as u64 + 1) as usize,
         };
         self.put(Change::Write(offset as usize, bytes[..kept].to_vec()));
-        if kept < bytes.len() { Err(dead()) } else { powered }
+        powered
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
