@@ -32,5 +32,5 @@ mod write;
 pub use error::{Error, Result};
 pub use format::{ALIGN, MAGIC, VERSION};
 pub use layout::Gain;
-pub use read::{Checked, Pack, open};
+pub use read::{Checked, Pack, is_packed, open};
 pub use write::{Options, Packed, Progress, Writer, target};

@@ -22,7 +22,7 @@ pub fn open(path: &Path) -> Result<Model> {
 }
 
 /// Whether a file begins as a packed one does. Of what cannot be read, no.
-fn is_packed(path: &Path) -> bool {
+pub fn is_packed(path: &Path) -> bool {
     // Before opening: opening a pipe would wait for a writer.
     let is_file = fs::metadata(path).is_ok_and(|file| file.is_file());
     let mut head = [0; MAGIC.len()];

@@ -132,6 +132,8 @@ fn show_object() {
     for budget in object["budgets"].as_array_mut().unwrap() {
         budget["ram_bytes_estimate"] = "BYTES".into();
     }
+    // Of the drive's blocks.
+    object["packing"]["vain_bytes_per_record"] = "BYTES".into();
     insta::assert_json_snapshot!(object);
 }
 
@@ -151,12 +153,18 @@ fn error_object() {
     insta::assert_snapshot!(stdout(&output));
 }
 
+fn pack() -> Value {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    json(&["pack", "demo", "-o", dir.path().to_str().unwrap()])
+}
+
 #[test]
 fn every_field_is_documented() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/json.md");
     let text = std::fs::read_to_string(path).unwrap();
     let mut all = BTreeSet::new();
-    [run(), show(), doctor(), verify(), bench()].iter().for_each(|object| names(object, &mut all));
+    let objects = [run(), show(), doctor(), verify(), bench(), pack()];
+    objects.iter().for_each(|object| names(object, &mut all));
     let missing: Vec<&String> =
         all.iter().filter(|name| !text.contains(&format!("`{name}`"))).collect();
     assert!(missing.is_empty(), "docs/json.md does not tell of {missing:?}");
