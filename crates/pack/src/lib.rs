@@ -30,6 +30,8 @@ mod read;
 mod write;
 
 pub use error::{Error, Result};
+#[doc(hidden)]
+pub use format::sign;
 pub use format::{ALIGN, MAGIC, VERSION};
 pub use layout::Gain;
 pub use read::{Checked, Pack, is_packed, open};

@@ -1,7 +1,7 @@
 //! Reading a packed file: what it holds and where, and whether all of it has its checksum.
 
 use std::fs;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -64,9 +64,29 @@ impl Pack {
     /// [`Error::Gguf`] for the headers in it.
     pub fn open(path: &Path) -> Result<Self> {
         let io = |doing| Error::io(path, doing);
-        let mut file = fs::File::open(path).map_err(io("open the file"))?;
+        let file = fs::File::open(path).map_err(io("open the file"))?;
         let metadata = file.metadata().map_err(io("open the file"))?;
-        let (len, identity) = (metadata.len(), FileIdentity::of(&metadata));
+        let identity = FileIdentity::of(&metadata);
+        Self::read(path, file, metadata.len(), identity, original_file)
+    }
+
+    /// Reads what the first bytes of a packed file of `len` bytes say, up to the end of its index. Files
+    /// that it needs besides are not looked at.
+    ///
+    /// # Errors
+    /// As [`Pack::open`].
+    pub fn parse(bytes: &[u8], len: u64) -> Result<Self> {
+        let any = |_: &Path, _: &Original, info: &FileInfo| Ok(info.clone());
+        Self::read(Path::new(""), io::Cursor::new(bytes), len, None, any)
+    }
+
+    fn read(
+        path: &Path,
+        mut file: impl Read + Seek,
+        len: u64,
+        identity: Option<FileIdentity>,
+        original_file: impl Fn(&Path, &Original, &FileInfo) -> Result<FileInfo>,
+    ) -> Result<Self> {
         let front = read_front(path, &mut file, len)?;
         let headers = read_section(path, &mut file, &front.headers, "its copy of the headers")?;
         let section = read_section(path, &mut file, &front.index, "its index")?;
@@ -177,7 +197,7 @@ fn damaged(path: &Path, section: &Section, what: &str) -> Error {
     Error::Damaged { path: path.to_owned(), what: what.to_owned(), offset: section.offset }
 }
 
-fn read_front(path: &Path, file: &mut fs::File, len: u64) -> Result<Front> {
+fn read_front(path: &Path, file: &mut impl Read, len: u64) -> Result<Front> {
     let front = Section::default();
     let mut block = [0; ALIGN as usize];
     if len < ALIGN {
@@ -201,7 +221,7 @@ fn read_front(path: &Path, file: &mut fs::File, len: u64) -> Result<Front> {
 /// A section, whose length the first block has bounded, and which lies in the file.
 fn read_section(
     path: &Path,
-    file: &mut fs::File,
+    file: &mut (impl Read + Seek),
     section: &Section,
     what: &str,
 ) -> Result<Vec<u8>> {
@@ -355,3 +375,6 @@ fn check_units(front: &Front, units: &[Summed]) -> Result<(), Broken> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;
