@@ -15,7 +15,7 @@
 //!
 //! A packed file comes from somebody else, as a GGUF does: every count and length in it is compared
 //! with a limit and with the bytes that are there before memory is taken for it. Making one is
-//! [`write`](crate::write), looking at every byte of one [`Pack::check`].
+//! [`Writer::write`], looking at every byte of one [`Pack::check`].
 
 #![forbid(unsafe_code)]
 

@@ -143,6 +143,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_is_packed_is_not_left_to_llama() {
+        let dir = tempfile::tempdir().unwrap();
+        let spec = tierstream_synth::Spec::new(tierstream_synth::Arch::Olmoe);
+        let written = spec.write(dir.path().join("model.gguf")).unwrap();
+        let file = tierstream_gguf::Model::open(&written.files[0]).unwrap();
+        assert!(check_all_taken(&file, |_| true).is_ok());
+        let error = check_all_taken(&file, |name| name != "blk.1.ffn_norm.weight").unwrap_err();
+        assert!(matches!(&error, Error::SelfCheck(what) if what.contains("blk.1.ffn_norm.weight")));
+    }
+
+    #[test]
     fn reading_the_weights_twice_is_too_much() {
         let rest = 1 << 30;
         let most = most_read_bytes(rest, 6 << 20, 500);

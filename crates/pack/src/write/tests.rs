@@ -507,6 +507,29 @@ fn a_source_that_changes_meanwhile_is_an_error() {
 }
 
 #[test]
+fn a_drive_error_of_the_source_is_one_and_is_gone_on_from() {
+    use tierstream_io::wrap::{Action, Fault, Rule};
+    let mut source = Source::new();
+    let expected = source.packed(&Memory::new(1 << 30, 1));
+    let last = source.model.files()[0].len - 1;
+    let rule = Rule::all(Action::Errno(5)).bytes(last..last + 1);
+    let wrap: tierstream_io::Wrap =
+        Box::new(|engine| Box::new(Fault::new(engine, vec![rule]).unwrap()));
+    let good = source.reader.clone();
+    source.reader =
+        Arc::new(Reader::new(Config { wrap: Some(wrap), ..Config::default() }).unwrap());
+    let disk = Memory::new(1 << 30, 1);
+    let error = source.writer().write_to(&disk, &mut |_| true).unwrap_err();
+    assert!(matches!(&error, Error::Source(tierstream_io::Error::Read { .. })), "{error:?}");
+    assert!(error.to_string().contains("model.gguf"), "{error}");
+    assert_eq!(disk.bytes(Path::new(TARGET)), None);
+    source.reader = good;
+    let packed = source.writer().write_to(&disk, &mut |_| true).unwrap();
+    assert!(packed.resumed_bytes > 0);
+    assert!(disk.bytes(Path::new(TARGET)).unwrap() == expected);
+}
+
+#[test]
 fn a_damaged_partial_file_is_not_taken_up() {
     let source = Source::new();
     let expected = source.packed(&Memory::new(1 << 30, 1));
