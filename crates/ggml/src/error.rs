@@ -88,6 +88,12 @@ pub enum Error {
         /// The model file.
         path: PathBuf,
     },
+    /// llama.cpp was to load a packed model in a way that only it does.
+    #[error("{}: llama.cpp cannot load a packed model", path.display())]
+    PackedForStock {
+        /// The packed file.
+        path: PathBuf,
+    },
     /// The caller's cancel flag was seen.
     #[error("cancelled")]
     Cancelled,

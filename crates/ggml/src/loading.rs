@@ -47,6 +47,20 @@ pub(crate) enum At {
     Converted { tensor: usize },
 }
 
+impl At {
+    /// So many bytes further on.
+    pub(crate) fn further(self, bytes: u64) -> Self {
+        match self {
+            At::Device(address) => At::Device(address + bytes),
+            At::Host { address, in_file_order } => {
+                let bytes = usize::try_from(bytes).expect("it is in memory");
+                At::Host { address: address + bytes, in_file_order }
+            }
+            converted => converted,
+        }
+    }
+}
+
 /// What a load has left to do.
 #[derive(Debug, Default)]
 pub(crate) struct Captured {
@@ -127,8 +141,9 @@ pub(crate) fn capture<T>(
     load: impl FnOnce() -> Result<T>,
 ) -> Result<(T, Captured)> {
     types.iter().for_each(|&(buft, _)| hook(buft));
-    let places = file.tensors().iter().map(|t| (t.name.clone(), (t.file, t.offset)));
-    let places = places.collect();
+    // What lies in several pieces has no such place.
+    let whole = file.tensors().iter().filter(|t| t.stride.is_none());
+    let places = whole.map(|t| (t.name.clone(), (t.file, t.offset))).collect();
     LOAD.set(Some(Load { types, places, ..Load::default() }));
     // Also if `load` panics.
     let end = End;

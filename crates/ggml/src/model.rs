@@ -12,7 +12,9 @@ use tierstream_pool::Policy;
 
 use self::arriving::Arriving;
 use self::layers::{block_bytes, names, pooled_layers};
-use self::loader::{call_loader, check_identities, most_read_bytes, open, thread_read_bytes};
+use self::loader::{
+    call_loader, check_all_taken, check_identities, most_read_bytes, open, thread_read_bytes,
+};
 pub use self::size::PoolSize;
 use self::size::slots_for;
 pub(crate) use self::size::{all_slots, pool_bytes, slots_within};
@@ -32,6 +34,7 @@ mod arriving;
 mod converting;
 mod layers;
 mod loader;
+mod shown;
 mod size;
 
 /// Who reads the weights, and with which kernels they are computed.
@@ -40,7 +43,8 @@ pub enum Weights {
     /// Expert records through a pool; everything else is read at once, as the records are. The weights
     /// of a dense model on the CPU are repacked where its kernels have layouts of their own.
     Streamed,
-    /// Everything loaded by llama.cpp.
+    /// Everything loaded by llama.cpp. Of a packed model, which it cannot read, by us: to the same
+    /// memory, for the same kernels.
     Stock {
         /// Map the file instead of reading it.
         mmap: bool,
@@ -145,7 +149,7 @@ impl Model {
     /// # Errors
     /// [`Error::Unusable`] and [`Error::Load`] when llama.cpp would abort on the file or refuses
     /// it, [`Error::SelfCheck`] when it does not behave as the proxy device needs, [`Error::Io`],
-    /// [`Error::Cancelled`]; of a GPU [`Error::WeightsTooLarge`], [`Error::OutOfGpuMemory`] if the
+    /// [`Error::Cancelled`], [`Error::PackedForStock`]; of a GPU [`Error::WeightsTooLarge`], [`Error::OutOfGpuMemory`] if the
     /// ring cannot be pinned, and [`Error::Gpu`].
     pub fn load(
         file: &tierstream_gguf::Model,
@@ -158,6 +162,14 @@ impl Model {
         precheck::check(file)?;
         let experts = tierstream_gguf::Experts::group(file)?;
         match weights {
+            Weights::Stock { repack, cpu_experts, .. } if file.originals().is_some() => {
+                if cpu_experts || repack && !experts.is_empty() {
+                    return Err(Error::PackedForStock { path: first_path(file) });
+                }
+                let why = || "the whole model is".to_owned();
+                let resident = experts.layers().iter().map(|l| (l.layer, why())).collect();
+                Self::load_streamed(file, &experts, placement, reader, resident, progress)
+            }
             Weights::Stock { mmap, repack, cpu_experts } => {
                 let how = Stock { mmap, repack, cpu_experts };
                 Self::load_stock(file, how, placement, progress)
@@ -263,8 +275,7 @@ impl Model {
         let path = first_path(file);
         let types = types_of(&Placement::Cpu, repack)?;
         let before = thread_read_bytes();
-        let (llama, captured) =
-            capture(file, types, || call_loader(&path, params, &mut *progress))?;
+        let (llama, captured) = capture(file, types, || call_loader(file, params, &mut *progress))?;
         let inner = Inner {
             llama,
             device: None,
@@ -311,7 +322,7 @@ impl Model {
             params.tensor_buft_overrides = on_cpu.as_mut_ptr();
         }
         let path = first_path(file);
-        let llama = call_loader(&path, params, progress)?;
+        let llama = call_loader(file, params, progress)?;
         let inner = Inner {
             llama,
             device: None,
@@ -375,7 +386,7 @@ impl Model {
         params.no_alloc = rehearsal;
         let path = first_path(file);
         let types = types_of(&streamed.placement, false)?;
-        let (llama, captured) = capture(file, types, || call_loader(&path, params, progress))?;
+        let (llama, captured) = capture(file, types, || call_loader(file, params, progress))?;
         device.pooled().table().restore_names();
         let inner = Inner {
             llama,
@@ -414,9 +425,17 @@ impl Model {
         // A tensor may be there twice: embeddings that serve as the output's weights too.
         let names: BTreeSet<&str> = captured.unread.iter().map(|t| t.name.as_str()).collect();
         let ours: u64 = names.iter().filter_map(|name| file.tensor(name)).map(|t| t.len).sum();
-        let rest = file.file_bytes().saturating_sub(self.expert_bytes() + ours);
-        let headers = file.files().iter().map(|f| f.data_offset).sum();
-        let most = most_read_bytes(rest, headers, file.tensors().len());
+        let rest = match file.originals() {
+            Some(_) => {
+                let layers = self.inner.streamed.as_ref().map_or(&[][..], |s| &s.layers);
+                let parts = layers.iter().flat_map(|l| &l.parts).map(|part| part.name.as_str());
+                let pooled: BTreeSet<&str> = parts.collect();
+                check_all_taken(file, |name| names.contains(name) || pooled.contains(name))?;
+                0
+            }
+            None => file.file_bytes().saturating_sub(self.expert_bytes() + ours),
+        };
+        let most = most_read_bytes(rest, file.header_bytes(), file.tensors().len());
         match read {
             Some(read) if read > most => Err(Error::SelfCheck(format!(
                 "llama.cpp read {read} bytes while loading, of which {rest} are its to read"

@@ -18,7 +18,7 @@ pub use self::counters::ExpertCounters;
 use self::elastic::Elastic;
 pub(crate) use self::elastic::rounding_bytes;
 use self::layer::TAIL_BYTES;
-pub(crate) use self::layer::{Layer, Part, SlotPart, Spec};
+pub(crate) use self::layer::{IN_PLACE_LEAST_BYTES, Layer, Part, SlotPart, Spec};
 use self::load::Destination;
 pub(crate) use self::load::Waits;
 pub(crate) use self::looked::{Looked, Promotion};
@@ -666,10 +666,12 @@ mod tests {
                 file: FileId(0),
                 offset: 0,
                 bytes: 4,
+                stride: 4,
                 slot: SlotPart::new(0, 4, 512),
                 type_: GGML_TYPE_F32,
                 ne: [1, 1],
             }],
+            in_one_piece: false,
         };
         let spec =
             Spec { layers: vec![layer], slots: vec![4], staged: 1, policy: Policy::Lru, seed: 1 };

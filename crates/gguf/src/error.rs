@@ -262,6 +262,9 @@ pub enum ErrorKind {
     /// Biases or scales of experts whose weights are not in the file.
     #[error("belongs to experts whose weights are missing")]
     ExpertWeightsMissing,
+    /// Data cannot lie where they are said to have been moved.
+    #[error("its data do not fit the place that they were moved to")]
+    Misplaced,
     /// The file is good GGUF, but ggml's own reader refuses it.
     #[error("llama.cpp cannot read this file: {0}")]
     GgmlRefuses(&'static str),

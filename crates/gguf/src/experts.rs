@@ -64,9 +64,12 @@ pub struct Part {
     pub kind: PartKind,
     /// Index into [`Model::tensors`].
     pub tensor: usize,
-    /// The whole tensor's bytes. Expert `e` has the `bytes_per_expert` bytes from `offset + e *
-    /// bytes_per_expert` on.
-    pub extent: Extent,
+    /// Index into [`Model::files`].
+    pub file: usize,
+    /// Where expert 0 begins, from the start of the file.
+    pub offset: u64,
+    /// Bytes from the start of one expert to the next's.
+    pub stride: u64,
     /// Bytes of one expert.
     pub bytes_per_expert: u64,
 }
@@ -92,7 +95,7 @@ pub struct SmallPart {
     pub role: SmallRole,
     /// Index into [`Model::tensors`].
     pub tensor: usize,
-    /// The whole tensor's bytes, laid out as in [`Part::extent`].
+    /// The whole tensor's bytes; each expert's follow those of the one before.
     pub extent: Extent,
     /// Bytes of one expert.
     pub bytes_per_expert: u64,
@@ -122,6 +125,13 @@ pub struct MoeLayer {
     pub record_bytes: u64,
     /// Index into [`Experts::size_classes`].
     pub class: usize,
+}
+
+impl MoeLayer {
+    /// Whether its experts are those that a router picks for every token: what streams.
+    pub fn is_streamed(&self) -> bool {
+        self.family == Family::Routed && !self.next_token
+    }
 }
 
 /// Layers whose records are interchangeable: the same parts of the same types and shapes, apart
@@ -167,16 +177,24 @@ impl Experts {
                 continue;
             };
             let group = groups.entry((name.layer, name.family)).or_default();
-            let (kind, extent) = (name.kind, tensor.extent());
+            let kind = name.kind;
             let in_tensor = |kind: ErrorKind| in_tensor(model, tensor, kind.into());
             let bytes_per_expert = bytes_per_expert(tensor, name.role).map_err(in_tensor)?;
             match name.role {
-                None => group.parts.push(Part { kind, tensor: index, extent, bytes_per_expert }),
+                None => group.parts.push(Part {
+                    kind,
+                    tensor: index,
+                    file: tensor.file,
+                    offset: tensor.offset,
+                    stride: tensor.stride.unwrap_or(bytes_per_expert),
+                    bytes_per_expert,
+                }),
                 Some(role) => group.small.push(SmallPart {
                     kind,
                     role,
                     tensor: index,
-                    extent,
+                    // Only weights lie apart; see `Model::relocated`.
+                    extent: Extent { file: tensor.file, offset: tensor.offset, len: tensor.len },
                     bytes_per_expert,
                 }),
             }
@@ -188,7 +206,7 @@ impl Experts {
         let mut dense_bytes = model.tensor_bytes();
         for ((layer, family), group) in groups {
             let mut layer = moe_layer(model, layer, family, group)?;
-            dense_bytes -= layer.parts.iter().map(|part| part.extent.len).sum::<u64>();
+            dense_bytes -= u64::from(layer.experts) * layer.record_bytes;
             layer.class = *class_of.entry(class_key(model, &layer)).or_insert_with(|| {
                 classes.push(SizeClass { record_bytes: layer.record_bytes, layers: Vec::new() });
                 classes.len() - 1
@@ -223,7 +241,7 @@ impl Experts {
         expert: u32,
     ) -> Option<impl ExactSizeIterator<Item = Extent> + '_> {
         let layer = self.layers.get(layer).filter(|layer| expert < layer.experts)?;
-        Some(layer.parts.iter().map(move |part| part.of(expert)))
+        Some(layer.parts.iter().map(move |part| part.expert(expert)))
     }
 
     /// Bytes of one record of the layer at this index into [`layers`](Self::layers).
@@ -251,9 +269,9 @@ impl Experts {
 
 impl Part {
     /// The bytes of expert `expert`, which must be below [`MoeLayer::experts`].
-    fn of(&self, expert: u32) -> Extent {
-        let offset = self.extent.offset + u64::from(expert) * self.bytes_per_expert;
-        Extent { file: self.extent.file, offset, len: self.bytes_per_expert }
+    pub fn expert(&self, expert: u32) -> Extent {
+        let offset = self.offset + u64::from(expert) * self.stride;
+        Extent { file: self.file, offset, len: self.bytes_per_expert }
     }
 }
 

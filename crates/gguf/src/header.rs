@@ -67,9 +67,13 @@ impl Header {
         Self::parse(file, file.len() as u64)
     }
 
-    /// Reads a header from `reader`, which stands at its first byte, as one of a file of `file_len`
-    /// bytes.
-    pub(crate) fn parse<R: Read>(mut reader: R, file_len: u64) -> Result<Self> {
+    /// Reads a header from `reader`, which stands at its first byte, as that of a file of `file_len`
+    /// bytes: headers are kept apart from their files, too.
+    ///
+    /// # Errors
+    ///
+    /// As [`read`](Self::read).
+    pub fn parse<R: Read>(mut reader: R, file_len: u64) -> Result<Self> {
         let mut head = Vec::with_capacity(GUESS_BYTES);
         let guess_bytes = GUESS_BYTES as u64;
         reader
@@ -85,17 +89,18 @@ impl Header {
         let metadata = parse::metadata(&mut cursor, counts.pairs)?;
         check_known_types(&metadata)?;
         let alignment = alignment(&metadata)?;
-        let mut rows = Vec::new();
+        let (mut tensors, mut table_offsets) = (Vec::new(), Vec::new());
         for _ in 0..counts.tensors {
-            rows.push(parse::tensor(&mut cursor)?);
+            let TensorRow { at, name, ty, dims, offset, len } = parse::tensor(&mut cursor)?;
+            tensors.push(Tensor { name, ty, dims, file: 0, offset, len, stride: None });
+            table_offsets.push(at);
         }
         // No overflow: MAX_HEADER_BYTES and MAX_ALIGNMENT bound both.
         let data_offset = cursor.pos().next_multiple_of(alignment);
-        let table_offsets: Vec<u64> = rows.iter().map(|row| row.at).collect();
-        let tensors = rows
-            .into_iter()
-            .map(|row| place(row, data_offset, alignment, file_len))
-            .collect::<Result<Vec<_>>>()?;
+        for (tensor, &at) in tensors.iter_mut().zip(&table_offsets) {
+            place(tensor, data_offset, alignment, file_len)
+                .map_err(|kind| Error::from(kind).at(at).in_tensor(&tensor.name))?;
+        }
         index_by_name(&tensors).map_err(|second| {
             let at = table_offsets[second];
             Error::from(ErrorKind::Duplicate).at(at).in_tensor(&tensors[second].name)
@@ -196,18 +201,24 @@ fn alignment(metadata: &Metadata) -> Result<u64> {
     Ok(value)
 }
 
-fn place(row: TensorRow, data_offset: u64, alignment: u64, file_len: u64) -> Result<Tensor> {
-    let refuse = |kind: ErrorKind| Err(Error::from(kind).at(row.at).in_tensor(&row.name));
-    if !row.offset.is_multiple_of(alignment) {
-        return refuse(ErrorKind::Misaligned { offset: row.offset, alignment });
+/// Has a tensor, whose offset is that of the file's table, begin where it does in the file.
+fn place(
+    tensor: &mut Tensor,
+    data_offset: u64,
+    alignment: u64,
+    file_len: u64,
+) -> std::result::Result<(), ErrorKind> {
+    if !tensor.offset.is_multiple_of(alignment) {
+        return Err(ErrorKind::Misaligned { offset: tensor.offset, alignment });
     }
-    let offset = data_offset.saturating_add(row.offset);
-    let end = offset.saturating_add(row.len);
+    let offset = data_offset.saturating_add(tensor.offset);
+    let end = offset.saturating_add(tensor.len);
     // A saturated sum is beyond any file: lengths come from seeking or from memory.
     if end > file_len || end == u64::MAX {
-        return refuse(ErrorKind::TensorPastEnd { offset, end, file_len });
+        return Err(ErrorKind::TensorPastEnd { offset, end, file_len });
     }
-    Ok(Tensor { name: row.name, ty: row.ty, dims: row.dims, file: 0, offset, len: row.len })
+    tensor.offset = offset;
+    Ok(())
 }
 
 fn check_overlaps(tensors: &[Tensor]) -> Result<()> {

@@ -48,7 +48,7 @@ pub use error::{Error, ErrorKind, Subject};
 pub use experts::Experts;
 pub use format::Format;
 pub use header::Header;
-pub use model::{FileIdentity, FileInfo, Model};
+pub use model::{FileIdentity, FileInfo, Model, Original, Place};
 pub use tensor::{Dims, Extent, Tensor};
 pub use tensor_type::TensorType;
 pub use value::{Array, Metadata, Strings, Value, ValueType};

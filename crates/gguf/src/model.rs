@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::Result;
 use crate::error::{Error, ErrorKind};
@@ -55,6 +56,28 @@ impl FileIdentity {
     }
 }
 
+/// A GGUF file whose header is kept apart from it, in a packed file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Original {
+    /// Its name, when it was packed.
+    pub name: PathBuf,
+    /// Bytes of the file.
+    pub len: u64,
+    /// Its first bytes, up to the tensors' data.
+    pub header: Arc<[u8]>,
+}
+
+/// Where a tensor's data lie that were moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Index into the files.
+    pub file: usize,
+    /// First byte, from the start of the file.
+    pub offset: u64,
+    /// As [`Tensor::stride`].
+    pub stride: Option<u64>,
+}
+
 /// A model's files, metadata and tensors. Holds no file open.
 ///
 /// What holds for every `Model`: all that holds for each [`Header`]; tensor names are unique over
@@ -66,6 +89,7 @@ pub struct Model {
     tensors: Vec<Tensor>,
     by_name: Vec<u32>,
     architecture: String,
+    originals: Option<Arc<[Original]>>,
 }
 
 impl Model {
@@ -139,7 +163,55 @@ impl Model {
             let Tensor { name, file, .. } = &tensors[second];
             Error::from(ErrorKind::Duplicate).in_tensor(name).in_file(&files[*file].path)
         })?;
-        Ok(Self { files, metadata, tensors, by_name, architecture })
+        Ok(Self { files, metadata, tensors, by_name, architecture, originals: None })
+    }
+
+    /// The same model, with its data in `files`: each tensor's at its place. `originals` are the
+    /// files whose headers this model was made of.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::GgmlRefuses`] for headers that llama.cpp would not read; [`ErrorKind::Misplaced`]
+    /// for a place that does not lie in its file, one too few or too many, and shares of experts of a
+    /// tensor that has none, or that overlap.
+    pub fn relocated(
+        mut self,
+        files: Vec<FileInfo>,
+        places: &[Place],
+        originals: Vec<Original>,
+    ) -> Result<Self> {
+        self.check_ggml()?;
+        let misplaced = |tensor: Option<&Tensor>| {
+            let error = Error::from(ErrorKind::Misplaced);
+            tensor.map_or(error, |tensor| Error::from(ErrorKind::Misplaced).in_tensor(&tensor.name))
+        };
+        if places.len() != self.tensors.len() || files.is_empty() {
+            return Err(misplaced(None));
+        }
+        for (tensor, place) in self.tensors.iter_mut().zip(places) {
+            let file = files.get(place.file);
+            let fits = file.is_some_and(|file| fits(tensor, place, file.len));
+            if !fits {
+                return Err(misplaced(Some(tensor)));
+            }
+            let Place { file, offset, stride } = *place;
+            (tensor.file, tensor.offset, tensor.stride) = (file, offset, stride);
+        }
+        (self.files, self.originals) = (files, Some(originals.into()));
+        Ok(self)
+    }
+
+    /// Of a packed file: the GGUF files that it was made of, in order.
+    pub fn originals(&self) -> Option<&[Original]> {
+        self.originals.as_deref()
+    }
+
+    /// Bytes of all headers together.
+    pub fn header_bytes(&self) -> u64 {
+        match &self.originals {
+            Some(originals) => originals.iter().map(|file| file.header.len() as u64).sum(),
+            None => self.files.iter().map(|file| file.data_offset).sum(),
+        }
     }
 
     /// The model's files, in order. [`Tensor::file`] and [`Extent::file`](crate::Extent::file) are
@@ -257,6 +329,10 @@ impl Model {
                 return Err(self.in_first_file(error));
             }
         }
+        if self.originals.is_some() {
+            // Looked at before it was relocated.
+            return Ok(());
+        }
         let mut next: Vec<u64> = self.files.iter().map(|file| file.data_offset).collect();
         for tensor in &self.tensors {
             let file = &self.files[tensor.file];
@@ -282,6 +358,24 @@ impl Model {
     pub(crate) fn in_first_file(&self, error: Error) -> Error {
         error.in_file(&self.files[0].path)
     }
+}
+
+/// Whether a tensor may lie at `place` of a file of `len` bytes.
+fn fits(tensor: &Tensor, place: &Place, len: u64) -> bool {
+    let Some(stride) = place.stride else {
+        return place.offset.checked_add(tensor.len).is_some_and(|end| end <= len);
+    };
+    let experts = tensor.dims.last().copied().filter(|_| tensor.dims.len() == 3);
+    let Some(experts) = experts.and_then(|experts| u32::try_from(experts).ok()) else {
+        return false;
+    };
+    let experts = u64::from(experts);
+    let end = (experts - 1).checked_mul(stride);
+    let end =
+        end.and_then(|last| last.checked_add(place.offset)?.checked_add(tensor.len / experts));
+    tensor.len.is_multiple_of(experts)
+        && stride >= tensor.len / experts
+        && end.is_some_and(|end| end <= len)
 }
 
 fn read_file(path: &Path) -> Result<(Header, Option<FileIdentity>)> {

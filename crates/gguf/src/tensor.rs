@@ -111,20 +111,34 @@ pub struct Tensor {
     /// First byte of its data, from the start of the file (not of the data section, as in the file
     /// itself).
     pub offset: u64,
-    /// Bytes of its data, without padding. `offset + len` lies within the file.
+    /// Bytes of its data, without padding.
     pub len: u64,
+    /// Bytes from the start of one expert's share of the data to the next's, where these do not
+    /// follow each other: in the records of a packed file. `None`: the data are one range.
+    pub stride: Option<u64>,
 }
 
 impl Tensor {
-    /// Where its bytes lie.
-    pub fn extent(&self) -> Extent {
-        Extent { file: self.file, offset: self.offset, len: self.len }
+    /// The ranges that its bytes lie in, in order, and together [`len`](Self::len): one, or one for
+    /// each expert.
+    pub fn extents(&self) -> impl ExactSizeIterator<Item = Extent> + use<> {
+        let (file, offset, count) = (self.file, self.offset, self.count());
+        let (len, stride) = (self.len / u64::from(count), self.stride.unwrap_or(0));
+        (0..count).map(move |n| Extent { file, offset: offset + u64::from(n) * stride, len })
     }
 
-    /// One past its last byte, from the start of the file.
+    /// One past its last byte, from the start of the file. All of it lies within the file.
     pub fn end(&self) -> u64 {
-        // Within the file, so it cannot overflow; see `header`.
-        self.offset + self.len
+        let count = u64::from(self.count());
+        // It cannot overflow; see `header` and `Model::relocated`.
+        self.offset + (count - 1) * self.stride.unwrap_or(0) + self.len / count
+    }
+
+    /// How many ranges there are.
+    fn count(&self) -> u32 {
+        let experts = self.dims.last().copied().filter(|_| self.stride.is_some());
+        // Relocation has checked that they are no more than this.
+        experts.and_then(|experts| u32::try_from(experts).ok()).unwrap_or(1)
     }
 }
 

@@ -22,7 +22,8 @@
 //! `Prefetch` before `Bulk`, until a buffer of the [`Ring`] and room in the [`Engine`] are free.
 //! The reader's one thread takes what arrives, submits the next reads, and only then gives the
 //! bytes to the [`Sink`], as [`Chunk`]s that hold their buffer until dropped. A piece whose sink
-//! has a [`Place`] that suits the drive's alignment needs no buffer: it is read straight there.
+//! has a [`Place`] that suits the drive's alignment needs no buffer: it is read straight there, and
+//! with one read for all places that belong to a record which is one piece of the file.
 //! [`Reader::fill`] does that with memory of its own, [`Pages`], and hands it out when it is full.
 //!
 //! Nothing falls back in silence: [`Reader::status`] names the engine that really runs, whether

@@ -11,6 +11,9 @@ use crate::file::FileId;
 /// another request costs in system call, interrupt and wake-up.
 pub const COALESCE_GAP_BYTES: u64 = 16 << 10;
 
+/// A longer record is not one read: Linux transfers at most 2 GiB at once.
+const RECORD_MAX_BYTES: u64 = 1 << 30;
+
 /// A byte range of a file that belongs to a piece of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Wanted {
@@ -22,13 +25,41 @@ pub struct Wanted {
     pub offset: u64,
     /// Length in bytes; not zero. `offset + len` must not overflow.
     pub len: u64,
-    /// It goes to a place of its own, so no other range shares its reads.
-    pub in_place: bool,
+    /// It goes to a place of its own, so that only ranges of the same record share its reads.
+    pub in_place: Option<InPlace>,
+}
+
+/// What the planner must know of a place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct InPlace {
+    /// Bytes behind the range that may be overwritten.
+    pub after: u64,
+    /// Ranges of one record that follow each other in the file are one read, however long.
+    pub record: Option<u32>,
 }
 
 impl Wanted {
     fn end(&self) -> u64 {
         self.offset + self.len
+    }
+
+    fn record(&self) -> Option<u32> {
+        self.in_place?.record
+    }
+
+    /// Whether `next`, the range behind it in the same file, shares its reads, which go to `end`.
+    /// Blocks of a read that go to several places are whole for each.
+    fn shares(&self, next: &Wanted, end: u64, align: u32) -> bool {
+        match (self.in_place, next.in_place) {
+            (None, None) => next.offset <= end.saturating_add(COALESCE_GAP_BYTES),
+            (Some(place), Some(_)) => {
+                self.record().is_some()
+                    && self.record() == next.record()
+                    && next.offset.is_multiple_of(u64::from(align))
+                    && next.offset.checked_sub(end).is_some_and(|gap| gap <= place.after)
+            }
+            _ => false,
+        }
     }
 }
 
@@ -48,9 +79,10 @@ pub struct Read {
     pub file: FileId,
     /// First byte, aligned.
     pub offset: u64,
-    /// Length in bytes, aligned, at most a buffer.
+    /// Length in bytes, aligned; at most a buffer, unless it is a record's.
     pub len: usize,
-    /// It is of one piece only, which has a place of its own.
+    /// It goes to the places of its pieces: of one, or of some that belong to one record and follow
+    /// each other. From the start of a slice on, whole blocks are the next place's.
     pub in_place: bool,
     slices: Range<usize>,
 }
@@ -76,10 +108,11 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Plans `wanted` into reads of at most `buffer_bytes`.
+    /// Plans `wanted` into reads of at most `buffer_bytes`, but for records that go to places.
     ///
     /// Within a file, ranges that touch, overlap or lie closer than [`COALESCE_GAP_BYTES`] share
-    /// reads, unless one goes to a place of its own; a range longer than a buffer is cut into parts
+    /// reads, unless one goes to a place of its own. Those of one record are one read if what lies
+    /// between them has room behind the first's place. Any other range longer than a buffer is cut into parts
     /// of nearly equal size, so that an unaligned record of one buffer's length becomes two halves
     /// and not a whole and a crumb.
     pub fn new(
@@ -91,18 +124,20 @@ impl Plan {
         let mut plan = Self::default();
         let mut rest = wanted.as_slice();
         while let Some(first) = rest.first() {
+            let layout = layout(first.file);
             let mut end = first.end();
             let mut run = 1;
             while let Some(next) = rest.get(run)
                 && next.file == first.file
-                && !first.in_place
-                && !next.in_place
-                && next.offset <= end.saturating_add(COALESCE_GAP_BYTES)
+                && rest[run - 1].shares(next, end, layout.align)
+                && (first.in_place.is_none() || next.end() - first.offset <= RECORD_MAX_BYTES)
             {
                 end = end.max(next.end());
                 run += 1;
             }
-            plan.cut(&rest[..run], end, layout(first.file), buffer_bytes as u64);
+            let is_record = first.record().is_some() && end - first.offset <= RECORD_MAX_BYTES;
+            let most_bytes = if is_record { 2 * RECORD_MAX_BYTES } else { buffer_bytes as u64 };
+            plan.cut(&rest[..run], end, layout, most_bytes);
             rest = &rest[run..];
         }
         plan
@@ -118,14 +153,15 @@ impl Plan {
         &self.slices[read.slices.clone()]
     }
 
-    /// Cuts one coalesced run, sorted by offset and ending at `end`, into reads.
-    fn cut(&mut self, run: &[Wanted], end: u64, layout: Layout, buffer_bytes: u64) {
+    /// Cuts one coalesced run, sorted by offset and ending at `end`, into reads of at most
+    /// `most_bytes`.
+    fn cut(&mut self, run: &[Wanted], end: u64, layout: Layout, most_bytes: u64) {
         let align = u64::from(layout.align);
-        debug_assert!(align.is_power_of_two() && buffer_bytes.is_multiple_of(align));
+        debug_assert!(align.is_power_of_two() && most_bytes.is_multiple_of(align));
         let start = run[0].offset & !(align - 1);
         let end = round_up(end, align).min(round_up(layout.size, align)).max(start);
-        let parts = (end - start).div_ceil(buffer_bytes).max(1);
-        let part = round_up((end - start).div_ceil(parts), align).min(buffer_bytes);
+        let parts = (end - start).div_ceil(most_bytes).max(1);
+        let part = round_up((end - start).div_ceil(parts), align).min(most_bytes);
 
         let mut waiting = run.iter().peekable();
         let mut active: Vec<&Wanted> = Vec::new();
@@ -152,7 +188,7 @@ impl Plan {
                     file: run[0].file,
                     offset: at,
                     len: (next - at) as usize,
-                    in_place: run[0].in_place,
+                    in_place: run[0].in_place.is_some(),
                     slices: first_slice..self.slices.len(),
                 });
             }
@@ -173,7 +209,7 @@ mod tests {
     use super::*;
 
     fn one(offset: u64, len: u64) -> Vec<Wanted> {
-        vec![Wanted { piece: 0, file: FileId(0), offset, len, in_place: false }]
+        vec![Wanted { piece: 0, file: FileId(0), offset, len, in_place: None }]
     }
 
     fn layout(align: u32, size: u64) -> impl Fn(FileId) -> Layout {
@@ -201,10 +237,30 @@ mod tests {
         let near = COALESCE_GAP_BYTES;
         for (offset, reads) in [(1000, 1), (1000 + near, 1), (1001 + near, 2)] {
             let mut wanted = one(0, 1000);
-            wanted.push(Wanted { piece: 1, file: FileId(0), offset, len: 10, in_place: false });
+            wanted.push(Wanted { piece: 1, file: FileId(0), offset, len: 10, in_place: None });
             let plan = Plan::new(wanted, layout(1, 1 << 20), 1 << 20);
             assert_eq!(plan.reads().len(), reads, "{offset}");
         }
+    }
+
+    #[test]
+    fn a_record_is_one_read_and_two_are_two() {
+        let place = |after, record| Some(InPlace { after, record: Some(record) });
+        let part =
+            |piece, offset, len, in_place| Wanted { piece, file: FileId(0), offset, len, in_place };
+        let wanted = vec![
+            part(0, 4096, 3 << 20, place(0, 7)),
+            part(1, 4096 + (3 << 20), 5000, place(3192, 7)),
+            part(2, 12_288 + (3 << 20), 5000, place(3192, 7)),
+            part(3, 20_480 + (3 << 20), 5000, place(3192, 8)),
+        ];
+        let plan = |wanted| Plan::new(wanted, layout(512, 1 << 30), 1 << 20);
+        let lens = |plan: &Plan| plan.reads().iter().map(|r| r.len).collect::<Vec<_>>();
+        assert_eq!(lens(&plan(wanted.clone())), [(3 << 20) + 8192 + 5120, 5120]);
+        // Without room for what lies between, each is read alone.
+        let mut tight = wanted.clone();
+        tight[1].in_place = place(3191, 7);
+        assert_eq!(lens(&plan(tight)), [(3 << 20) + 5120, 5120, 5120]);
     }
 
     #[test]
@@ -215,7 +271,10 @@ mod tests {
     }
 
     fn any_wanted() -> impl Strategy<Value = Vec<Wanted>> {
-        let one = (0u32..3, 0u64..200_000, 1u64..60_000, prop::bool::weighted(0.2));
+        let place = (0u64..9000, prop::option::of(0u32..4));
+        let place = place.prop_map(|(after, record)| InPlace { after, record });
+        let offset = prop_oneof![0u64..200_000, (0u64..50).prop_map(|page| page * 4096)];
+        let one = (0u32..3, offset, 1u64..60_000, prop::option::weighted(0.4, place));
         proptest::collection::vec(one, 0..40).prop_map(|list| {
             let mut wanted = Vec::new();
             for (piece, (file, offset, len, in_place)) in list.into_iter().enumerate() {
@@ -242,20 +301,28 @@ mod tests {
             for read in plan.reads() {
                 prop_assert!(read.offset.is_multiple_of(u64::from(align)));
                 prop_assert!(read.len.is_multiple_of(align as usize));
-                prop_assert!(read.len > 0 && read.len <= buffer_bytes);
+                let slices = plan.slices(read);
+                let record = |s: &Slice| wanted[s.piece].record();
+                let is_record = read.in_place && record(&slices[0]).is_some();
+                prop_assert!(read.len > 0 && (is_record || read.len <= buffer_bytes));
                 prop_assert!(read.offset + (read.len as u64) < size + u64::from(align));
                 if let Some(p) = previous && !p.in_place && !read.in_place {
                     prop_assert!((p.file, p.offset + p.len as u64) <= (read.file, read.offset));
                 }
                 previous = Some(read);
                 prop_assert!(!plan.slices(read).is_empty());
-                if read.in_place {
-                    prop_assert_eq!(plan.slices(read).len(), 1);
+                prop_assert!(!read.in_place || is_record || slices.len() == 1);
+                for pair in slices.windows(2).filter(|_| read.in_place) {
+                    prop_assert_eq!(record(&pair[0]), record(&pair[1]));
+                    prop_assert!(pair[1].start.is_multiple_of(align as usize));
+                    let room = wanted[pair[0].piece].in_place.unwrap().after;
+                    prop_assert!(pair[0].start + pair[0].len <= pair[1].start);
+                    prop_assert!(pair[1].start - pair[0].start - pair[0].len <= room as usize);
                 }
                 for s in plan.slices(read) {
                     let w = wanted[s.piece];
                     prop_assert!(s.len > 0 && s.start + s.len <= read.len);
-                    prop_assert_eq!(read.in_place, w.in_place);
+                    prop_assert_eq!(read.in_place, w.in_place.is_some());
                     prop_assert_eq!(read.file, w.file);
                     prop_assert_eq!(read.offset + s.start as u64, w.offset + s.piece_offset);
                     let at = s.piece_offset as usize;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::error::Result;
 use crate::file::DirectState;
-use crate::plan::round_up;
+use crate::plan::{InPlace, round_up};
 use crate::ring::Buffer;
 
 /// Takes the bytes of one request. All calls come from the reader's own thread, one at a time, so
@@ -86,6 +86,7 @@ pub struct Place {
     at: NonNull<u8>,
     before: usize,
     after: usize,
+    record: Option<u32>,
 }
 
 // SAFETY: an address; who made it vouches for the memory, see `new`.
@@ -105,7 +106,19 @@ impl Place {
     /// kernel gave up), the reader completes no read any more, and these bytes may be written at
     /// any time as long as the process lives.
     pub unsafe fn new(at: NonNull<u8>, before: usize, after: usize) -> Self {
-        Self { at, before, after }
+        Self { at, before, after, record: None }
+    }
+
+    /// The piece is a part of this record of the request: parts that follow each other in the file
+    /// are read with one read, whatever its length, if what lies between them has room behind the
+    /// place of the first.
+    pub fn of_record(self, record: u32) -> Self {
+        Self { record: Some(record), ..self }
+    }
+
+    /// What the planner must know of it.
+    pub(crate) fn in_place(&self) -> InPlace {
+        InPlace { after: self.after as u64, record: self.record }
     }
 
     /// Whether the blocks that hold `len` bytes at `offset` of a file can be read straight to it.
@@ -178,7 +191,8 @@ mod tests {
             if !place.suits(offset, len, &state) {
                 return Ok(());
             }
-            let wanted = vec![Wanted { piece: 0, file: FileId(0), offset, len, in_place: true }];
+            let in_place = Some(InPlace { after: after as u64, record: None });
+            let wanted = vec![Wanted { piece: 0, file: FileId(0), offset, len, in_place }];
             let layout = |_| Layout { align: offset_align, size: 1 << 40 };
             let plan = Plan::new(wanted, layout, 16 << 10);
             for read in plan.reads() {

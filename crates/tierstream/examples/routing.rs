@@ -95,11 +95,11 @@ fn ids(
     reads: &BTreeMap<PathBuf, Vec<Range<u64>>>,
 ) -> Result<String, String> {
     let part = &layer.parts[0];
-    let file = &engine.file().files()[part.extent.file].path;
+    let file = &engine.file().files()[part.file].path;
     let mut reads = reads.get(file).cloned().unwrap_or_default();
     reads.sort_by_key(|r| r.start);
     let was_read = |expert: &u32| {
-        let start = part.extent.offset + u64::from(*expert) * part.bytes_per_expert;
+        let start = part.expert(*expert).offset;
         // How far from its start on everything was read.
         let reach =
             reads.iter().fold(start, |to, r| if r.start <= to { to.max(r.end) } else { to });

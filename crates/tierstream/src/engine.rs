@@ -166,14 +166,14 @@ fn rate(n: usize, time: Duration) -> f64 {
 }
 
 impl Engine {
-    /// Loads the GGUF at `path` (the first file of a split model).
+    /// Loads the GGUF at `path` (the first file of a split model), or a packed model.
     ///
     /// # Errors
-    /// [`Error::Gguf`] for files that are none or damaged, [`Error::Ram`] and
+    /// [`Error::Gguf`] and [`Error::Pack`] for files that are none or damaged, [`Error::Ram`] and
     /// [`Error::Engine`] when it does not fit the budget or llama.cpp refuses it.
     pub fn load(path: &Path, options: Options, progress: Progress<'_>) -> Result<Engine> {
         let start = Instant::now();
-        let file = tierstream_gguf::Model::open(path)?;
+        let file = tierstream_pack::open(path)?;
         let experts = Experts::group(&file)?;
         let trained = file.arch_u32("context_length")?.unwrap_or(0);
         let context = context_options(&options, trained);

@@ -11,6 +11,9 @@ pub enum Error {
     /// The model file cannot be read as a GGUF.
     #[error(transparent)]
     Gguf(#[from] tierstream_gguf::Error),
+    /// A packed model cannot be read, or made.
+    #[error(transparent)]
+    Pack(tierstream_pack::Error),
     /// Loading, decoding or reading failed.
     #[error(transparent)]
     Engine(tierstream_ggml::Error),
@@ -125,6 +128,16 @@ pub enum Error {
 /// Result of the facade.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
+impl From<tierstream_pack::Error> for Error {
+    fn from(error: tierstream_pack::Error) -> Self {
+        match error {
+            tierstream_pack::Error::Gguf(error) => Error::Gguf(error),
+            tierstream_pack::Error::Source(error) => Error::Io(error),
+            other => Error::Pack(other),
+        }
+    }
+}
+
 impl From<tierstream_ggml::Error> for Error {
     fn from(error: tierstream_ggml::Error) -> Self {
         match error {
@@ -149,6 +162,10 @@ impl Error {
         match self {
             Error::Gguf(e) => gguf_hint(e),
             Error::Engine(E::Gguf(e)) => gguf_hint(e),
+            Error::Pack(e) => e.hint(),
+            Error::Engine(E::PackedForStock { .. }) => {
+                Some("name the GGUF that it was made of".to_owned())
+            }
             Error::Ram { least_bytes, .. } => {
                 Some(format!("give it --ram {}, or a smaller --ctx", round_up_mib(*least_bytes)))
             }

@@ -35,6 +35,7 @@ mod engine;
 mod error;
 pub mod machine;
 pub mod memory;
+mod packing;
 mod random;
 pub mod size;
 mod verify;
@@ -45,6 +46,7 @@ pub use engine::{
     DEFAULT_CTX, Engine, Generate, Generation, Options, Stop, default_threads, io_config,
 };
 pub use error::{Error, Result};
+pub use packing::Packing;
 pub use tierstream_ggml as ggml;
 pub use tierstream_ggml::{
     Cancel, Context, ContextOptions, DeviceInfo, ExpertCounters, Gpu, Keep, Miss, Model, Placement,
@@ -53,9 +55,10 @@ pub use tierstream_ggml::{
 };
 pub use tierstream_gguf as gguf;
 pub use tierstream_io as io;
+pub use tierstream_pack as pack;
 pub use tierstream_pool as pool;
 pub use tierstream_pool::Policy;
 pub use verify::{
-    Difference, Requests, Stage, Verification, VerifyOptions, VerifyProgress, verify,
+    Checksums, Difference, Requests, Stage, Verification, VerifyOptions, VerifyProgress, verify,
 };
 pub use vram::VramBudget;

@@ -41,6 +41,7 @@ fn dispatch(cli: &Cli) -> anyhow::Result<ExitCode> {
         Command::Bench(Bench::Turn(args)) => cli::bench::turn(args),
         Command::Bench(Bench::PrefillTurn(args)) => cli::bench::prefill_turn(args),
         Command::Bench(Bench::LoadTurn(args)) => cli::bench::load_turn(args),
+        Command::Pack(args) => cli::pack::pack(cli, args),
         Command::Doctor(args) => cli::doctor::doctor(cli, args),
         Command::Completions { shell } => cli::man::completions(*shell),
         Command::Man => cli::man::man(),

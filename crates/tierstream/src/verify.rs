@@ -2,12 +2,14 @@
 //! token.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use tierstream_ggml::{ExpertCounters, Keep, Sampler, Sampling, Token, Weights};
 use tierstream_gguf::Experts;
-use tierstream_gguf::experts::Family;
+use tierstream_io::{EngineKind, Reader};
+use tierstream_pack::{Checked, Pack};
 
-use crate::engine::{Engine, Options};
+use crate::engine::{Engine, Options, io_config};
 use crate::error::{Error, Result};
 use crate::random::drawn_tokens;
 use crate::size::PoolShare;
@@ -57,11 +59,26 @@ pub struct Verification {
     pub experts_percent: Option<f64>,
     /// What the streamed run asked of the pool.
     pub experts: Requests,
+    /// Of a packed model, all of whose weights have their checksums: how many there are.
+    pub checksums: Option<Checksums>,
+}
+
+/// Weights that were compared with their checksums.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct Checksums {
+    /// Expert records.
+    pub records: u64,
+    /// Other tensors.
+    pub tensors: u64,
+    /// Bytes of both.
+    pub bytes: u64,
 }
 
 /// What a verification is at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
+    /// Comparing the weights of a packed model with their checksums.
+    Checking,
     /// Loading the model, once for each of the two runs.
     Loading,
     /// Computing and comparing.
@@ -118,6 +135,8 @@ pub fn verify(
     if options.experts.is_none() {
         options.experts = Some(default_share(path)?);
     }
+    let checksums =
+        checksums(path, options.io.engine, &mut |done| progress(Stage::Checking, done))?;
     // The first load of a big model is the streamed one: it tells quickly what is wrong.
     let (batch, ctx, threads) = (options.batch, options.ctx, options.threads);
     let placement = options.placement.clone();
@@ -165,13 +184,27 @@ pub fn verify(
         step(&mut resident, &mut streamed, &[token], &mut comparison)?;
     }
     let used = streamed.expert_counters().since(&before);
-    Ok(comparison.finish(prompt.len(), &streamed, used))
+    Ok(Verification { checksums, ..comparison.finish(prompt.len(), &streamed, used) })
+}
+
+/// Reads all of a packed model, and compares it with its checksums.
+fn checksums(
+    path: &Path,
+    engine: EngineKind,
+    progress: &mut dyn FnMut(f32) -> bool,
+) -> Result<Option<Checksums>> {
+    if !tierstream_pack::is_packed(path) {
+        return Ok(None);
+    }
+    let reader = Arc::new(Reader::new(io_config(engine))?);
+    let Checked { records, tensors, bytes } = Pack::open(path)?.check(&reader, progress)?;
+    Ok(Some(Checksums { records, tensors, bytes }))
 }
 
 /// [`POOL_SHARE`], or the largest share of a layer's experts that a token uses.
 fn default_share(path: &Path) -> Result<PoolShare> {
-    let experts = Experts::group(&tierstream_gguf::Model::open(path)?)?;
-    let streamed = experts.layers().iter().filter(|l| l.family == Family::Routed && !l.next_token);
+    let experts = Experts::group(&tierstream_pack::open(path)?)?;
+    let streamed = experts.layers().iter().filter(|l| l.is_streamed());
     let used = streamed.map(|l| f64::from(l.used) / f64::from(l.experts));
     Ok(PoolShare::Share(used.fold(POOL_SHARE, f64::max)))
 }
@@ -242,6 +275,7 @@ impl Comparison {
                 faults: used.faults,
                 bytes_read: used.bytes_read,
             },
+            checksums: None,
         }
     }
 }

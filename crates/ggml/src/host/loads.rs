@@ -9,9 +9,10 @@ use crate::residency::Step;
 ///
 /// Loads start in the order in which they are computed, each as soon as the group that last used
 /// its slots has been computed in that stage. The parts of different stages lie in different
-/// memory, so with one or two groups everything starts at once.
+/// memory, so with one or two groups everything starts at once; and if a record is one piece of the
+/// file, all its parts then come with one read.
 pub(super) struct Loads {
-    /// The parts that each stage reads.
+    /// The parts that each stage reads; if there is but one entry, the first reads all.
     stages: Vec<Vec<usize>>,
     groups: usize,
     /// Groups that may be in the slots at one time.
@@ -27,11 +28,18 @@ impl Loads {
         let groups = step.arriving();
         let shared = groups.len() > 1
             && groups[0].iter().any(|p| groups[1].iter().any(|q| p.slot == q.slot));
+        let turns = if shared { 1 } else { 2 };
+        let parts = |stage: &Stage| stage.ops.iter().map(|op| op.part).collect();
+        let mut parts: Vec<Vec<usize>> = stages.iter().map(parts).collect();
+        // Else a group's slots are needed for the next one in one stage, and not yet in another.
+        if step.in_one_piece() && groups.len() <= turns {
+            parts = vec![parts.concat()];
+        }
         let mut this = Self {
-            stages: stages.iter().map(|s| s.ops.iter().map(|op| op.part).collect()).collect(),
+            started: Vec::with_capacity(parts.len() * groups.len()),
+            stages: parts,
             groups: groups.len(),
-            turns: if shared { 1 } else { 2 },
-            started: Vec::with_capacity(stages.len() * groups.len()),
+            turns,
             computed: vec![0; stages.len()],
         };
         this.start(step);
@@ -51,7 +59,7 @@ impl Loads {
 
     /// The load of a group for a stage, which has been started.
     pub(super) fn of(&self, stage: usize, group: usize) -> usize {
-        self.started[stage * self.groups + group]
+        self.started[stage.min(self.stages.len() - 1) * self.groups + group]
     }
 
     pub(super) fn computed(&mut self, step: &mut Step, stage: usize, group: usize) {

@@ -63,6 +63,7 @@ fn pool(sizes: Floats, slots: impl Fn(&[u32]) -> Vec<u32>, rules: Vec<Rule>) -> 
         file: id,
         offset,
         bytes: floats * 4,
+        stride: floats as u64 * 4,
         slot: SlotPart::new(offset, floats * 4, 512),
         type_: GGML_TYPE_F32,
         ne: [to_ne(floats), 1],
@@ -76,6 +77,7 @@ fn pool(sizes: Floats, slots: impl Fn(&[u32]) -> Vec<u32>, rules: Vec<Rule>) -> 
             experts: EXPERTS,
             used: USED,
             parts: parts.into_iter().map(part).collect(),
+            in_one_piece: false,
         })
         .collect();
     let slots = slots(&Spec::least_slots(&layers));

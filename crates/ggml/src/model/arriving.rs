@@ -56,29 +56,38 @@ impl Arriving {
         let mut pieces = Vec::with_capacity(unread.len());
         let mut on_host = Vec::new();
         let mut converting = Converting::default();
-        for Unread { name, bytes, at } in unread {
+        for Unread { name, bytes, at: place } in unread {
             let source = file.tensor(name).filter(|tensor| tensor.len == *bytes);
             let Some(source) = source else {
                 let what = format!("llama.cpp has a tensor {name} of {bytes} bytes, the file not");
                 return Err(Error::SelfCheck(what));
             };
-            let extent =
-                Extent { file: files[source.file], offset: source.offset, len: source.len };
-            match (*at, &uploads) {
-                (At::Host { address, in_file_order }, _) => {
-                    on_host.push(Run { extent, address, in_file_order });
+            let mut at = 0;
+            for extent in source.extents() {
+                let (file, offset, len) = (files[extent.file], extent.offset, extent.len);
+                let extent = Extent { file, offset, len };
+                match (place.further(at), &uploads) {
+                    (At::Host { address, in_file_order }, _) => {
+                        on_host.push(Run { extent, address, in_file_order });
+                    }
+                    (At::Device(address), Some(uploads)) => {
+                        // SAFETY: a part of a buffer that the model has on this device. The model is
+                        // held until every copy is done, or for ever: see `drop`.
+                        let block = unsafe { uploads.gpu().device().borrow(address, len) };
+                        pieces.push((extent, Target::Device(block)));
+                    }
+                    (At::Device(_), None) => {
+                        return Err(Error::Internal(format!(
+                            "{name} is on a GPU that is not used"
+                        )));
+                    }
+                    (At::Converted { .. }, _) if len < *bytes => {
+                        return Err(Error::Internal(format!("{name} is converted, and in pieces")));
+                    }
+                    // SAFETY: a live tensor of the model, which is held.
+                    (At::Converted { tensor }, _) => unsafe { converting.add(extent, tensor) },
                 }
-                (At::Device(address), Some(uploads)) => {
-                    // SAFETY: a part of a buffer that the model has on this device. The model is held
-                    // until every copy is done, or for ever: see `drop`.
-                    let block = unsafe { uploads.gpu().device().borrow(address, *bytes) };
-                    pieces.push((extent, Target::Device(block)));
-                }
-                (At::Device(_), None) => {
-                    return Err(Error::Internal(format!("{name} is on a GPU that is not used")));
-                }
-                // SAFETY: a live tensor of the model, which is held.
-                (At::Converted { tensor }, _) => unsafe { converting.add(extent, tensor) },
+                at += len;
             }
         }
         let runs = joined(on_host);

@@ -1,9 +1,8 @@
 //! llama.cpp's loader: calling it, and holding it to what it may read.
 
 use std::any::Any;
-use std::ffi::{CString, c_void};
+use std::ffi::c_void;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::path::Path;
 use std::ptr;
 use std::sync::Arc;
 
@@ -11,6 +10,7 @@ use tierstream_gguf::FileIdentity;
 use tierstream_io::{FileId, Reader};
 
 use super::Progress;
+use super::shown::Shown;
 use crate::abi::*;
 use crate::error::{Error, Result};
 use crate::log;
@@ -23,20 +23,19 @@ const LOAD_SLACK_PER_TENSOR_BYTES: u64 = 8 << 10;
 
 /// Calls llama.cpp's loader.
 pub(super) fn call_loader(
-    path: &Path,
+    file: &tierstream_gguf::Model,
     mut params: llama_model_params,
     progress: Progress<'_>,
 ) -> Result<*mut llama_model> {
-    use std::os::unix::ffi::OsStrExt;
-    let failed = |reason: String| Error::Load { path: path.to_owned(), reason };
-    let c_path = CString::new(path.as_os_str().as_bytes())
-        .map_err(|_| failed("the path holds a NUL".to_owned()))?;
+    let path = &file.files()[0].path;
+    let failed = |reason: String| Error::Load { path: path.clone(), reason };
+    let shown = Shown::of(file).map_err(|error| failed(error.to_string()))?;
     let mut call = LoadCall { progress, stopped: false, panic: None };
     params.progress_callback = Some(on_progress);
     params.progress_callback_user_data = ptr::from_mut(&mut call).cast();
     log::clear();
     // SAFETY: everything in `params` outlives the call.
-    let llama = unsafe { llama_model_load_from_file(c_path.as_ptr(), params) };
+    let llama = unsafe { shown.load(params) };
     if !llama.is_null() {
         return Ok(llama);
     }
@@ -107,6 +106,26 @@ pub(super) fn check_identity(
     Err(tierstream_io::Error::Changed { path, what: what.into() }.into())
 }
 
+/// A packed model's weights are all read by us, since llama.cpp would find zeros. It skips the layers
+/// that predict further tokens.
+pub(super) fn check_all_taken(
+    file: &tierstream_gguf::Model,
+    is_taken: impl Fn(&str) -> bool,
+) -> Result<()> {
+    let layers = file.block_count()?.unwrap_or(0);
+    let further = file.arch_u32("nextn_predict_layers")?.unwrap_or(0);
+    let is_further = |name: &str| {
+        let number =
+            name.strip_prefix("blk.").and_then(|rest| rest.split('.').next()?.parse().ok());
+        number.is_some_and(|layer: u32| layer >= layers.saturating_sub(further))
+    };
+    let stray = file.tensors().iter().find(|t| !is_taken(&t.name) && !is_further(&t.name));
+    stray.map_or(Ok(()), |tensor| {
+        let what = format!("llama.cpp reads the tensor {} itself, which is packed", tensor.name);
+        Err(Error::SelfCheck(what))
+    })
+}
+
 /// The most bytes that loading may read, by a model's bytes that are llama.cpp's to read, those of its
 /// headers among them, and its tensors. llama.cpp reads headers up to three times.
 pub(super) fn most_read_bytes(rest: u64, headers: u64, tensors: usize) -> u64 {
@@ -122,6 +141,17 @@ pub(super) fn thread_read_bytes() -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_packed_is_not_left_to_llama() {
+        let dir = tempfile::tempdir().unwrap();
+        let spec = tierstream_synth::Spec::new(tierstream_synth::Arch::Olmoe);
+        let written = spec.write(dir.path().join("model.gguf")).unwrap();
+        let file = tierstream_gguf::Model::open(&written.files[0]).unwrap();
+        assert!(check_all_taken(&file, |_| true).is_ok());
+        let error = check_all_taken(&file, |name| name != "blk.1.ffn_norm.weight").unwrap_err();
+        assert!(matches!(&error, Error::SelfCheck(what) if what.contains("blk.1.ffn_norm.weight")));
+    }
 
     #[test]
     fn reading_the_weights_twice_is_too_much() {

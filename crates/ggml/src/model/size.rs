@@ -96,10 +96,12 @@ mod tests {
                 file: FileId(0),
                 offset: 0,
                 bytes,
+                stride: bytes as u64,
                 slot: SlotPart::new(0, bytes, 512),
                 type_: GGML_TYPE_F32,
                 ne: [1, 1],
             }],
+            in_one_piece: false,
         };
         vec![layer(0, 0, 64, 8, 300), layer(1, 1, 8, 6, 1000), layer(2, 0, 64, 8, 300)]
     }

@@ -90,11 +90,12 @@ impl Residency {
             });
         }
         drop(pool);
-        // Copies to a GPU are the fewer the better, and are waited for together.
+        // Copies to a GPU are the fewer the better, and are waited for together. What is one piece of a
+        // file is one read.
         let together = [stages.concat()];
         let stages = match &self.store {
-            Store::Host { .. } => stages,
-            Store::Vram(_) => &together,
+            Store::Host { .. } if !self.layers[layer].in_one_piece => stages,
+            _ => &together,
         };
         // Not worth any slots where memory is short.
         let fetches = std::mem::take(&mut ahead.fetches);

@@ -8,7 +8,7 @@ use crate::abi::*;
 
 /// Parts smaller than this are read through the ring, where neighbours share a read: another
 /// request costs about as much as copying this many bytes.
-pub(super) const IN_PLACE_LEAST_BYTES: usize = 64 << 10;
+pub(crate) const IN_PLACE_LEAST_BYTES: usize = 64 << 10;
 
 /// Bytes of finite numbers behind the last slot of a part, zeros until something is there: kernels of
 /// GPUs read a row in steps of 256 elements, and so beyond the end of a matrix whose rows are no
@@ -32,6 +32,8 @@ pub(crate) struct Part {
     pub(crate) offset: u64,
     /// Bytes of one expert.
     pub(crate) bytes: usize,
+    /// Bytes from one expert to the next, in the file.
+    pub(crate) stride: u64,
     /// How it lies in a slot.
     pub(crate) slot: SlotPart,
     /// ggml's type of the elements.
@@ -41,10 +43,26 @@ pub(crate) struct Part {
 }
 
 impl Part {
+    /// Where an expert begins in the file, bytes.
+    pub(super) fn offset_of(&self, expert: u32) -> u64 {
+        self.offset + u64::from(expert) * self.stride
+    }
+
     /// Whether kernels may read beyond the end of a record.
     pub(super) fn is_read_beyond(&self) -> bool {
         self.ne[0] % ROW_STEP != 0
     }
+}
+
+/// How a part of a record comes to its slot in host memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reading {
+    /// In place, with one read for all parts of the record.
+    WithRecord,
+    /// In place.
+    Alone,
+    /// By way of the ring.
+    ThroughRing,
 }
 
 /// How one part of a record lies in its slot. Slots of a class are alike, so that kernels find one
@@ -78,6 +96,12 @@ impl SlotPart {
         Self { stride: bytes.next_multiple_of(align) + 2 * align, position: align }
     }
 
+    /// For a part of a record that lies in the file in one piece, each part at a page: then it does so
+    /// here, and what lies behind a part in the file has room.
+    pub(crate) fn of_record(bytes: usize) -> Self {
+        Self { stride: bytes.next_multiple_of(PAGE), position: 0 }
+    }
+
     /// Bytes of so many slots side by side, and of a tail behind them.
     pub(super) fn bytes_of(&self, slots: usize, tail_bytes: usize) -> usize {
         (self.stride * slots + tail_bytes).next_multiple_of(PAGE)
@@ -101,12 +125,24 @@ pub(crate) struct Layer {
     /// Experts that one token is routed to.
     pub(crate) used: u32,
     pub(crate) parts: Vec<Part>,
+    /// A record is one piece of the file, so that all of it is read at once.
+    pub(crate) in_one_piece: bool,
 }
 
 impl Layer {
     /// Bytes of one record.
     pub(crate) fn record_bytes(&self) -> u64 {
         self.parts.iter().map(|p| p.bytes as u64).sum()
+    }
+
+    /// How the parts of its records are read to slots in host memory.
+    pub(super) fn reading(&self, part: usize) -> Reading {
+        let alone = self.parts[part].bytes >= IN_PLACE_LEAST_BYTES;
+        match self.in_one_piece && self.record_bytes() >= IN_PLACE_LEAST_BYTES as u64 {
+            true => Reading::WithRecord,
+            false if alone => Reading::Alone,
+            false => Reading::ThroughRing,
+        }
     }
 
     /// Bytes that a slot for one record takes.

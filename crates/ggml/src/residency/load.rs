@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tierstream_io::{Chunk, Extent, FileId, Place, Priority, Sink, Ticket};
 
 use super::below::Below;
-use super::layer::IN_PLACE_LEAST_BYTES;
-use super::{Placed, Residency, Store};
+use super::layer::Reading;
+use super::{Placed, Residency, Store, index32};
 use crate::error::{Error, Result};
 
 /// Parts of some records of a layer on their way.
@@ -172,14 +172,17 @@ impl Reads {
             if !files.contains(&source.file) {
                 files.push(source.file);
             }
-            for p in placed {
+            let reading = residency.layers[layer].reading(part);
+            for (record, p) in placed.iter().enumerate() {
                 extents.push(Extent {
                     file: source.file,
-                    offset: source.offset + u64::from(p.expert) * source.bytes as u64,
+                    offset: source.offset_of(p.expert),
                     len: source.bytes as u64,
                 });
                 targets.push(Target {
                     data: residency.part_in(layer, part, to, p.slot),
+                    record: index32(record),
+                    reading,
                     bytes: source.bytes,
                     before: source.slot.position,
                     after: source.slot.room(source.bytes),
@@ -217,6 +220,9 @@ trait Arrive: Sink {
 /// One part of a slot.
 struct Target {
     data: *mut u8,
+    /// Which record of the request it is a part of.
+    record: u32,
+    reading: Reading,
     bytes: usize,
     /// Room of the slot in front of the part and behind it.
     before: usize,
@@ -254,14 +260,16 @@ impl Sink for InMemory {
     }
 
     fn place(&self, piece: usize) -> Option<Place> {
-        let &Target { data, bytes, before, after } = &self.targets[piece];
-        if bytes < IN_PLACE_LEAST_BYTES {
-            return None;
-        }
+        let &Target { data, record, reading, before, after, .. } = &self.targets[piece];
         // SAFETY: the slot, room and all, is reserved for this step, which does not give it back
         // before the request is finished; kernels get it when the piece has arrived. The sink
         // holds the memory. A reader that is dead fills no slot any more.
-        NonNull::new(data).map(|at| unsafe { Place::new(at, before, after) })
+        let place = NonNull::new(data).map(|at| unsafe { Place::new(at, before, after) })?;
+        match reading {
+            Reading::WithRecord => Some(place.of_record(record)),
+            Reading::Alone => Some(place),
+            Reading::ThroughRing => None,
+        }
     }
 
     fn done(&self, _piece: usize, _result: Result<(), tierstream_io::Error>) {}

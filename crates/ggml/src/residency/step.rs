@@ -73,6 +73,11 @@ impl Step {
         self.reserved.iter().try_for_each(|slot| self.residency.back(self.layer, slot.index))
     }
 
+    /// Whether a record is one piece of the file.
+    pub(crate) fn in_one_piece(&self) -> bool {
+        self.residency.layers[self.layer].in_one_piece
+    }
+
     /// Records that are resident.
     pub(crate) fn hits(&self) -> &[Placed] {
         &self.hits

@@ -85,13 +85,13 @@ pub(crate) fn reads_of_a_load(path: &Path) -> u64 {
 }
 
 pub(crate) fn load_with(path: &Path, weights: Weights, reader: Arc<Reader>) -> Model {
-    let file = tierstream_gguf::Model::open(path).unwrap();
+    let file = tierstream_pack::open(path).unwrap();
     Model::load(&file, weights, &Placement::Cpu, reader, &mut go_on).unwrap()
 }
 
 /// A model on the stand-in for a GPU: CPU kernels over its memory.
 pub(crate) fn load_on_stand_in(path: &Path, stand_in: &StandIn, reader: Arc<Reader>) -> Model {
-    let file = tierstream_gguf::Model::open(path).unwrap();
+    let file = tierstream_pack::open(path).unwrap();
     let gpu = Placement::Gpu(Gpu::stand_in(stand_in.device()).unwrap());
     Model::load(&file, Weights::Streamed, &gpu, reader, &mut go_on).unwrap()
 }

@@ -12,7 +12,7 @@ mod pread;
 mod uring;
 
 use std::fmt;
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -99,8 +99,17 @@ pub struct RawRead {
 enum Memory {
     /// A buffer of the ring, from a byte on.
     Ring(Buffer, usize),
-    /// A place of the caller's, from a byte on, see [`Held::slice`].
-    Place(Held, isize),
+    /// Places of the caller's, one after the other.
+    Places(Vec<Segment>),
+}
+
+/// A part of a place that a read fills.
+pub(crate) struct Segment {
+    pub(crate) held: Held,
+    /// Where it begins, see [`Held::slice`].
+    pub(crate) skip: isize,
+    /// Bytes; not zero.
+    pub(crate) len: usize,
 }
 
 impl RawRead {
@@ -122,19 +131,18 @@ impl RawRead {
         Self { id, file, offset, memory: Memory::Ring(buffer, start), len, issued: Instant::now() }
     }
 
-    /// A read into a place, from its byte `skip` on.
+    /// A read into places: its first bytes go to the first segment, those behind them to the next.
     ///
     /// # Safety
-    /// As for [`Held::slice`], until the read is dropped.
-    pub(crate) unsafe fn to_place(
+    /// As for [`Held::slice`], for each segment until the read is dropped.
+    pub(crate) unsafe fn to_places(
         id: u64,
         file: Arc<File>,
         offset: u64,
-        place: Held,
-        skip: isize,
-        len: usize,
+        segments: Vec<Segment>,
     ) -> Self {
-        Self { id, file, offset, memory: Memory::Place(place, skip), len, issued: Instant::now() }
+        let len = segments.iter().map(|segment| segment.len).sum();
+        Self { id, file, offset, memory: Memory::Places(segments), len, issued: Instant::now() }
     }
 
     /// Tells it from the others in flight.
@@ -167,16 +175,21 @@ impl RawRead {
     pub fn buffer(&self) -> Option<&Buffer> {
         match &self.memory {
             Memory::Ring(buffer, _) => Some(buffer),
-            Memory::Place(..) => None,
+            Memory::Places(_) => None,
         }
     }
 
-    /// The memory that is to be filled.
-    pub fn target(&mut self) -> &mut [u8] {
+    /// The memory that is to be filled, in the order of the file; none of it is empty.
+    pub fn targets(&mut self) -> Vec<IoSliceMut<'_>> {
         match &mut self.memory {
-            Memory::Ring(buffer, start) => &mut buffer.as_mut_slice()[*start..*start + self.len],
-            // SAFETY: `to_place` was told so, and this read is borrowed alone.
-            Memory::Place(place, skip) => unsafe { place.slice(*skip, self.len) },
+            Memory::Ring(buffer, start) => {
+                vec![IoSliceMut::new(&mut buffer.as_mut_slice()[*start..*start + self.len])]
+            }
+            Memory::Places(segments) => segments
+                .iter_mut()
+                // SAFETY: `to_places` was told so, and this read is borrowed alone.
+                .map(|s| IoSliceMut::new(unsafe { s.held.slice(s.skip, s.len) }))
+                .collect(),
         }
     }
 
@@ -187,7 +200,16 @@ impl RawRead {
         self.issued = Instant::now();
         match &mut self.memory {
             Memory::Ring(_, start) => *start += bytes,
-            Memory::Place(_, skip) => *skip += bytes as isize,
+            Memory::Places(segments) => {
+                let mut left = bytes;
+                segments.retain_mut(|segment| {
+                    let gone = left.min(segment.len);
+                    left -= gone;
+                    segment.len -= gone;
+                    segment.skip += gone as isize;
+                    segment.len > 0
+                });
+            }
         }
         self
     }
@@ -195,7 +217,7 @@ impl RawRead {
     pub(crate) fn into_buffer(self) -> Option<Buffer> {
         match self.memory {
             Memory::Ring(buffer, _) => Some(buffer),
-            Memory::Place(..) => None,
+            Memory::Places(_) => None,
         }
     }
 
@@ -204,7 +226,7 @@ impl RawRead {
     pub(crate) fn quarantine(&mut self) {
         match &mut self.memory {
             Memory::Ring(buffer, _) => buffer.quarantine(),
-            Memory::Place(place, _) => place.leak(),
+            Memory::Places(segments) => segments.iter().for_each(|s| s.held.leak()),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The thread pool under `pread` and `buffered`: one positioned read per thread at a time.
 
 use std::collections::VecDeque;
-use std::os::unix::fs::FileExt;
+use std::io;
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 
@@ -79,7 +79,8 @@ impl Shared {
     fn work(&self) {
         while let Some(mut read) = self.next() {
             let (file, offset) = (Arc::clone(read.file()), read.offset());
-            let result = file.handle().read_at(read.target(), offset);
+            let result = rustix::io::preadv(file.handle(), &mut read.targets(), offset);
+            let result = result.map_err(io::Error::from);
             self.inbox.push([RawDone { read, result }]);
         }
     }

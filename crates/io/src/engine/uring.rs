@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -48,12 +48,22 @@ struct Core {
     uring: IoUring,
     enabled: bool,
     armed: bool,
-    slots: Vec<Option<RawRead>>,
+    slots: Vec<Option<Submitted>>,
     free: Vec<usize>,
     backlog: VecDeque<RawRead>,
     /// The error that `io_uring_enter` died of.
     broken: Option<i32>,
 }
+
+/// A read that the kernel has, or is about to have.
+struct Submitted {
+    read: RawRead,
+    /// Of a read into several places. Older kernels look at it as long as the read is in flight.
+    _targets: Box<[libc::iovec]>,
+}
+
+// SAFETY: addresses of memory that the read owns, or whose keeper it owns.
+unsafe impl Send for Submitted {}
 
 impl Uring {
     /// Sets a ring up for `depth` reads in flight (at most 1024), and registers the buffers of
@@ -109,7 +119,8 @@ impl Uring {
                 core.backlog.push_front(read);
                 break;
             };
-            let entry = self.entry(&mut read).user_data(slot as u64);
+            let (entry, targets) = self.entry(&mut read);
+            let entry = entry.user_data(slot as u64);
             // SAFETY: the target stays valid and untouched while the kernel may write to it: the
             // read, and with it the only access to its memory, lies in its slot until the
             // completion arrives, and is quarantined should it never arrive. The same holds the
@@ -120,21 +131,32 @@ impl Uring {
                 core.backlog.push_front(read);
                 break;
             }
-            core.slots[slot] = Some(read);
+            core.slots[slot] = Some(Submitted { read, _targets: targets });
         }
     }
 
-    fn entry(&self, read: &mut RawRead) -> io_uring::squeue::Entry {
+    /// What the kernel is told of a read, and what that points to besides the memory to be filled.
+    fn entry(&self, read: &mut RawRead) -> (io_uring::squeue::Entry, Box<[libc::iovec]>) {
         let fd = types::Fd(read.file().handle().as_raw_fd());
         let offset = read.offset();
         let ours = |buffer: &&Buffer| self.registered && Arc::ptr_eq(buffer.ring(), &self.ring);
         let fixed = read.buffer().filter(ours).map(|buffer| buffer.index() as u16);
-        let target = read.target();
-        let (at, len) = (target.as_mut_ptr(), target.len().min(READ_MAX) as u32);
-        match fixed {
-            Some(index) => opcode::ReadFixed::new(fd, at, len, index).offset(offset).build(),
-            None => opcode::Read::new(fd, at, len).offset(offset).build(),
+        let mut targets = read.targets();
+        if let [target] = &mut targets[..] {
+            let (at, len) = (target.as_mut_ptr(), target.len().min(READ_MAX) as u32);
+            let entry = match fixed {
+                Some(index) => opcode::ReadFixed::new(fd, at, len, index).offset(offset).build(),
+                None => opcode::Read::new(fd, at, len).offset(offset).build(),
+            };
+            return (entry, Box::default());
         }
+        let iovec = |target: &mut IoSliceMut<'_>| libc::iovec {
+            iov_base: target.as_mut_ptr().cast(),
+            iov_len: target.len(),
+        };
+        let targets: Box<[libc::iovec]> = targets.iter_mut().map(iovec).collect();
+        let count = u32::try_from(targets.len()).expect("a record has few parts");
+        (opcode::Readv::new(fd, targets.as_ptr(), count).offset(offset).build(), targets)
     }
 
     /// Collects completions; says whether the eventfd was rung.
@@ -148,7 +170,8 @@ impl Uring {
                 continue;
             }
             let slot = entry.user_data() as usize;
-            let Some(read) = slots.get_mut(slot).and_then(Option::take) else { continue };
+            let submitted = slots.get_mut(slot).and_then(Option::take);
+            let Some(Submitted { read, .. }) = submitted else { continue };
             free.push(slot);
             let result = match entry.result() {
                 n @ 0.. => Ok(n as usize),
@@ -171,9 +194,9 @@ impl Uring {
     /// [`Engine::wait`] once `io_uring_enter` has died: nothing arrives any more.
     fn wait_broken(&self, core: &mut Core, errno: i32, done: &mut Vec<RawDone>) {
         core.backlog.extend(lock(&self.handed_over).drain(..));
-        let in_flight = core.slots.iter_mut().filter_map(Option::take).map(|mut read| {
-            read.quarantine();
-            read
+        let in_flight = core.slots.iter_mut().filter_map(Option::take).map(|mut submitted| {
+            submitted.read.quarantine();
+            submitted.read
         });
         done.extend(
             in_flight
@@ -279,8 +302,8 @@ impl Core {
 impl Drop for Uring {
     fn drop(&mut self) {
         // Only reached with reads in flight when the owner did not drain them.
-        for read in lock(&self.core).slots.iter_mut().flatten() {
-            read.quarantine();
+        for submitted in lock(&self.core).slots.iter_mut().flatten() {
+            submitted.read.quarantine();
         }
     }
 }
@@ -349,6 +372,7 @@ mod tests {
     use std::os::fd::FromRawFd;
 
     use super::*;
+    use crate::engine::Segment;
     use crate::file::File;
     use crate::sink::{Chunk, Held, Place, Sink};
     use crate::skip::skip;
@@ -412,8 +436,9 @@ mod tests {
         // SAFETY: the memory is leaked, and nobody looks at it.
         let place = unsafe { Place::new(sink.0.cast(), 0, 0) };
         let held = Held::new(place, Arc::clone(&sink) as Arc<dyn Sink>);
+        let segments = vec![Segment { held, skip: 0, len: 8192 }];
         // SAFETY: the place is as long.
-        let in_place = unsafe { RawRead::to_place(4, Arc::clone(&file), 0, held, 0, 8192) };
+        let in_place = unsafe { RawRead::to_places(4, Arc::clone(&file), 0, segments) };
         engine.submit(&mut [read(2), in_place].into_iter());
         while done.len() < 2 {
             engine.wait(&mut done);

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::queue::Priority;
 use super::reaper::Shared;
-use crate::engine::RawRead;
+use crate::engine::{RawRead, Segment};
 use crate::error::{Error, Result, panic_message};
 use crate::file::File;
 use crate::plan::{Plan, Read, Slice};
@@ -149,20 +149,29 @@ impl Job {
         }
     }
 
-    /// Makes a read of the plan that goes to a place, unless its piece is settled. Whoever gets it
+    /// Makes a read of the plan that goes to places, unless its pieces are settled. Whoever gets it
     /// calls [`Job::end_in_place`] when it is over.
     pub(super) fn start_in_place(&self, read: &Read, id: u64, file: Arc<File>) -> Option<RawRead> {
-        let slice = self.plan.slices(read).first()?;
-        let place = self.places[slice.piece]?;
+        let slices = self.plan.slices(read);
         let mut progress = lock(&self.progress);
-        progress.missing[slice.piece]?;
-        let held = Held::new(place, Arc::clone(progress.sink.as_ref()?));
+        if slices.iter().all(|slice| progress.missing[slice.piece].is_none()) {
+            return None;
+        }
+        let sink = progress.sink.as_ref()?;
+        let mut segments = Vec::with_capacity(slices.len());
+        for (index, slice) in slices.iter().enumerate() {
+            let held = Held::new(self.places[slice.piece]?, Arc::clone(sink));
+            let start = if index == 0 { 0 } else { slice.start };
+            let end = slices.get(index + 1).map_or(read.len, |next| next.start);
+            let skip = slice.piece_offset as isize - (slice.start - start) as isize;
+            segments.push(Segment { held, skip, len: end - start });
+        }
         progress.in_place += 1;
-        let skip = slice.piece_offset as isize - slice.start as isize;
-        // SAFETY: the read's blocks lie within the place and its room (`Place::suits` has looked
-        // at both ends of the piece), and the plan reads no block of a piece twice. The job, and
-        // so whoever waits for the place, is not finished before the read is over.
-        Some(unsafe { RawRead::to_place(id, file, read.offset, held, skip, read.len) })
+        // SAFETY: the blocks of each segment lie within its place and the room around it:
+        // `Place::suits` has looked at both ends of the piece, and the planner at what lies between
+        // two. The plan reads no block of a piece twice. The job, and so whoever waits for the
+        // places, is not finished before the read is over.
+        Some(unsafe { RawRead::to_places(id, file, read.offset, segments) })
     }
 
     /// A read into a place is over; what it brought has been delivered.
@@ -311,7 +320,7 @@ pub(super) mod tests {
             file: FileId(0),
             offset,
             len: PIECE_BYTES,
-            in_place: false,
+            in_place: None,
         });
         let layout = |_| Layout { align: 4096, size: 1 << 40 };
         let plan = Plan::new(wanted.collect(), layout, PAGE);

@@ -246,7 +246,7 @@ impl Reader {
                         Err(error) => settled.push((piece, Err(error.clone()))),
                         Ok(place) => {
                             *place = place.filter(|p| p.suits(offset, len, state));
-                            let in_place = place.is_some();
+                            let in_place = place.as_ref().map(Place::in_place);
                             wanted.push(Wanted { piece, file, offset, len, in_place });
                         }
                     },

@@ -103,8 +103,11 @@ impl Fault {
             Action::Short(bytes) => {
                 done.result = done.result.map(|n| n.min(bytes));
                 // Else a caller that ignores the count would pass for correct.
-                if let Some(rest) = done.read.target().get_mut(bytes..) {
-                    rest.fill(0xA5);
+                let mut kept = bytes;
+                for mut target in done.read.targets() {
+                    let keep = kept.min(target.len());
+                    target[keep..].fill(0xA5);
+                    kept -= keep;
                 }
             }
             Action::WrongLength(bytes) => done.result = done.result.map(|_| bytes),

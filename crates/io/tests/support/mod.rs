@@ -107,6 +107,8 @@ pub(crate) struct Places {
     memory: *mut u8,
     bytes: usize,
     pieces: Vec<PlacedPiece>,
+    /// Pieces of one record are this many neighbours.
+    record_parts: Option<usize>,
     chunks: Mutex<Vec<usize>>,
     results: Mutex<Vec<Option<Result<(), Error>>>>,
 }
@@ -128,11 +130,21 @@ impl Places {
     const UNTOUCHED: u8 = 0xEE;
 
     pub(crate) fn new(extents: &[Extent]) -> Arc<Self> {
+        Self::with(extents, None)
+    }
+
+    /// Every `parts` pieces are a record, and all places suit.
+    pub(crate) fn of_records(extents: &[Extent], parts: usize) -> Arc<Self> {
+        Self::with(extents, Some(parts))
+    }
+
+    fn with(extents: &[Extent], record_parts: Option<usize>) -> Arc<Self> {
         let mut pieces = Vec::new();
         let mut end = Self::ALIGN;
         for (n, extent) in extents.iter().enumerate() {
             let (phase, len) = (extent.offset as usize % Self::ALIGN, extent.len as usize);
-            let (phase, room) = if n % 3 == 2 { (phase + 1, 0) } else { (phase, Self::ALIGN) };
+            let suits = record_parts.is_some() || n % 3 < 2;
+            let (phase, room) = if suits { (phase, Self::ALIGN) } else { (phase + 1, 0) };
             // A guard of a page at least in front of the room.
             let at = (end + 2 * Self::ALIGN).next_multiple_of(Self::ALIGN) + phase;
             pieces.push(PlacedPiece { at, len, room });
@@ -146,7 +158,7 @@ impl Places {
         unsafe { memory.write_bytes(Self::UNTOUCHED, bytes) };
         let chunks = Mutex::new(vec![0; extents.len()]);
         let results = Mutex::new((0..extents.len()).map(|_| None).collect());
-        Arc::new(Self { memory, bytes, pieces, chunks, results })
+        Arc::new(Self { memory, bytes, pieces, record_parts, chunks, results })
     }
 
     /// How each piece ended.
@@ -196,7 +208,9 @@ impl Sink for Places {
     fn place(&self, piece: usize) -> Option<Place> {
         let PlacedPiece { at, room, .. } = self.pieces[piece];
         // SAFETY: each piece has its own memory, which lives as long as this sink.
-        Some(unsafe { Place::new(NonNull::new(self.memory.add(at)).unwrap(), room, room) })
+        let place = unsafe { Place::new(NonNull::new(self.memory.add(at)).unwrap(), room, room) };
+        let record = self.record_parts.map(|parts| (piece / parts) as u32);
+        Some(record.map_or(place, |record| place.of_record(record)))
     }
 
     fn done(&self, piece: usize, result: Result<(), Error>) {

@@ -9,6 +9,7 @@ pub(crate) mod interrupt;
 pub(crate) mod man;
 pub(crate) mod open;
 pub(crate) mod output;
+pub(crate) mod pack;
 pub(crate) mod report;
 mod routing;
 pub(crate) mod run;

@@ -7,7 +7,7 @@ use std::sync::Once;
 use tierstream::size::{Bytes, PoolShare};
 use tierstream::{Engine, Gpu, Keep, Miss, Options, Placement, Weights, demo, gguf, io_config};
 
-use super::args::{LoadArgs, MachineArgs};
+use super::args::{LoadArgs, MachineArgs, Peer};
 use super::interrupt;
 use super::output::{self, Failure, Progress};
 
@@ -161,11 +161,20 @@ pub(crate) fn tokenizer(file: &gguf::Model) -> Option<String> {
     (kind != "no_vocab" && kind != "none").then(|| output::printable(kind))
 }
 
+/// Refuses to run llama.cpp beside us with a model that it cannot read.
+pub(crate) fn check_peers(file: &gguf::Model, peers: &[Peer]) -> anyhow::Result<()> {
+    if peers.is_empty() || file.originals().is_none() {
+        return Ok(());
+    }
+    let hint = "name the GGUF that it was made of, or leave --against out";
+    Err(Failure::error("llama.cpp cannot load a packed model", hint))
+}
+
 /// Refuses a model that cannot take a text, before its weights are read.
 ///
 /// A file that does not say is left to llama.cpp.
 pub(crate) fn check_takes_text(path: &Path) -> anyhow::Result<()> {
-    let file = gguf::Model::open(path).map_err(tierstream::Error::from)?;
+    let file = tierstream::pack::open(path).map_err(tierstream::Error::from)?;
     match file.metadata().get("tokenizer.ggml.model") {
         Some(_) if tokenizer(&file).is_none() => Err(no_tokenizer()),
         _ => Ok(()),

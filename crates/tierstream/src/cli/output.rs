@@ -282,6 +282,7 @@ pub(crate) struct Progress {
     /// Thousandths; [`u32::MAX`] where there is no share to tell.
     done: Arc<AtomicU32>,
     label: Arc<Mutex<&'static str>>,
+    detail: Arc<Mutex<String>>,
     stop: Option<mpsc::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -290,10 +291,13 @@ impl Progress {
     pub(crate) fn start(label: &'static str) -> Self {
         let done = Arc::new(AtomicU32::new(u32::MAX));
         let label = Arc::new(Mutex::new(label));
-        let mut this = Self { done: done.clone(), label: label.clone(), stop: None, thread: None };
+        let detail = Arc::new(Mutex::new(String::new()));
+        let (stop, thread) = (None, None);
+        let told = (done.clone(), label.clone(), detail.clone());
+        let mut this = Self { done, label, detail, stop, thread };
         if io::stderr().is_terminal() {
             let (stop, stopped) = mpsc::channel();
-            let draw = move || draw(&label, &done, &stopped);
+            let draw = move || draw(&told.0, &told.1, &told.2, &stopped);
             // Without its thread there is no bar, and nothing else is lost.
             this.thread = std::thread::Builder::new().name("progress".into()).spawn(draw).ok();
             this.stop = Some(stop);
@@ -304,6 +308,11 @@ impl Progress {
     /// Another part of the work has begun.
     pub(crate) fn label(&self, label: &'static str) {
         *self.label.lock().unwrap_or_else(PoisonError::into_inner) = label;
+    }
+
+    /// What stands behind the bar.
+    pub(crate) fn detail(&self, detail: String) {
+        *self.detail.lock().unwrap_or_else(PoisonError::into_inner) = detail;
     }
 
     /// `share` of the work is done, 0 to 1.
@@ -321,7 +330,12 @@ impl Drop for Progress {
     }
 }
 
-fn draw(label: &Mutex<&'static str>, done: &AtomicU32, stopped: &mpsc::Receiver<()>) {
+fn draw(
+    done: &AtomicU32,
+    label: &Mutex<&'static str>,
+    detail: &Mutex<String>,
+    stopped: &mpsc::Receiver<()>,
+) {
     let goes_on = |wait| stopped.recv_timeout(wait) == Err(mpsc::RecvTimeoutError::Timeout);
     if !goes_on(PATIENCE) {
         return;
@@ -335,12 +349,13 @@ fn draw(label: &Mutex<&'static str>, done: &AtomicU32, stopped: &mpsc::Receiver<
         if share != u32::MAX {
             if !has_share {
                 bar.set_style(
-                    style("{msg} {bar:30} {percent:>3} % {elapsed}").progress_chars("=> "),
+                    style("{msg} {bar:30} {percent:>3} % {elapsed} {prefix}").progress_chars("=> "),
                 );
                 has_share = true;
             }
             bar.set_position(u64::from(share));
         }
+        bar.set_prefix(detail.lock().unwrap_or_else(PoisonError::into_inner).clone());
         bar.set_message(*label.lock().unwrap_or_else(PoisonError::into_inner));
         bar.tick();
         if !goes_on(TICK) {

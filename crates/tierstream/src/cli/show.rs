@@ -5,10 +5,10 @@ use std::fmt;
 use std::process::ExitCode;
 
 use serde::Serialize;
-use tierstream::gguf::experts::{Family, MoeLayer};
-use tierstream::gguf::{Experts, Model};
+use tierstream::gguf::experts::MoeLayer;
+use tierstream::gguf::{Experts, Model, Original};
 use tierstream::size::{Bytes, PoolShare};
-use tierstream::{DEFAULT_CTX, Engine, Error, Forecast, Options, PoolSize, Requirement};
+use tierstream::{DEFAULT_CTX, Engine, Error, Forecast, Options, Packing, PoolSize, Requirement};
 
 use super::args::{Cli, Show};
 use super::open;
@@ -76,7 +76,24 @@ pub(crate) struct Info {
     pool_bytes_min: u64,
     ram_bytes_min_estimate: Option<u64>,
     budgets: Vec<Budget>,
+    packed: Option<PackedOf>,
+    packing: Option<Packing>,
     llama_cpp_refuses: Option<String>,
+}
+
+/// What a packed model was made of.
+#[derive(Debug, Serialize)]
+struct PackedOf {
+    originals: Vec<String>,
+    experts_only: bool,
+}
+
+impl PackedOf {
+    fn of(file: &Model) -> Option<Self> {
+        let name = |original: &Original| output::printable(&original.name.display().to_string());
+        let originals = file.originals()?.iter().map(name).collect();
+        Some(Self { originals, experts_only: file.files().len() > 1 })
+    }
 }
 
 /// What one size of the expert pool would hold.
@@ -92,7 +109,7 @@ struct Budget {
 
 pub(crate) fn show(cli: &Cli, args: &Show) -> anyhow::Result<ExitCode> {
     let path = open::path(&args.model.load)?;
-    let file = Model::open(&path).map_err(Error::from)?;
+    let file = tierstream::pack::open(&path).map_err(Error::from)?;
     let asked = Asked {
         ctx: args.model.load.ctx,
         ram: args.model.load.ram.map(|b| b.0),
@@ -164,18 +181,16 @@ impl Info {
                 .map_or_else(|| pool_bytes_min(&experts), |m| m.model.least_pool_bytes()),
             ram_bytes_min_estimate: memory.map(|m| m.requirement.least_bytes()),
             budgets: Table { experts: &experts, memory }.rows(asked),
+            packed: PackedOf::of(file),
+            packing: Packing::of(file)?,
             llama_cpp_refuses: file.check_ggml().err().map(|e| e.to_string()),
         })
     }
 }
 
-fn is_streamed(layer: &&MoeLayer) -> bool {
-    layer.family == Family::Routed && !layer.next_token
-}
-
 /// The records that one token uses, in every layer that streams.
 fn pool_bytes_min(experts: &Experts) -> u64 {
-    let layers = experts.layers().iter().filter(is_streamed);
+    let layers = experts.layers().iter().filter(|l| l.is_streamed());
     layers.map(|l| u64::from(l.used) * l.record_bytes).sum()
 }
 
@@ -269,6 +284,7 @@ impl fmt::Display for Info {
             ("size", format!("{}{files}", Bytes(self.file_bytes))),
             ("layers", or_unknown(self.layers)),
         ]);
+        rows.extend(self.packed.as_ref().map(|packed| ("packed", packed.to_string())));
         rows.extend(self.expert_rows());
         let kv = self.kv_bytes_estimate.map_or("not known from the file".to_owned(), |bytes| {
             format!("about {} for {} tokens", Bytes(bytes), self.context)
@@ -303,7 +319,7 @@ impl Info {
         }
         let records: Vec<String> =
             self.record_bytes.iter().map(|&b| Bytes(b).to_string()).collect();
-        vec![
+        let mut rows = vec![
             ("MoE layers", self.moe_layers.to_string()),
             (
                 "experts",
@@ -315,7 +331,9 @@ impl Info {
                 "token cycle",
                 format!("{} of expert records for a token", Bytes(self.token_cycle_bytes)),
             ),
-        ]
+        ];
+        rows.extend(self.packing.as_ref().map(|gain| ("packing", packing_text(gain))));
+        rows
     }
 
     fn fmt_budgets(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -347,6 +365,28 @@ impl Info {
             None => Ok(()),
         }
     }
+}
+
+impl fmt::Display for PackedOf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names = self.originals.join(", ");
+        match self.experts_only {
+            true => write!(f, "the experts; all else is in {names}"),
+            false => write!(f, "made of {names}"),
+        }
+    }
+}
+
+fn packing_text(gain: &Packing) -> String {
+    let extra = match gain.extra_bytes {
+        bytes @ 0.. => format!("{} more", Bytes(bytes.unsigned_abs())),
+        bytes => format!("{} less", Bytes(bytes.unsigned_abs())),
+    };
+    format!(
+        "a record would be 1 read, not {:.1}; the packed file takes {}, {extra} than the model",
+        gain.reads_per_record,
+        Bytes(gain.file_bytes)
+    )
 }
 
 /// `15.19 MiB (Q4_0)`, or with the share of each type where there are several.

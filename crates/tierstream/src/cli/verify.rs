@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use tierstream::size::Bytes;
-use tierstream::{Error, Stage, Verification, VerifyOptions, verify as verify_model};
+use tierstream::{Checksums, Error, Stage, Verification, VerifyOptions, verify as verify_model};
 
 use super::args::{Cli, Verify};
 use super::open;
@@ -25,6 +25,7 @@ pub(crate) fn verify(cli: &Cli, args: &Verify) -> anyhow::Result<ExitCode> {
     let progress = Progress::start("loading");
     let outcome = verify_model(&path, options, &what, &mut |stage, done| {
         progress.label(match stage {
+            Stage::Checking => "checking checksums",
             Stage::Loading => "loading",
             Stage::Comparing => "comparing",
         });
@@ -55,6 +56,12 @@ fn print(outcome: &Verification) -> anyhow::Result<()> {
         ));
     }
     text.push_str(&pool(outcome));
+    if let Some(Checksums { records, tensors, bytes }) = outcome.checksums {
+        let all = Bytes(bytes);
+        text.push_str(&format!(
+            "checksums: right, of {records} records and {tensors} tensors ({all})\n"
+        ));
+    }
     output::print(&text)
 }
 

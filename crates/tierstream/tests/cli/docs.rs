@@ -2,7 +2,7 @@
 
 use crate::support::{output, stderr, stdout};
 
-const VERBS: [&str; 7] = ["run", "show", "verify", "bench", "doctor", "completions", "man"];
+const VERBS: [&str; 8] = ["run", "show", "verify", "bench", "pack", "doctor", "completions", "man"];
 
 #[test]
 fn completions_know_every_verb() {
@@ -25,7 +25,9 @@ fn the_man_page_knows_every_verb_and_its_flags() {
         let heading = format!(".SH \"TIERSTREAM {}\"", verb.to_uppercase());
         assert!(page.contains(&heading), "{verb}");
     }
-    for flag in ["--prompt-tokens", "--no-measure", "--against", "--ram", "--json"] {
+    for flag in
+        ["--prompt-tokens", "--no-measure", "--against", "--ram", "--experts-only", "--json"]
+    {
         assert!(page.contains(flag), "{flag}");
     }
     let (_, environment) = page.split_once(".SH ENVIRONMENT\n").expect("a section of its own");

@@ -178,6 +178,8 @@ fn show_object() {
     for budget in object["budgets"].as_array_mut().unwrap() {
         budget["ram_bytes_estimate"] = "BYTES".into();
     }
+    // Of the drive's blocks.
+    object["packing"]["vain_bytes_per_record"] = "BYTES".into();
     insta::assert_json_snapshot!(object);
 }
 
@@ -197,12 +199,17 @@ fn error_object() {
     insta::assert_snapshot!(stdout(&output));
 }
 
+fn pack() -> Value {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    json(&["pack", "demo", "-o", dir.path().to_str().unwrap()])
+}
+
 #[test]
 fn every_field_is_documented() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/json.md");
     let text = std::fs::read_to_string(path).unwrap();
     let mut all = BTreeSet::new();
-    let objects = [run(), show(), doctor(), verify(), bench(), bench_load(), bench_io()];
+    let objects = [run(), show(), doctor(), verify(), bench(), bench_load(), bench_io(), pack()];
     objects.iter().for_each(|object| names(object, &mut all));
     let missing: Vec<&String> =
         all.iter().filter(|name| !text.contains(&format!("`{name}`"))).collect();

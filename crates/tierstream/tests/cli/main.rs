@@ -10,6 +10,7 @@ mod files;
 mod flags;
 mod install;
 mod json;
+mod pack;
 mod run;
 mod show;
 mod signals;

@@ -61,6 +61,11 @@ pub(crate) enum Command {
     /// Measure
     #[command(subcommand)]
     Bench(Bench),
+    /// Write a copy of a model in which each expert is one piece, so that a miss is one read
+    ///
+    /// The packed file runs like the model it was made of, to the same bits. What was interrupted goes
+    /// on when it is packed again.
+    Pack(Pack),
     /// Tell what this machine can do, and measure its drive
     Doctor(Doctor),
     /// Print a completion script for a shell
@@ -85,7 +90,7 @@ pub(crate) struct ModelArgs {
 /// The same without the pool, of which `bench decode` takes several.
 #[derive(Debug, Args, Clone)]
 pub(crate) struct LoadArgs {
-    /// A GGUF file (the first one of a split model), or `demo`
+    /// A GGUF file (the first one of a split model), a packed one, or `demo`
     pub(crate) model: PathBuf,
     /// All host memory for this model: dense weights, KV cache, compute, experts (8GiB, 800MB). With
     /// --gpu: pinned memory for experts that do not fit the GPU's [default: half of what is free]
@@ -283,6 +288,22 @@ pub(crate) struct Verify {
         value_parser = whole(1..=u32::MAX)
     )]
     pub(crate) prompt_limit: u32,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Pack {
+    /// A GGUF file (the first one of a split model), or `demo`
+    pub(crate) model: PathBuf,
+    /// The packed file, or a folder for it [default: beside the model, NAME.tspack]
+    #[arg(long, short, value_name = "DIR|FILE")]
+    pub(crate) output: Option<PathBuf>,
+    /// Pack the experts only: all else stays in the model's own files, which have to stay where they
+    /// are from there
+    #[arg(long)]
+    pub(crate) experts_only: bool,
+    /// How files are read: auto, uring, pread, buffered
+    #[arg(long, default_value_t = EngineKind::Auto, value_parser = io_engine)]
+    pub(crate) io: EngineKind,
 }
 
 #[derive(Debug, Args)]

@@ -91,7 +91,8 @@ pub(crate) fn decode(cli: &Cli, args: &BenchDecode) -> anyhow::Result<ExitCode> 
         return Err(Failure::error(message, "with --routing, --prefetch takes lag or off"));
     }
     let path = open::path(&args.model)?;
-    let file = tierstream::gguf::Model::open(&path).map_err(tierstream::Error::from)?;
+    let file = tierstream::pack::open(&path).map_err(tierstream::Error::from)?;
+    open::check_peers(&file, &args.turns.against)?;
     let experts = tierstream::gguf::Experts::group(&file).map_err(tierstream::Error::from)?;
     let mut sizes = match args.model.machine.gpu.0 {
         None => sizes_that_fit(&args.experts, experts.expert_bytes())?,

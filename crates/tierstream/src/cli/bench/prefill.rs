@@ -45,6 +45,11 @@ struct Row {
 }
 
 pub(crate) fn prefill(cli: &Cli, args: &BenchPrefill) -> anyhow::Result<ExitCode> {
+    if !args.turns.against.is_empty() {
+        let path = open::path(&args.model.load)?;
+        let file = tierstream::pack::open(&path).map_err(tierstream::Error::from)?;
+        open::check_peers(&file, &args.turns.against)?;
+    }
     let who: Vec<Option<Peer>> =
         std::iter::once(None).chain(args.turns.against.iter().copied().map(Some)).collect();
     let mut turns = vec![Vec::new(); args.tokens.len() * who.len()];

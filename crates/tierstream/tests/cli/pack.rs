@@ -1,0 +1,174 @@
+//! `tierstream pack`, and what runs of what it makes.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use tierstream_synth::{Arch, Spec};
+
+use crate::support::{PROMPT, demo, json, output, signal, stderr, stdout, tierstream};
+
+fn folder() -> tempfile::TempDir {
+    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
+}
+
+/// The demo model, packed into `dir`.
+fn packed(dir: &Path, flags: &[&str]) -> PathBuf {
+    let (model, target) = (demo(), dir.join("demo.tspack"));
+    let args = ["pack", model.to_str().unwrap(), "-o", target.to_str().unwrap()];
+    let output = output(args.iter().chain(flags));
+    assert!(output.status.success(), "{output:?}");
+    assert!(stdout(&output).starts_with("packed "), "{output:?}");
+    // There is no terminal to show progress on.
+    assert_eq!(stderr(&output), "");
+    target
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).unwrap();
+    let name = |entry: std::io::Result<fs::DirEntry>| entry.unwrap().file_name();
+    let mut names: Vec<_> = entries.map(|e| name(e).into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_packed_model_says_what_the_model_says() {
+    let dir = folder();
+    let run = |model: &Path| {
+        let model = model.to_str().unwrap();
+        let flags = ["-n", "24", "--temp", "0", "-t", "1", "--experts", "25%"];
+        json(&["run", model, PROMPT].iter().chain(&flags).copied().collect::<Vec<_>>())
+    };
+    let expected = run(&demo());
+    for flags in [&[][..], &["--experts-only"]] {
+        let target = packed(dir.path(), flags);
+        assert_eq!(names(dir.path()), ["demo.tspack"]);
+        let got = run(&target);
+        assert_eq!(got["tokens"], expected["tokens"]);
+        assert_eq!(got["experts"]["faults"], expected["experts"]["faults"]);
+        fs::remove_file(target).unwrap();
+    }
+}
+
+#[test]
+fn the_answer_as_json() {
+    let dir = folder();
+    let model = demo();
+    let model = model.to_str().unwrap();
+    let answer = json(&["pack", model, "-o", dir.path().to_str().unwrap()]);
+    let file = dir.path().join("novelist-moe-31m-q4_0.tspack");
+    assert_eq!(answer["model"], model);
+    assert_eq!(answer["file"], file.to_str().unwrap());
+    assert_eq!(answer["records"], 384);
+    assert_eq!(answer["file_bytes"], fs::metadata(&file).unwrap().len());
+    assert_eq!(answer["resumed_bytes"], 0);
+    assert!(answer["written_bytes"].as_u64() < answer["file_bytes"].as_u64());
+    // `show` has told it.
+    let packing = &json(&["show", model])["packing"];
+    assert_eq!(packing["file_bytes"], answer["file_bytes"]);
+    assert_eq!(packing["reads_per_record"], 3.0);
+    let shown = json(&["show", file.to_str().unwrap()]);
+    assert_eq!(shown["packed"]["originals"][0], "novelist-moe-31m-q4_0.gguf");
+    assert_eq!(shown["packed"]["experts_only"], false);
+    assert!(shown["packing"].is_null());
+    assert_eq!(shown["file_bytes"], answer["file_bytes"]);
+}
+
+#[test]
+fn verify_looks_at_the_checksums() {
+    let dir = folder();
+    let target = packed(dir.path(), &[]);
+    let args = ["verify", target.to_str().unwrap(), "--tokens", "4", "-t", "1"];
+    let outcome = json(&args);
+    assert_eq!(outcome["identical"], true);
+    assert_eq!(outcome["checksums"]["records"], 384);
+    let mut bytes = fs::read(&target).unwrap();
+    let last = bytes.len() - 5000;
+    bytes[last] ^= 1;
+    fs::write(&target, bytes).unwrap();
+    let output = output(args);
+    assert_eq!(output.status.code(), Some(1));
+    let told = stderr(&output);
+    assert!(told.contains("the record of expert 63 of block 5"), "{told}");
+    assert!(told.contains("checksum") && told.contains("hint: "), "{told}");
+}
+
+#[test]
+fn what_was_killed_goes_on() {
+    let dir = folder();
+    let mut spec = Spec::new(Arch::Olmoe);
+    spec.n_layer = 24;
+    let model = spec.write(dir.path().join("model.gguf")).unwrap().files.remove(0);
+    let target = dir.path().join("model.tspack");
+    let pack = || {
+        let mut command = tierstream();
+        command.arg("pack").arg(&model);
+        command
+    };
+    let mut child = pack().spawn().unwrap();
+    while !dir.path().join("model.tspack.journal").exists() && !target.exists() {
+        std::thread::yield_now();
+    }
+    signal(&child, rustix::process::Signal::KILL);
+    child.wait().unwrap();
+    if !target.exists() {
+        let output = pack().output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+    }
+    assert_eq!(names(dir.path()), ["model.gguf", "model.tspack"]);
+    let verified = json(&["verify", target.to_str().unwrap(), "--tokens", "2", "-t", "1"]);
+    assert_eq!(verified["identical"], true);
+}
+
+#[test]
+fn what_cannot_be_packed_is_told() {
+    let dir = folder();
+    let target = packed(dir.path(), &[]);
+    let target = target.to_str().unwrap();
+    let dense =
+        Spec::new(Arch::Llama).write(dir.path().join("dense.gguf")).unwrap().files.remove(0);
+    let dense = dense.to_str().unwrap();
+    let nowhere = dir.path().join("no/such/x.tspack");
+    for (args, what) in [
+        (&["pack", "demo", "-o", target][..], "the file exists"),
+        (&["pack", target], "is packed already"),
+        (&["pack", dense, "--experts-only"], "the model has no experts"),
+        (&["pack", "demo", "-o", nowhere.to_str().unwrap()], "cannot"),
+        (&["bench", "decode", target, "--against", "stock"], "cannot load a packed model"),
+        (&["bench", "prefill", target, "--against", "stock"], "cannot load a packed model"),
+    ] {
+        let output = output(args);
+        assert_eq!(output.status.code(), Some(1), "{args:?}");
+        assert!(stderr(&output).contains(what), "{output:?}");
+    }
+    assert_eq!(names(dir.path()), ["demo.tspack", "dense.gguf"]);
+}
+
+#[test]
+fn a_pack_of_experts_needs_the_model() {
+    let dir = folder();
+    let copy = dir.path().join("model.gguf");
+    fs::copy(demo(), &copy).unwrap();
+    let run = || {
+        let target = dir.path().join("packs/model.tspack");
+        output(["run", target.to_str().unwrap(), PROMPT, "-n", "2", "-t", "1"])
+    };
+    fs::create_dir(dir.path().join("packs")).unwrap();
+    let packs = dir.path().join("packs");
+    let packed =
+        output(["pack", copy.to_str().unwrap(), "--experts-only", "-o", packs.to_str().unwrap()]);
+    assert!(packed.status.success(), "{packed:?}");
+    assert!(run().status.success());
+    let bytes = fs::read(&copy).unwrap();
+    let mut other = bytes.clone();
+    // In the name of the architecture.
+    other[60] ^= 1;
+    for (content, what) in
+        [(&other[..], "another header"), (&bytes[..bytes.len() - 1], "bytes now")]
+    {
+        fs::write(&copy, content).unwrap();
+        assert!(stderr(&run()).contains(what), "{:?}", run());
+    }
+    fs::remove_file(&copy).unwrap();
+    assert!(stderr(&run()).contains("../model.gguf"), "{:?}", run());
+}
