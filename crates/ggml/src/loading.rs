@@ -314,9 +314,9 @@ extern "C" fn alloc_buffer_n(
         LOAD.with_borrow_mut(|load| {
             let Some(load) = load else { return };
             if buffer.is_null() {
+                let size_of = ggml_backend_buft_get_alloc_size_n;
                 // SAFETY: a live type; arguments passed on as they came.
-                let bytes =
-                    unsafe { ggml_backend_buft_get_alloc_size_n(buft.cast(), tensors, n_tensors) };
+                let bytes = unsafe { size_of(buft.cast(), tensors, n_tensors) };
                 load.refused = Some(match kind {
                     Kind::Device => Error::WeightsTooLarge { bytes },
                     _ => Error::OutOfMemory { bytes, what: "weights" },

@@ -7,8 +7,8 @@ use crate::error::{Error, Result};
 
 /// Gives memory that was freed back to the system, so that what is resident is what is used.
 pub fn give_back_freed_memory() {
-    // SAFETY: may be called at any time, from any thread.
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: may be called at any time, from any thread.
     unsafe {
         libc::malloc_trim(0);
     }

@@ -314,8 +314,8 @@ impl Device {
     fn note_foreign(&self, expert: *const ggml_tensor, op: ggml_op) {
         // A view of an expert tensor stands for the tensor itself.
         // SAFETY: a live tensor.
-        let base =
-            unsafe { if (*expert).view_src.is_null() { expert } else { (*expert).view_src } };
+        let viewed = unsafe { (*expert).view_src };
+        let base = if viewed.is_null() { expert } else { viewed };
         let Some(part) = self.pooled.table().part(base) else { return };
         // SAFETY: ggml returns a static string for every operation.
         let name = unsafe { std::ffi::CStr::from_ptr(ggml_op_name(op)) };
