@@ -130,6 +130,7 @@ fn row(model: &str, method: Method, version: String, these: &[&Measurement]) -> 
 pub(super) fn text(report: &Report) -> Result<String, std::fmt::Error> {
     let mut out = String::new();
     let width = report.rows.iter().map(|row| row.method.len()).max().unwrap_or(0);
+    let on_gpu = report.rounds.iter().any(|m| m.load.gpu_start_s.is_some());
     for (index, row) in report.rows.iter().enumerate() {
         if index == 0 || report.rows[index - 1].model != row.model {
             let cache = if report.cold { "cold" } else { "warm" };
@@ -150,7 +151,7 @@ pub(super) fn text(report: &Report) -> Result<String, std::fmt::Error> {
             row.gbps_median,
             row.ratio_to_raw_median * 100.0,
             row.cpu_s_per_gb,
-            beyond_weights_mib(row),
+            beyond_weights_mib(row, on_gpu),
             or_dash(row.first_token_s_median),
             or_dash(row.first_token_ratio_median),
             row.version,
@@ -165,16 +166,18 @@ pub(super) fn text(report: &Report) -> Result<String, std::fmt::Error> {
     Ok(out)
 }
 
-/// What was resident beside the weights, the program itself included. Plain reads keep none.
-fn beyond_weights_mib(row: &Row) -> i64 {
-    let weights = if row.method == Method::Raw.name() { 0 } else { row.bytes };
+/// What was resident beside the weights, the program itself included. Plain reads keep none, and those
+/// on a GPU are not in host memory.
+fn beyond_weights_mib(row: &Row, on_gpu: bool) -> i64 {
+    let kept = row.method != Method::Raw.name() && !on_gpu;
+    let weights = if kept { row.bytes } else { 0 };
     (row.peak_rss_bytes as i64 - weights as i64) >> 20
 }
 
 /// What the columns are, for people.
 pub(super) const LEGEND: &str = "\
 raw: of the rate of plain direct reads of the same bytes in the same round, which are kept nowhere.
-+RSS: the most memory resident, without the weights. 1st token: from the same start to its logits.
++RSS: the most host memory resident, without weights in it. 1st token: from the same start to its logits.
 ours x: seconds to the first token over ours in the same round.";
 
 #[cfg(test)]
@@ -261,5 +264,12 @@ mod tests {
     fn the_table_and_its_legend() {
         let report = report(&[subject("a.gguf"), subject("b.gguf")]);
         insta::assert_snapshot!(format!("{}\n{LEGEND}", text(&report).unwrap()));
+    }
+
+    #[test]
+    fn weights_on_a_gpu_are_not_in_host_memory() {
+        let report = report(&[subject("a.gguf")]);
+        let ours = |on_gpu| beyond_weights_mib(&report.rows[1], on_gpu);
+        assert_eq!((report.rows[1].method, ours(false), ours(true)), ("tierstream", 95, 3910));
     }
 }
