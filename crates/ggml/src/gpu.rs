@@ -13,7 +13,6 @@
 //! The GPU computes on its own time. What a layer uses is held until the next layer's routing has
 //! been read, for by then it is done.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -25,6 +24,7 @@ pub(crate) use self::compute::look_for_chains;
 use self::exchange::{OverSlots, ReadBack};
 use self::lookahead::Lookahead;
 pub use self::miss::Miss;
+use self::past::Past;
 use crate::abi::*;
 use crate::control::Control;
 use crate::error::{Error, Result};
@@ -41,6 +41,7 @@ mod cpu;
 mod exchange;
 mod lookahead;
 mod miss;
+mod past;
 mod rates;
 
 /// The executor for inner backends with memory of their own.
@@ -58,10 +59,9 @@ pub(crate) struct OnGpu {
     replayed: usize,
     /// What the layer uses that is being computed.
     held: Option<Held>,
-    /// The layer after it, if it is there already.
-    next: Option<Stage>,
-    /// What each layer needed in the last batch of several tokens.
-    last: HashMap<usize, Vec<u32>>,
+    /// The layer after it, if something of it is on its way.
+    next: Option<Coming>,
+    past: Past,
 }
 
 enum Held {
@@ -111,7 +111,7 @@ impl OnGpu {
             replayed: 0,
             held: None,
             next: None,
-            last: HashMap::new(),
+            past: Past::default(),
         }
     }
 
@@ -167,6 +167,7 @@ impl OnGpu {
         // Until the router has spoken, and the layer before is computed.
         synchronize(self.inner);
         self.release()?;
+        let coming = self.next.take().filter(|coming| coming.layer() == routing.layer);
         let layer = residency.layer(routing.layer);
         self.routed
             .take(routing, self.read_back.bytes(0), layer.experts)
@@ -206,14 +207,7 @@ impl OnGpu {
             self.read_next(residency, next.filter(|_| is_idle), asked);
             return Ok(());
         }
-        let experts: Vec<u32> = self.routed.needs().iter().map(|n| n.expert).collect();
-        let ready = self.next.take().filter(|stage| stage.layer() == routing.layer);
-        let mut stage = match ready {
-            Some(stage) => stage,
-            None => residency.stage(routing.layer, &|| self.control.is_cancelled())?,
-        };
-        staging(&self.control, |waits| stage.bring(&experts, waits))?;
-        self.last.insert(routing.layer, experts);
+        let stage = self.bring_whole(residency, routing.layer, coming)?;
         // The bus is busy while kernels are launched and run.
         let coming = self.stage_next(residency, next)?;
         let whole = |part| stage.tensor(part);
@@ -225,9 +219,34 @@ impl OnGpu {
                 return Err(error.into());
             }
         }
-        let arrive = |coming: Coming| staging(&self.control, |waits| coming.arrive(waits));
-        self.next = coming.map(arrive).transpose()?;
+        self.next = coming;
+        self.next.as_mut().map_or(Ok(()), Coming::copy_hits)?;
         Ok(())
+    }
+
+    /// Brings what a batch needs of a layer to the area, of which `coming` is on its way.
+    fn bring_whole(
+        &mut self,
+        residency: &Arc<Residency>,
+        layer: usize,
+        coming: Option<Coming>,
+    ) -> Result<Stage> {
+        let (control, needs) = (&self.control, self.routed.needs());
+        let experts: Vec<u32> = needs.iter().map(|n| n.expert).collect();
+        let stage = match coming {
+            Some(coming) => {
+                self.past.saw(coming.is_idle(), coming.is_cut());
+                staging(control, |waits| coming.complete(&experts, waits))?
+            }
+            None => {
+                let mut stage = residency.stage(layer, &|| control.is_cancelled())?;
+                staging(control, |waits| stage.bring(&experts, waits))?;
+                stage
+            }
+        };
+        let rows = |expert| self.routed.rows_of(expert).len();
+        self.past.note(layer, residency.layer(layer).experts, needs, rows);
+        Ok(stage)
     }
 
     /// Has the GPU tell what the next layer's router thinks of this one's input, behind what it has to
@@ -238,11 +257,9 @@ impl OnGpu {
         routing: &Routing,
         next: Option<&Routing>,
     ) -> Result<Option<*mut ggml_tensor>> {
-        // SAFETY: live tensors of the graph.
-        let one_token = |routing: &Routing| unsafe { (*routing.ids).ne[1] } == 1;
         // Recorded routing is no router's.
-        let may = one_token(routing) && self.control.replay().is_none();
-        let next = next.filter(|next| may && one_token(next));
+        let may = is_one_token(routing) && self.control.replay().is_none();
+        let next = next.filter(|next| may && is_one_token(next));
         match next.filter(|next| self.guesses.ask_router(next.layer)) {
             Some(next) => self.lookahead.ask(graph.uid, routing, next),
             None => Ok(None),
@@ -280,15 +297,19 @@ impl OnGpu {
         }
     }
 
-    /// While the GPU computes over a whole layer, what the next one needed in the batch before comes.
+    /// While the GPU computes over a whole layer, what the next one will probably need comes.
     fn stage_next(
         &self,
         residency: &Arc<Residency>,
         next: Option<&Routing>,
     ) -> Result<Option<Coming>> {
-        let needed = |routing: &Routing| self.last.get(&routing.layer).map(|e| (routing.layer, e));
-        let Some((layer, experts)) = next.and_then(needed) else { return Ok(None) };
-        residency.stage_ahead(layer, experts)
+        // What comes holds slots. A single token may have to wait for some, so it has none of that.
+        let Some(next) = next.filter(|next| !is_one_token(next)) else { return Ok(None) };
+        let likely = self.past.likely(next.layer);
+        if likely.is_empty() {
+            return Ok(None);
+        }
+        residency.stage_ahead(next.layer, &likely, self.past.bytes())
     }
 
     /// Brings what one token needs into slots, `ahead` being on its way already. None if there are
@@ -366,6 +387,12 @@ impl Drop for OnGpu {
         synchronize(self.inner);
         let _ = self.release();
     }
+}
+
+/// Of a graph that is being computed.
+fn is_one_token(routing: &Routing) -> bool {
+    // SAFETY: a live tensor of the graph.
+    unsafe { (*routing.ids).ne[1] == 1 }
 }
 
 /// Brings a layer to the area, waiting as a context does.

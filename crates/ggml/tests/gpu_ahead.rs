@@ -5,6 +5,8 @@
 mod common;
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use common::{
@@ -220,15 +222,15 @@ struct Outcomes {
 }
 
 impl Outcomes {
-    /// A run during which something fails once on `device`: it may be what was read for nobody, or
+    /// A run between `fail`, after which something fails once, and `calm`: it may be what was read for nobody, or
     /// nothing, if the run did not come that far. Afterwards nothing is held, and the next run in the
     /// same context is right.
     fn of(
         &mut self,
-        (model, device): (&Model, &StandIn),
+        model: &Model,
         run: &Run,
         reference: &[f32],
-        fail: impl Fn(),
+        (fail, calm): (impl Fn(), impl Fn()),
         what: &str,
     ) {
         let vocab = model.vocab().len();
@@ -244,7 +246,7 @@ impl Outcomes {
                 assert!(matches!(error, Error::Io(_) | Error::Gpu(_)), "{what}: {error:?}");
             }
         }
-        device.calm();
+        calm();
         assert_nothing_held(model, what);
         context.clear();
         assert_same_bits(reference, &run.logits_in(&mut context).unwrap(), vocab, what);
@@ -275,12 +277,14 @@ fn what_goes_wrong_ahead_is_told_to_who_needs_it() {
         let (mut read, mut copied) = (Outcomes::default(), Outcomes::default());
         for part in 0..24 {
             let nth = first + reads * part / 25;
+            let switch = Arc::new(AtomicBool::new(true));
             let rule = Rule::all(Action::Errno(libc::EIO)).nth(nth..nth + 1);
-            let device = stand_in();
-            let model = load_on_stand_in(&synth.path, &device, faulty(vec![rule]));
+            let reader = faulty(vec![rule.switch(switch.clone())]);
+            let model = load_on_stand_in(&synth.path, &stand_in(), reader);
             pool(&model);
             let what = format!("{name}, read {nth}");
-            read.of((&model, &device), &run, &reference, || (), &what);
+            let calm = || switch.store(false, Ordering::Relaxed);
+            read.of(&model, &run, &reference, (|| (), calm), &what);
             for fault in [Fault::CopyRefused, Fault::MapRefused] {
                 let device = stand_in();
                 let model = load_on_stand_in(&synth.path, &device, common::reader());
@@ -288,7 +292,7 @@ fn what_goes_wrong_ahead_is_told_to_who_needs_it() {
                 let after = if fault == Fault::CopyRefused { 53 * part } else { part / 4 };
                 let what = format!("{name}, {fault:?} after {after}");
                 let fail = || device.inject(fault, after);
-                copied.of((&model, &device), &run, &reference, fail, &what);
+                copied.of(&model, &run, &reference, (fail, || device.calm()), &what);
             }
         }
         for outcomes in [read, copied] {

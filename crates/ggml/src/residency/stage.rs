@@ -8,6 +8,7 @@
 use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
+use tierstream_cuda::Event;
 use tierstream_io::Priority;
 use tierstream_pool::{Lookup, Slot};
 
@@ -110,7 +111,7 @@ pub(crate) struct Stage {
 }
 
 impl Residency {
-    /// Room for a layer, with nothing in it.
+    /// Room for a layer, with nothing in it. The caller holds nothing of the pool.
     pub(crate) fn stage(
         self: &Arc<Self>,
         layer: usize,
@@ -118,15 +119,21 @@ impl Residency {
     ) -> Result<Stage> {
         let area = self.area.as_ref().ok_or_else(|| Error::Internal("no area".into()))?;
         let room = area.take(cancelled)?;
-        Ok(Stage::new(self, layer, room))
+        let stage = Stage::new(self, layer, room);
+        // Here, where the caller holds nothing of the pool: it may have to wait for a resize, which
+        // waits for what is held.
+        self.back_area(area.offset_of(room), layer_bytes(&self.layers[layer]), cancelled)?;
+        Ok(stage)
     }
 
     /// The same, with records (distinct, of a layer that comes next) on their way that it will probably
-    /// need. None if there is no room now, or no memory: it is not worth any slots.
+    /// need, likely ones first: those in slots, and of the others no more than `most_bytes`. None if
+    /// there is no room now, or no memory: it is not worth any slots.
     pub(crate) fn stage_ahead(
         self: &Arc<Self>,
         layer: usize,
         experts: &[u32],
+        most_bytes: u64,
     ) -> Result<Option<Coming>> {
         let (Store::Vram(vram), Some(area)) = (&self.store, &self.area) else { return Ok(None) };
         let Some(room) = area.try_take() else { return Ok(None) };
@@ -136,9 +143,12 @@ impl Residency {
             Err(Error::OutOfGpuMemory(_)) => return Ok(None),
             backed => backed?,
         }
-        let (transfer, missing) = stage.start(experts, &|| false)?;
+        let most = most_bytes / self.layers[layer].record_bytes().max(1);
+        let most = usize::try_from(most).unwrap_or(usize::MAX);
+        let (transfer, missing) = stage.start(experts, most)?;
+        let is_cut = missing.len() == most;
         stage.ahead = missing;
-        Ok(Some(Coming { transfer, stage }))
+        Ok(Some(Coming { transfer, stage, is_cut }))
     }
 
     /// Zeros where kernels may read beyond a record and no needed one follows: what other layers have
@@ -151,6 +161,7 @@ impl Residency {
     ) -> Result<()> {
         let Store::Vram(vram) = &self.store else { return Ok(()) };
         let Layer { parts, experts: count, .. } = &self.layers[layer];
+        let mut cleared = false;
         for (index, part) in parts.iter().enumerate().filter(|(_, part)| part.is_read_beyond()) {
             for next in new.iter().map(|expert| expert + 1) {
                 if all.contains(&next) {
@@ -160,9 +171,11 @@ impl Residency {
                 let room = if next < *count { part.slot.stride } else { TAIL_BYTES };
                 let at = self.part_in(layer, index, area, next);
                 vram.clear(self.store.offset(at), room.min(TAIL_BYTES) as u64)?;
+                cleared = true;
             }
         }
-        Ok(())
+        // A record may be copied there from its slot, later.
+        if cleared { vram.copy_after_clearing() } else { Ok(()) }
     }
 
     /// Starts to copy a record from one place of the store to another.
@@ -200,45 +213,47 @@ impl Stage {
         Self { residency: residency.clone(), layer, room, experts, ahead }
     }
 
-    pub(crate) fn layer(&self) -> usize {
-        self.layer
-    }
-
     /// Brings those records of `experts` that are not here yet, from slots and from where the pool
     /// has its records from.
     pub(crate) fn bring(&mut self, experts: &[u32], waits: Waits<'_>) -> Result<()> {
-        let new: Vec<u32> = experts.iter().filter(|e| !self.experts.contains(e)).copied().collect();
-        if new.is_empty() {
-            return Ok(());
-        }
-        let (mut transfer, _) = self.start(&new, waits.cancelled)?;
+        let Some(mut transfer) = self.start_rest(experts)? else { return Ok(()) };
         transfer.wait(self, waits)
     }
 
+    /// Starts to bring those records of `experts` that are not here yet, if there are any.
+    fn start_rest(&mut self, experts: &[u32]) -> Result<Option<Transfer>> {
+        let new: Vec<u32> = experts.iter().filter(|e| !self.experts.contains(e)).copied().collect();
+        if new.is_empty() {
+            return Ok(None);
+        }
+        self.start(&new, usize::MAX).map(|(transfer, _)| Some(transfer))
+    }
+
     /// Starts to bring `new` records, which are not here yet: what comes without waiting for another
-    /// context. Returns those that are in no slot, too.
-    fn start(&mut self, new: &[u32], cancelled: &dyn Fn() -> bool) -> Result<(Transfer, Vec<u32>)> {
+    /// context, and no more than the first `most` of those that are in no slot, which are returned, too.
+    fn start(&mut self, new: &[u32], most: usize) -> Result<(Transfer, Vec<u32>)> {
         let Self { residency, layer, room, experts: there, .. } = self;
-        let area = residency.area.as_ref().ok_or_else(|| Error::Internal("no area".into()))?;
-        there.extend(new);
-        let bytes = layer_bytes(&residency.layers[*layer]);
-        residency.back_area(area.offset_of(*room), bytes, cancelled)?;
         let mut transfer =
             Transfer { held: Held::new(residency), hits: Vec::new(), load: None, over: false };
         let mut missing = Vec::new();
         let mut pool = residency.lock();
-        for &expert in new {
-            match pool.hold(record(*layer, expert)) {
-                Some(slot) => {
-                    transfer.held.pinned.push(slot);
-                    transfer.hits.push((expert, slot));
-                }
-                None => missing.push(expert),
+        let mut new: Vec<u32> = new.to_vec();
+        new.retain(|&expert| match pool.hold(record(*layer, expert)) {
+            Some(slot) => {
+                transfer.held.pinned.push(slot);
+                transfer.hits.push((expert, slot));
+                true
             }
-        }
+            None if missing.len() < most => {
+                missing.push(expert);
+                true
+            }
+            None => false,
+        });
         drop(pool);
         let to = Destination::Area(*room);
-        residency.clear_gaps(*layer, to, (new, there))?;
+        there.extend(&new);
+        residency.clear_gaps(*layer, to, (&new, there))?;
         if !missing.is_empty() {
             let parts: Vec<usize> = (0..residency.layers[*layer].parts.len()).collect();
             let in_order = |&expert: &u32| Placed { expert, slot: expert };
@@ -282,11 +297,14 @@ impl Stage {
         for expert in residency.back_kept(*layer, &mut held.reserved)? {
             residency.lock().stream(record(*layer, expert));
         }
-        let kept = Kept { held };
+        let mut kept = Kept { held, copied: None };
         kept.held.reserved.iter().try_for_each(|&(expert, slot)| {
             let from = (Destination::Area(*room), expert);
             residency.copy_record(*layer, from, (Destination::Slots, slot.index))
         })?;
+        if let (Store::Vram(vram), false) = (&residency.store, kept.held.reserved.is_empty()) {
+            kept.copied = Some(vram.copied()?);
+        }
         Ok(kept)
     }
 
@@ -313,22 +331,55 @@ pub(crate) struct Coming {
     // Dropped first: the room is used again when nothing is on its way to it.
     transfer: Transfer,
     stage: Stage,
+    /// Whether there would have been more of them.
+    is_cut: bool,
 }
 
 impl Coming {
-    /// Waits until they are there.
-    pub(crate) fn arrive(self, waits: Waits<'_>) -> Result<Stage> {
-        let Self { mut transfer, stage } = self;
-        let arrived = transfer.wait(&stage, waits);
-        drop(transfer);
-        arrived.map(|()| stage)
+    pub(crate) fn layer(&self) -> usize {
+        self.stage.layer
+    }
+
+    /// Whether there would have been more to bring.
+    pub(crate) fn is_cut(&self) -> bool {
+        self.is_cut
+    }
+
+    /// Whether nothing is on its way from outside the pool any more.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.transfer.load.as_ref().is_none_or(Load::is_over)
+    }
+
+    /// Starts to copy what is in slots. Not done from the start, since it takes the host some time.
+    pub(crate) fn copy_hits(&mut self) -> Result<()> {
+        self.transfer.copy_hits(&self.stage)
+    }
+
+    /// Brings the rest of `experts`, and waits until all of them are there.
+    pub(crate) fn complete(self, experts: &[u32], waits: Waits<'_>) -> Result<Stage> {
+        let Self { mut stage, mut transfer, .. } = self;
+        let Waits { cancelled, ticket, meanwhile } = waits;
+        if !transfer.begin(&stage)? {
+            // Who waits for others has nothing on its way that they may wait for.
+            transfer.wait(&stage, Waits { cancelled, ticket, meanwhile })?;
+        }
+        let mut rest = stage.start_rest(experts)?;
+        if let Some(rest) = &mut rest {
+            rest.copy_hits(&stage)?;
+        }
+        transfer.wait(&stage, Waits { cancelled, ticket, meanwhile })?;
+        if let Some(rest) = &mut rest {
+            rest.wait(&stage, Waits { cancelled, ticket, meanwhile })?;
+        }
+        drop((transfer, rest));
+        Ok(stage)
     }
 }
 
 /// Records on their way to the area.
 struct Transfer {
     held: Held,
-    /// Those that are copied from slots, which are held.
+    /// Those that are to be copied from slots, which are held.
     hits: Vec<(u32, Slot)>,
     /// The others.
     load: Option<Load>,
@@ -337,21 +388,32 @@ struct Transfer {
 }
 
 impl Transfer {
+    /// Starts to bring what comes without waiting for another context. Whether that is everything.
+    fn begin(&self, stage: &Stage) -> Result<bool> {
+        self.load.as_ref().map_or(Ok(true), |load| load.begin(&stage.residency))
+    }
+
+    /// Starts to copy what is in slots, unless that has been done.
+    fn copy_hits(&mut self, stage: &Stage) -> Result<()> {
+        let Stage { residency, layer, room, .. } = stage;
+        std::mem::take(&mut self.hits).into_iter().try_for_each(|(expert, slot)| {
+            let to = (Destination::Area(*room), expert);
+            residency.copy_record(*layer, (Destination::Slots, slot.index), to)
+        })
+    }
+
     /// Copies what is in slots, while the rest arrives, and waits for all.
     fn wait(&mut self, stage: &Stage, waits: Waits<'_>) -> Result<()> {
-        let Stage { residency, layer, room, .. } = stage;
-        let hits = &self.hits;
-        let mut copy_hits = || {
-            hits.iter().try_for_each(|&(expert, slot)| {
-                let to = (Destination::Area(*room), expert);
-                residency.copy_record(*layer, (Destination::Slots, slot.index), to)
-            })
-        };
-        match &self.load {
-            None => copy_hits()?,
+        let residency = &stage.residency;
+        match self.load.take() {
+            None => self.copy_hits(stage)?,
             Some(load) => {
                 let Waits { cancelled, ticket, .. } = waits;
-                load.wait(residency, Waits { cancelled, ticket, meanwhile: &mut copy_hits })?;
+                let mut meanwhile = || self.copy_hits(stage);
+                let waits = Waits { cancelled, ticket, meanwhile: &mut meanwhile };
+                let arrived = load.wait(residency, waits);
+                self.load = Some(load);
+                arrived?;
             }
         }
         residency.settle()?;
@@ -380,12 +442,15 @@ impl Drop for Transfer {
 /// computes, and the bus is free.
 pub(crate) struct Kept {
     held: Held,
+    /// Behind the copies, if there are any.
+    copied: Option<Event>,
 }
 
 impl Kept {
     /// Waits until they are there: they are resident from now on.
     pub(crate) fn finish(mut self) -> Result<()> {
-        self.held.residency.settle()?;
+        // And for nothing else that is copied.
+        self.copied.as_ref().map_or(Ok(()), Event::wait)?;
         self.held.commit();
         Ok(())
     }

@@ -84,10 +84,8 @@ impl Vram {
                 }
                 self.region.map(index)?;
                 // What is not surely cleared before it is used is not there.
-                let cleared = self.clear(granule * size, size).and_then(|()| {
-                    // Uploads come behind on the same stream; the other copies are to do so too.
-                    Ok(self.within.wait_for(&self.uploads.record()?)?)
-                });
+                let cleared =
+                    self.clear(granule * size, size).and_then(|()| self.copy_after_clearing());
                 if let Err(error) = cleared {
                     self.uploads.synchronize()?;
                     self.region.unmap(index)?;
@@ -173,15 +171,26 @@ impl Vram {
         Ok(self.uploads.fill(self.region.span(offset, bytes)?, 0)?)
     }
 
+    /// Has copies within this memory that are started from now on come after what has been cleared.
+    /// Uploads do anyhow, on the same stream.
+    pub(super) fn copy_after_clearing(&self) -> Result<()> {
+        Ok(self.within.wait_for(&self.uploads.record()?)?)
+    }
+
     /// Starts to copy within this memory, what uploads have [settled](Self::settle).
     pub(super) fn copy(&self, from: u64, to: u64, bytes: u64) -> Result<()> {
         self.within.copy_within(self.region.span(from, bytes)?, self.region.span(to, bytes)?)?;
         Ok(())
     }
 
+    /// An event behind every [copy](Self::copy) that was started.
+    pub(super) fn copied(&self) -> Result<Event> {
+        Ok(self.within.record()?)
+    }
+
     /// Waits for every copy that was started.
     pub(super) fn settle(&self) -> Result<()> {
-        let copied = self.within.record()?;
+        let copied = self.copied()?;
         self.uploads.settle()?;
         Ok(copied.wait()?)
     }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::io;
 use std::ops::Range;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -35,6 +36,8 @@ pub struct Rule {
     /// Only these of the reads that the other conditions let through, counted from 0 in order of
     /// submission.
     pub nth: Option<Range<u64>>,
+    /// Only reads that are submitted while this is set.
+    pub switch: Option<Arc<AtomicBool>>,
     /// What happens.
     pub action: Action,
 }
@@ -42,7 +45,7 @@ pub struct Rule {
 impl Rule {
     /// Every read.
     pub fn all(action: Action) -> Self {
-        Self { path: None, bytes: None, nth: None, action }
+        Self { path: None, bytes: None, nth: None, switch: None, action }
     }
 
     /// Narrows to the reads of one file.
@@ -60,11 +63,17 @@ impl Rule {
         Self { nth: Some(nth), ..self }
     }
 
+    /// Narrows to reads that are submitted while `switch` is set.
+    pub fn switch(self, switch: Arc<AtomicBool>) -> Self {
+        Self { switch: Some(switch), ..self }
+    }
+
     fn catches(&self, read: &RawRead, seen: &mut u64) -> bool {
         let path = self.path.as_ref().is_none_or(|path| path == read.file().path());
         let end = read.offset() + read.len() as u64;
         let bytes = self.bytes.as_ref().is_none_or(|b| b.start < end && read.offset() < b.end);
-        if !(path && bytes) {
+        let on = self.switch.as_ref().is_none_or(|switch| switch.load(Ordering::Relaxed));
+        if !(path && bytes && on) {
             return false;
         }
         let nth = *seen;
