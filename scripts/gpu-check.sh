@@ -57,7 +57,7 @@ def prompt(r):
 
 def prefill(r):
     for x in r["rows"]:
-        yield (f"{x['prompt_tokens']} tokens by {x['peer'] or 'tierstream'}: "
+        yield (f"{x['prompt_tokens']} tokens, {x['batch']} at once, by {x['peer'] or 'tierstream'}: "
                f"{x['tok_s_median']:.0f} tok/s, {x['bytes_brought'] / 1e9:.1f} GB brought at "
                f"{x['bus_share'] or 0:.2f} of the bus")
 

@@ -132,6 +132,8 @@ pub fn turn(engine: &mut Engine, tokens: &[Token], warmup: usize) -> Result<Turn
 /// One measurement of a prompt.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Prefill {
+    /// Tokens that were computed at once.
+    pub batch: u32,
     /// Tokens of the prompt per second.
     pub tok_s: f64,
     /// Bytes of records that came into the pool for it.
@@ -163,8 +165,10 @@ pub fn prefill(engine: &mut Engine, n: usize, seed: u32) -> Result<Prefill> {
     let seconds = start.elapsed().as_secs_f64();
     engine.context().rest();
     let used = engine.expert_counters().since(&counted);
+    let batch = engine.context().options().n_batch;
     let gpu = engine.model().gpu();
     Ok(Prefill {
+        batch,
         tok_s: n as f64 / seconds,
         bytes_brought: used.bytes_brought,
         bytes_read: used.bytes_read,

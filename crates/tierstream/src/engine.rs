@@ -22,6 +22,9 @@ use crate::vram::{Vram, VramBudget};
 /// Context length when none is asked for, tokens; less if the model was trained with less.
 pub const DEFAULT_CTX: u32 = 4096;
 
+/// Tokens of a prompt that are computed at once, if nobody says otherwise.
+const DEFAULT_BATCH: u32 = 512;
+
 /// Most bytes of the ring that reads go through.
 const RING_BYTES: usize = 16 << 20;
 
@@ -45,8 +48,9 @@ pub struct Options {
     pub threads: Option<u32>,
     /// Tokens of context; default: [`DEFAULT_CTX`].
     pub ctx: Option<u32>,
-    /// Tokens computed at once.
-    pub batch: u32,
+    /// Tokens of a prompt computed at once; default: 512, and with a GPU up to 2048 where they take
+    /// little of its memory: each expert is brought once for all of them.
+    pub batch: Option<u32>,
     /// The rows of logits that decodes of [`Engine::context`] may keep. Generating needs the last.
     pub keep: Keep,
     /// Seed of the `random` policy.
@@ -73,7 +77,7 @@ impl Default for Options {
             miss: Miss::default(),
             threads: None,
             ctx: None,
-            batch: 512,
+            batch: None,
             keep: Keep::Last,
             seed: 0,
             weights: Weights::Streamed,
@@ -186,7 +190,12 @@ impl Engine {
             budget.check_file(&file, &experts, &reader, &context)?;
         }
         let model = Model::load(&file, options.weights, &options.placement, reader, progress)?;
-        let context = Context::new(model.clone(), &context)?;
+        let context = match &vram {
+            Some(vram) if model.is_streamed() && options.batch.is_none() => {
+                vram.context(&model, &context)?
+            }
+            _ => Context::new(model.clone(), &context)?,
+        };
         let requirement = Requirement::measured(&model, &context, &experts);
         let mut notes = notes(&model, &experts);
         for (block, why) in context.unguessed_blocks() {
@@ -394,7 +403,7 @@ pub(crate) fn context_options(options: &Options, trained: u32) -> ContextOptions
     let default = if trained == 0 { DEFAULT_CTX } else { DEFAULT_CTX.min(trained) };
     ContextOptions {
         n_ctx: options.ctx.unwrap_or(default),
-        n_batch: options.batch,
+        n_batch: options.batch.unwrap_or(DEFAULT_BATCH),
         n_threads: options.threads.unwrap_or_else(|| match options.placement {
             Placement::Gpu(_) if options.miss == Miss::Copy => 1,
             Placement::Cpu | Placement::Gpu(_) => default_threads(),

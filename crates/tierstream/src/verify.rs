@@ -18,7 +18,8 @@ use crate::size::PoolShare;
 /// would be streamed.
 const POOL_SHARE: f64 = 0.25;
 
-/// Tokens of a prompt that is drawn from the seed.
+/// Most tokens of a prompt, and those of one that is drawn from the seed, if nobody says otherwise.
+const PROMPT_TOKENS_MAX: usize = 512;
 const DRAWN_PROMPT_TOKENS: usize = 128;
 
 /// Prompt of models that have a tokenizer, when none is given.
@@ -32,8 +33,8 @@ pub struct VerifyOptions {
     /// Text of the prompt; default: a short one, or ids drawn from the seed for models without a
     /// tokenizer.
     pub prompt: Option<String>,
-    /// Most tokens of the prompt.
-    pub prompt_limit: usize,
+    /// Most tokens of the prompt, by default 512; or how many are drawn, by default 128.
+    pub prompt_limit: Option<usize>,
     /// Tokens to generate after the prompt. They are drawn from the resident run's logits.
     pub generate: usize,
     /// Seed of the prompt and of the drawing.
@@ -128,8 +129,9 @@ pub fn verify(
     what: &VerifyOptions,
     progress: VerifyProgress<'_>,
 ) -> Result<Verification> {
-    let drawn = what.prompt_limit.min(DRAWN_PROMPT_TOKENS);
-    let most = what.prompt_limit.saturating_add(what.generate).max(1);
+    let drawn = what.prompt_limit.unwrap_or(DRAWN_PROMPT_TOKENS);
+    let prompt_limit = what.prompt_limit.unwrap_or(PROMPT_TOKENS_MAX);
+    let most = prompt_limit.saturating_add(what.generate).max(1);
     options.keep = Keep::All;
     options.ctx.get_or_insert(u32::try_from(most.next_multiple_of(256)).unwrap_or(u32::MAX));
     if options.experts.is_none() {
@@ -138,14 +140,17 @@ pub fn verify(
     let checksums =
         checksums(path, options.io.engine, &mut |done| progress(Stage::Checking, done))?;
     // The first load of a big model is the streamed one: it tells quickly what is wrong.
-    let (batch, ctx, threads) = (options.batch, options.ctx, options.threads);
+    let (ctx, threads) = (options.ctx, options.threads);
     let placement = options.placement.clone();
     let mut loading = |done| progress(Stage::Loading, done);
     let mut streamed = Engine::load(path, options, &mut loading)?;
+    // Bits are those of batches of the same size.
+    let n_batch = streamed.context().options().n_batch;
     // A dense model is loaded alike in both runs.
     let repack = streamed.experts().is_empty();
     let weights = Weights::Stock { mmap: !repack, repack, cpu_experts: false };
     let keep = Keep::All;
+    let batch = Some(n_batch);
     let reference = Options { weights, placement, batch, ctx, threads, keep, ..Options::default() };
     let mut resident = Engine::load(path, reference, &mut loading)?;
 
@@ -158,7 +163,7 @@ pub fn verify(
         (None, true) => vocab.tokenize(PROMPT, true, false)?,
         (None, false) => drawn_tokens(drawn, vocab.len(), what.seed),
     };
-    prompt.truncate(what.prompt_limit);
+    prompt.truncate(prompt_limit);
     if prompt.is_empty() {
         return Err(Error::Request("the prompt has no tokens".into()));
     }
@@ -174,7 +179,7 @@ pub fn verify(
         true => Ok(()),
         false => Err(Error::Engine(tierstream_ggml::Error::Cancelled)),
     };
-    for batch in prompt.chunks(batch.max(1) as usize) {
+    for batch in prompt.chunks(n_batch as usize) {
         go_on(comparison.tokens)?;
         step(&mut resident, &mut streamed, batch, &mut comparison)?;
     }

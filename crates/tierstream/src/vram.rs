@@ -7,7 +7,7 @@
 
 use std::fmt;
 
-use tierstream_ggml::{Gpu, Miss, Model, PoolSize};
+use tierstream_ggml::{Context, ContextOptions, Gpu, Miss, Model, PoolSize};
 
 use crate::budget::check_available;
 use crate::engine::Options;
@@ -23,6 +23,13 @@ const DEFAULT_RAM_SHARE: f64 = 0.5;
 
 /// A second layer gets room if that is no more than this part of the budget: one in so many.
 const SECOND_LAYER_SHARE: u64 = 16;
+
+/// Sizes of batches that are tried, before the default.
+const LARGE_BATCHES: [u32; 2] = [2048, 1024];
+
+/// What is allocated for computing batches may be no more than this part of the budget: one in so
+/// many. What it takes, the experts lack.
+const COMPUTE_SHARE: u64 = 8;
 
 /// What computing takes beyond what is allocated when the pool is made: ggml's buffers for
 /// intermediate results, its captured graphs, cuBLAS. Bytes; about 510 MiB were seen on an H100, with
@@ -50,6 +57,26 @@ impl Vram {
         let default = (free_before as f64 * DEFAULT_SHARE) as u64;
         let budget_bytes = options.vram_bytes.unwrap_or(default);
         Ok(Some(Self { gpu, budget_bytes, free_before, ram_bytes: options.ram_bytes }))
+    }
+
+    /// A context for prompts in batches as large as pays: with each, the experts that are not in the
+    /// GPU's memory are brought once.
+    ///
+    /// # Errors
+    /// Those of [`Context::new`] as `options` say.
+    pub(crate) fn context(&self, model: &Model, options: &ContextOptions) -> Result<Context> {
+        for n_batch in LARGE_BATCHES.into_iter().filter(|&n_batch| n_batch <= options.n_ctx) {
+            // Without memory for it, a smaller one is made.
+            let larger = ContextOptions { n_batch, ..*options };
+            if let Ok(context) = Context::new(model.clone(), &larger) {
+                let is_cheap = context.compute_bytes() * COMPUTE_SHARE <= self.budget_bytes;
+                let least = self.fixed_bytes(model, 1)? + model.least_pool_bytes();
+                if is_cheap && least <= self.budget_bytes {
+                    return Ok(context);
+                }
+            }
+        }
+        Ok(Context::new(model.clone(), options)?)
     }
 
     /// Size of the pool of a model that is loaded, and has its context; and what the budget can be

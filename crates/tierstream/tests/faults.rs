@@ -152,7 +152,7 @@ fn a_short_read_is_read_on() {
 
 #[test]
 fn a_verification_ends_where_its_caller_says() {
-    let what = VerifyOptions { prompt: None, prompt_limit: 16, generate: 16, seed: 1 };
+    let what = VerifyOptions { prompt: None, prompt_limit: Some(16), generate: 16, seed: 1 };
     for (stop, at) in [(Stage::Loading, 0.0), (Stage::Comparing, 0.0), (Stage::Comparing, 0.75)] {
         let options = Options { threads: Some(1), ..Options::default() };
         let mut last = (Stage::Loading, 0.0);

@@ -15,7 +15,7 @@ pub(crate) fn verify(cli: &Cli, args: &Verify) -> anyhow::Result<ExitCode> {
     };
     let what = VerifyOptions {
         prompt: args.prompt_file.as_ref().map(read).transpose()?,
-        prompt_limit: args.prompt_limit as usize,
+        prompt_limit: args.prompt_limit.map(|limit| limit as usize),
         generate: args.tokens as usize,
         seed: args.model.load.seed(),
     };

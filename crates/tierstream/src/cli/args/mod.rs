@@ -113,14 +113,10 @@ pub(crate) struct LoadArgs {
     /// Tokens of context [default: 4096, or what the model was trained with if that is less]
     #[arg(long, allow_negative_numbers = true, value_parser = whole(1..=16_777_216u32))]
     pub(crate) ctx: Option<u32>,
-    /// Tokens of a prompt that are computed at once
-    #[arg(
-        long,
-        default_value_t = 512,
-        allow_negative_numbers = true,
-        value_parser = whole(1..=65_536u32)
-    )]
-    pub(crate) batch: u32,
+    /// Tokens of a prompt that are computed at once [default: 512; with --gpu 2048 or 1024 where they
+    /// take little of its memory]
+    #[arg(long, allow_negative_numbers = true, value_parser = whole(1..=65_536u32))]
+    pub(crate) batch: Option<u32>,
     /// Seed of sampling and of random choices [default: another one each time for `run`, else 0]
     #[arg(long, allow_negative_numbers = true, value_parser = whole(0..=u32::MAX))]
     pub(crate) seed: Option<u32>,
@@ -280,14 +276,9 @@ pub(crate) struct Verify {
     /// Text of the prompt; by default a short one, or token ids drawn from the seed
     #[arg(long)]
     pub(crate) prompt_file: Option<PathBuf>,
-    /// Most tokens of the prompt
-    #[arg(
-        long,
-        default_value_t = 512,
-        allow_negative_numbers = true,
-        value_parser = whole(1..=u32::MAX)
-    )]
-    pub(crate) prompt_limit: u32,
+    /// Most tokens of the prompt [default: 512], or how many are drawn [default: 128]
+    #[arg(long, allow_negative_numbers = true, value_parser = whole(1..=u32::MAX))]
+    pub(crate) prompt_limit: Option<u32>,
 }
 
 #[derive(Debug, Args)]

@@ -105,7 +105,7 @@ fn model_command(
     if peer.is_none() {
         command.args(["--miss", &m.miss.to_string()]);
     }
-    command.args(["--batch", &m.batch.to_string(), "--seed", &m.seed().to_string()]);
+    command.args(["--seed", &m.seed().to_string()]);
     let mut option = |flag: &str, value: Option<String>| {
         if let Some(value) = value {
             command.args([flag, &value]);
@@ -117,6 +117,7 @@ fn model_command(
     };
     option("--ram", m.ram.filter(|_| peer.is_none()).map(|b| format!("{}B", b.0)));
     option("--ctx", m.ctx.map(|c| c.to_string()));
+    option("--batch", m.batch.map(|b| b.to_string()));
     option("--experts", size.map(exact));
     option("--peer", peer.and_then(|p| p.to_possible_value()).map(|v| v.get_name().to_owned()));
     Ok(command)

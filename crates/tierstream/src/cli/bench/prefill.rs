@@ -15,7 +15,6 @@ use crate::cli::{open, output};
 #[derive(Debug, Serialize)]
 struct Report {
     model: String,
-    batch: u32,
     repeats: u32,
     threads: u32,
     cold: bool,
@@ -28,6 +27,7 @@ struct Row {
     prompt_tokens: u32,
     /// Null: tierstream.
     peer: Option<&'static str>,
+    batch: u32,
     experts_percent: Option<f64>,
     tok_s_median: f64,
     tok_s_min: f64,
@@ -72,7 +72,6 @@ pub(crate) fn prefill(cli: &Cli, args: &BenchPrefill) -> anyhow::Result<ExitCode
     });
     let report = Report {
         model: args.model.load.model.display().to_string(),
-        batch: args.model.load.batch,
         repeats: args.turns.repeats,
         threads: args.model.load.machine.threads.unwrap_or_else(tierstream::default_threads),
         cold: args.turns.cold,
@@ -132,6 +131,7 @@ fn row(prompt_tokens: u32, peer: Option<&'static str>, turns: &[Prefill], ours: 
     Row {
         prompt_tokens,
         peer,
+        batch: turns[0].batch,
         experts_percent: turns[0].pool_share.map(|share| share * 100.0),
         tok_s_median,
         tok_s_min,
@@ -155,16 +155,17 @@ fn text(report: &Report) -> Result<String, std::fmt::Error> {
     let mut out = String::new();
     writeln!(
         out,
-        "{:>7} {:>14} {:>9} {:>19} {:>9} {:>9} {:>9} {:>6} {:>6}",
-        "prompt", "", "tok/s", "(min-max)", "GB", "GB/s", "bus GB/s", "share", "ours x"
+        "{:>7} {:>14} {:>6} {:>9} {:>19} {:>9} {:>9} {:>9} {:>6} {:>6}",
+        "prompt", "", "batch", "tok/s", "(min-max)", "GB", "GB/s", "bus GB/s", "share", "ours x"
     )?;
     let or_dash = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |v| format!("{v:.2}"));
     for r in &report.rows {
         writeln!(
             out,
-            "{:>7} {:>14} {:>9.1} {:>19} {:>9.2} {:>9} {:>9} {:>6} {:>6}",
+            "{:>7} {:>14} {:>6} {:>9.1} {:>19} {:>9.2} {:>9} {:>9} {:>6} {:>6}",
             r.prompt_tokens,
             r.peer.unwrap_or("tierstream"),
+            r.batch,
             r.tok_s_median,
             format!("({:.1}-{:.1})", r.tok_s_min, r.tok_s_max),
             r.bytes_brought as f64 / 1e9,
