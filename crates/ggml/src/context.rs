@@ -255,7 +255,7 @@ impl Context {
     /// [`Error::Batch`] when the context is full, a token is none of the model's, or more rows are
     /// to be kept than [`ContextOptions::keep`] says;
     /// [`Error::Rehearsal`] of a model without weights;
-    /// [`Error::Io`] when records could not be read, [`Error::Cancelled`], [`Error::Decode`],
+    /// [`Error::Io`] when records could not be read, or weights have changed, [`Error::Cancelled`], [`Error::Decode`],
     /// [`Error::NotANumber`] when a kept row holds a NaN or no finite value at all.
     /// After an error the context holds the batches before the failed one, or nothing where the
     /// model's memory cannot be cut; [`Context::position`] tells.
@@ -274,6 +274,7 @@ impl Context {
         for batch in tokens.chunks(size) {
             let last = done + batch.len() == tokens.len();
             self.decode_batch(batch, keep, last)?;
+            self.model.check_weights()?;
             let first = match keep {
                 Keep::All => done,
                 Keep::Last => tokens.len() - 1,

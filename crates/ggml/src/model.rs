@@ -5,8 +5,9 @@ use std::collections::BTreeSet;
 use std::ffi::CString;
 use std::path::{Path, PathBuf};
 use std::ptr;
-use std::sync::{Arc, Mutex, TryLockError};
+use std::sync::{Arc, Mutex, OnceLock, TryLockError};
 
+use tierstream_io::mapped::Mapped;
 use tierstream_io::{FileId, Reader, Status};
 use tierstream_pool::Policy;
 
@@ -31,6 +32,7 @@ use crate::uploads::Uploads;
 use crate::vocab::Vocab;
 
 mod arriving;
+mod cached;
 mod converting;
 mod layers;
 mod loader;
@@ -79,6 +81,8 @@ pub(crate) struct Inner {
     /// Held while the pool is made.
     attaching: Mutex<()>,
     path: PathBuf,
+    /// Files that weights are mapped from. Dropped after the weights.
+    mapped: OnceLock<Vec<Mapped>>,
     /// Whether only the header was read: there are no weights to compute with.
     rehearsal: bool,
 }
@@ -111,6 +115,13 @@ type Resident = (u32, String);
 unsafe impl Send for Inner {}
 // SAFETY: as above.
 unsafe impl Sync for Inner {}
+
+impl Inner {
+    /// Keeps what weights are mapped from as long as they live.
+    fn hold_mapped(&self, mapped: Vec<Mapped>) {
+        assert!(self.mapped.set(mapped).is_ok(), "weights are loaded once");
+    }
+}
 
 impl Drop for Inner {
     fn drop(&mut self) {
@@ -285,6 +296,7 @@ impl Model {
             resident,
             attaching: Mutex::new(()),
             path,
+            mapped: OnceLock::new(),
             rehearsal: false,
         };
         let model = Model { inner: Arc::new(inner) };
@@ -332,6 +344,7 @@ impl Model {
             resident: Vec::new(),
             attaching: Mutex::new(()),
             path,
+            mapped: OnceLock::new(),
             rehearsal: false,
         };
         let model = Model { inner: Arc::new(inner) };
@@ -397,6 +410,7 @@ impl Model {
             resident,
             attaching: Mutex::new(()),
             path,
+            mapped: OnceLock::new(),
             rehearsal,
         };
         Ok((Model { inner: Arc::new(inner) }, captured))
@@ -442,6 +456,12 @@ impl Model {
             ))),
             _ => Ok(()),
         }
+    }
+
+    /// Looks whether the weights are still those that were loaded.
+    pub(crate) fn check_weights(&self) -> Result<()> {
+        let mapped = self.inner.mapped.get().map_or(&[][..], Vec::as_slice);
+        Ok(mapped.iter().try_for_each(Mapped::check_intact)?)
     }
 
     /// Builds graphs once, with a small context, and returns the layers that cannot be streamed.

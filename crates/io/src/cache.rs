@@ -2,6 +2,8 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 use std::ptr::{self, NonNull};
 
 use rustix::fs::Advice;
@@ -25,6 +27,33 @@ pub fn cached_bytes(file: &File) -> io::Result<u64> {
         cached += (cached_pages(file, offset, bytes)? * PAGE) as u64;
     }
     Ok(cached.min(len))
+}
+
+/// Whether the page cache has all of so many bytes of `file`; not if the kernel does not tell.
+///
+/// # Errors
+/// What the system says.
+pub fn is_cached(file: &File, offset: u64, bytes: usize) -> io::Result<bool> {
+    let start = offset - offset % PAGE as u64;
+    let bytes = bytes + usize::try_from(offset - start).unwrap_or(0);
+    let pages = bytes.div_ceil(PAGE);
+    Ok(bytes > 0 && tells(file)? && cached_pages(file, start, bytes)? == pages)
+}
+
+/// Whether the kernel tells us what it has of `file`.
+fn tells(file: &File) -> io::Result<bool> {
+    let user = rustix::process::geteuid();
+    if user.is_root() || file.metadata()?.uid() == user.as_raw() {
+        return Ok(true);
+    }
+    let opened = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let may_write = rustix::fs::accessat(
+        rustix::fs::CWD,
+        opened,
+        rustix::fs::Access::WRITE_OK,
+        rustix::fs::AtFlags::EACCESS,
+    );
+    Ok(may_write.is_ok())
 }
 
 fn cached_pages(file: &File, offset: u64, bytes: usize) -> io::Result<usize> {

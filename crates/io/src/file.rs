@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -102,6 +102,20 @@ impl File {
     /// [`Error::Open`] when the file cannot be opened or is not a regular file.
     pub fn open_buffered(path: &Path, reason: &str) -> Result<Self> {
         Self::reopen(path, reason.to_owned())
+    }
+
+    /// The same file, whatever has become of its path, for reads through the page cache.
+    ///
+    /// # Errors
+    /// [`Error::Open`].
+    #[cfg(target_os = "linux")]
+    pub(crate) fn through_cache(&self, reason: &str) -> Result<Self> {
+        let opened = format!("/proc/self/fd/{}", self.handle.as_raw_fd());
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let handle = rustix::fs::open(opened, flags, Mode::empty());
+        let handle = handle.map_err(|errno| open_error(&self.path)(errno.into()))?.into();
+        let state = DirectState::buffered(reason);
+        Ok(Self { path: self.path.clone(), handle, identity: self.identity, state })
     }
 
     fn reopen(path: &Path, reason: String) -> Result<Self> {

@@ -37,6 +37,8 @@ mod error;
 mod file;
 mod fill;
 mod map;
+#[cfg(target_os = "linux")]
+pub mod mapped;
 mod pages;
 pub mod plan;
 mod reader;

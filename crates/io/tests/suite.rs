@@ -41,6 +41,7 @@ fn everywhere(test: impl Fn(&Reader)) {
                     buffer_bytes,
                     depth: 4,
                     register_buffers,
+                    use_cache: true,
                     wrap: wrapper(),
                 };
                 let Some(reader) = start(config) else { continue };

@@ -89,9 +89,15 @@ impl Default for Options {
     }
 }
 
-/// The reader's configuration that tierstream uses, with the given engine.
+/// The reader's configuration that tierstream uses, with the given engine: one that is named has all
+/// reads.
 pub fn io_config(engine: EngineKind) -> tierstream_io::Config {
-    tierstream_io::Config { engine, ring_bytes: RING_BYTES, ..tierstream_io::Config::default() }
+    tierstream_io::Config {
+        engine,
+        ring_bytes: RING_BYTES,
+        use_cache: engine == EngineKind::Auto,
+        ..tierstream_io::Config::default()
+    }
 }
 
 /// A loaded model with one context.

@@ -8,8 +8,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tierstream_cuda::Block;
+use tierstream_io::mapped::populate;
 use tierstream_io::{Ahead, Chunk, Extent, FileId, PAGE, Place, Priority, Reader, Sink, Ticket};
 
+use super::cached::Cached;
 use super::converting::Converting;
 use super::{Inner, Progress};
 use crate::error::{Error, Result};
@@ -33,6 +35,8 @@ pub(super) struct Arriving {
     ticket: Ticket,
     fill: Arc<Fill>,
     converting: Converting,
+    /// Addresses of pages that a file has in the page cache.
+    mapped: Vec<Range<usize>>,
     _ahead: Ahead,
     bytes: u64,
     /// Whether nothing is on its way.
@@ -55,6 +59,7 @@ impl Arriving {
     ) -> Result<Self> {
         let mut pieces = Vec::with_capacity(unread.len());
         let mut on_host = Vec::new();
+        let cached = Cached::new(&reader, files)?;
         let mut converting = Converting::default();
         for Unread { name, bytes, at: place } in unread {
             let source = file.tensor(name).filter(|tensor| tensor.len == *bytes);
@@ -74,7 +79,7 @@ impl Arriving {
                         // SAFETY: a part of a buffer that the model has on this device. The model is
                         // held until every copy is done, or for ever: see `drop`.
                         let block = unsafe { uploads.gpu().device().borrow(address, len) };
-                        pieces.push((extent, Target::Device(block)));
+                        pieces.push((cached.source(extent), Target::Device(block)));
                     }
                     (At::Device(_), None) => {
                         return Err(Error::Internal(format!(
@@ -85,17 +90,37 @@ impl Arriving {
                         return Err(Error::Internal(format!("{name} is converted, and in pieces")));
                     }
                     // SAFETY: a live tensor of the model, which is held.
-                    (At::Converted { tensor }, _) => unsafe { converting.add(extent, tensor) },
+                    (At::Converted { tensor }, _) => unsafe {
+                        converting.add(extent, tensor, |extent| cached.source(extent));
+                    },
                 }
                 at += len;
             }
         }
         let runs = joined(on_host);
-        let ahead = Ahead::start(runs.iter().map(Run::memory).collect());
-        for run in runs {
-            pieces.extend(run.cut());
+        let mut mapped: Vec<Range<usize>> = Vec::new();
+        let mut mapped_bytes = 0;
+        let mut fresh = Vec::new();
+        for (in_file_order, (extent, target)) in
+            runs.into_iter().flat_map(|run| run.cut().map(move |piece| (run.in_file_order, piece)))
+        {
+            if in_file_order {
+                // SAFETY: whole pages of a buffer of the model's, which is dropped before what is mapped
+                // (`Inner::mapped`); they hold what is next to the piece in its file, or nothing.
+                if let Some(range) = unsafe { cached.map(extent, target.at) }? {
+                    mapped.push(range);
+                    mapped_bytes += extent.len;
+                    continue;
+                }
+            }
+            let start = target.at.addr().get();
+            fresh.push(start..start + extent.len as usize);
+            pieces.push((cached.source(extent), Target::Host(target)));
         }
-        let bytes = pieces.iter().map(|(extent, _)| extent.len).sum::<u64>() + converting.bytes();
+        model.hold_mapped(cached.into_mapped());
+        let ahead = Ahead::start(fresh);
+        let read_bytes = pieces.iter().map(|(extent, _)| extent.len).sum::<u64>();
+        let bytes = read_bytes + mapped_bytes + converting.bytes();
         let (extents, targets): (Vec<Extent>, Vec<Target>) = pieces.into_iter().unzip();
         let fill = Arc::new(Fill {
             lens: extents.iter().map(|extent| extent.len).collect(),
@@ -114,6 +139,7 @@ impl Arriving {
             ticket,
             fill,
             converting,
+            mapped,
             _ahead: ahead,
             bytes,
             over: false,
@@ -136,9 +162,19 @@ impl Arriving {
         let mut tell = |here: &Self| {
             let arrived = here.fill.arrived_bytes.load(Ordering::Relaxed);
             let done = elsewhere + arrived + here.converting.done_bytes();
-            if progress(done as f32 / all) { Ok(()) } else { Err(Error::Cancelled) }
+            if progress((done as f32 / all).min(1.0)) { Ok(()) } else { Err(Error::Cancelled) }
         };
         self.converting.while_working(&self.reader, || {
+            for range in &self.mapped {
+                let mut told = Ok(());
+                let populated = populate(range.clone(), |bytes| {
+                    self.fill.arrived_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+                    told = tell(&self);
+                    told.is_ok()
+                });
+                told?;
+                populated.map_err(|error| Error::Backend(format!("a mapped file: {error}")))?;
+            }
             while !self.ticket.wait_timeout(LOOKED_AT_EVERY)? {
                 self.fill.check()?;
                 tell(&self)?;
@@ -184,13 +220,8 @@ struct Run {
 }
 
 impl Run {
-    /// The addresses.
-    fn memory(&self) -> Range<usize> {
-        self.address..self.address + self.extent.len as usize
-    }
-
     /// As pieces, each of whole blocks of the file, but for the first one's start and the last one's end.
-    fn cut(self) -> impl Iterator<Item = (Extent, Target)> {
+    fn cut(self) -> impl Iterator<Item = (Extent, Host)> {
         let Run { extent: Extent { file, offset: start, len }, address, in_file_order } = self;
         let end = start + len;
         let mut at = start;
@@ -210,7 +241,7 @@ impl Run {
                 before: room(offset),
                 after: room((PAGE - at as usize % PAGE) as u64),
             };
-            Some((Extent { file, offset, len }, Target::Host(target)))
+            Some((Extent { file, offset, len }, target))
         })
     }
 }
@@ -359,8 +390,7 @@ mod tests {
             for in_file_order in [true, false] {
                 let at = 1 << 30 | (start as usize % PAGE);
                 let mut next = start;
-                for (extent, target) in run(start, len, at, in_file_order).cut() {
-                    let Target::Host(host) = target else { panic!("on the host") };
+                for (extent, host) in run(start, len, at, in_file_order).cut() {
                     assert_eq!(extent.offset, next);
                     assert_eq!(host.at.addr().get(), at + (next - start) as usize);
                     next += extent.len;

@@ -53,12 +53,17 @@ unsafe impl Send for Part {}
 unsafe impl Sync for Part {}
 
 impl Converting {
-    /// Adds a tensor that is read from `extent`.
+    /// Adds a tensor that is read from `extent`, each part of it from where `source` says.
     ///
     /// # Safety
     /// `tensor` is the address of a live, allocated tensor of `extent`'s length that lives as long as
     /// this.
-    pub(super) unsafe fn add(&mut self, extent: Extent, tensor: usize) {
+    pub(super) unsafe fn add(
+        &mut self,
+        extent: Extent,
+        tensor: usize,
+        source: impl Fn(Extent) -> Extent,
+    ) {
         let tensor = ptr::with_exposed_provenance::<ggml_tensor>(tensor);
         // SAFETY: live, by contract; strings of ggml's are static.
         let (whole, buft) = unsafe {
@@ -90,7 +95,7 @@ impl Converting {
                 part_extent.offset += first * row_bytes;
                 part_extent.len = count * row_bytes;
             }
-            self.parts.push(Part { extent: part_extent, rows: part });
+            self.parts.push(Part { extent: source(part_extent), rows: part });
             first += count;
         }
     }
@@ -249,7 +254,7 @@ mod tests {
                 let parts = filled(repack, type_, (ne0, ne1), |tensor| {
                     let mut converting = Converting::default();
                     // SAFETY: a live tensor, which outlives this.
-                    unsafe { converting.add(extent, tensor.expose_provenance()) };
+                    unsafe { converting.add(extent, tensor.expose_provenance(), |extent| extent) };
                     assert_eq!(converting.bytes(), bytes as u64);
                     assert_eq!(converting.parts.len() > 1, ne1 > 2048);
                     let wait = || converting.wait_timeout(Duration::from_secs(60));

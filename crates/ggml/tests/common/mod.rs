@@ -57,7 +57,7 @@ impl Synth {
 
 /// A small ring: records come in several chunks.
 pub(crate) fn config() -> Config {
-    Config { ring_bytes: 4 << 20, buffer_bytes: 256 << 10, ..Config::default() }
+    Config { ring_bytes: 4 << 20, buffer_bytes: 256 << 10, use_cache: false, ..Config::default() }
 }
 
 pub(crate) fn reader() -> Arc<Reader> {

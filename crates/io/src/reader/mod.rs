@@ -55,6 +55,9 @@ pub struct Config {
     /// Registers the ring with the kernel (`uring` only). Needs room in `RLIMIT_MEMLOCK`; where
     /// that is refused the engine runs without, and [`Status::reason`] says so.
     pub register_buffers: bool,
+    /// Whether weights that the page cache has may be taken from there: what is loaded once and for
+    /// all, not what is streamed.
+    pub use_cache: bool,
     /// Wrappers to put around the engine, see [`wrap`](crate::wrap).
     pub wrap: Option<Wrap>,
 }
@@ -67,6 +70,7 @@ impl Default for Config {
             buffer_bytes: 1 << 20,
             depth: 8,
             register_buffers: false,
+            use_cache: true,
             wrap: None,
         }
     }
@@ -136,6 +140,7 @@ pub struct Reader {
     thread_id: ThreadId,
     requested: EngineKind,
     fallback: Option<String>,
+    uses_cache: bool,
 }
 
 impl Reader {
@@ -158,6 +163,8 @@ impl Reader {
         // Reads into places need no buffer, but are held to the same number: one depth for a drive.
         let depth = depth.min(ring.count());
         let (engine, fallback) = engine::build(requested, &ring, depth, config.register_buffers)?;
+        // Who wraps the engine wants to have all reads.
+        let uses_cache = config.use_cache && config.wrap.is_none();
         let engine = match config.wrap {
             Some(wrap) => wrap(engine),
             None => engine,
@@ -183,7 +190,7 @@ impl Reader {
             .spawn(move || of_thread.run())
             .map_err(|e| Error::Engine { engine: "reader", source: Arc::new(e) })?;
         let thread_id = thread.thread().id();
-        Ok(Self { shared, thread: Some(thread), thread_id, requested, fallback })
+        Ok(Self { shared, thread: Some(thread), thread_id, requested, fallback, uses_cache })
     }
 
     /// Opens a file, for direct I/O where engine and file system allow it; [`Reader::status`] and
@@ -197,6 +204,26 @@ impl Reader {
         } else {
             File::open_buffered(path, "the engine reads through the page cache")?
         };
+        self.add(file)
+    }
+
+    /// Whether weights may be [taken from the page cache](Config::use_cache); not with a
+    /// [wrapper](Config::wrap).
+    pub fn uses_cache(&self) -> bool {
+        self.uses_cache
+    }
+
+    /// The same file once more, for reads of what the page cache has of it.
+    ///
+    /// # Errors
+    /// [`Error::UnknownFile`] when `id` is not of this reader; [`Error::Open`].
+    #[cfg(target_os = "linux")]
+    pub fn open_cached(&self, id: FileId) -> Result<FileId> {
+        let file = self.file(id)?;
+        self.add(file.through_cache("the page cache has it")?)
+    }
+
+    fn add(&self, file: File) -> Result<FileId> {
         let mut files = self.shared.files.write().unwrap_or_else(PoisonError::into_inner);
         let id = u32::try_from(files.len()).map_err(|_| Error::config("too many open files"))?;
         files.push(Arc::new(file));

@@ -40,6 +40,7 @@ pub(crate) fn small(buffers: usize, depth: usize, wrap: Option<Wrap>) -> Reader 
         buffer_bytes: 4096,
         depth,
         register_buffers: false,
+        use_cache: true,
         wrap,
     };
     Reader::new(config).unwrap()

@@ -1,0 +1,119 @@
+//! Weights that the page cache has: used where they are, or read from there. The drive has nothing to
+//! do with them.
+
+use std::io;
+use std::ops::Range;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use tierstream_io::mapped::Mapped;
+use tierstream_io::{Extent, FileId, PAGE, Reader, cache};
+
+use crate::error::{Error, Result};
+
+/// What the page cache may be asked for: the files of a model that are read past it.
+pub(super) struct Cached {
+    files: Vec<File>,
+}
+
+struct File {
+    direct: FileId,
+    opened: Arc<tierstream_io::File>,
+    /// The same file, for reads through the cache.
+    through: FileId,
+    /// To map parts of it, if there is a lease.
+    mapped: Option<Mapped>,
+}
+
+impl Cached {
+    /// Of `files`, those that `reader` may take from the cache.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if one was written to since it was opened.
+    pub(super) fn new(reader: &Reader, files: &[FileId]) -> Result<Self> {
+        let mut cached = Self { files: Vec::new() };
+        if !reader.uses_cache() {
+            return Ok(cached);
+        }
+        for &direct in files {
+            let opened = reader.file(direct)?;
+            // Nothing of a file that is not there at all.
+            let is_there = cache::cached_bytes(opened.handle()).is_ok_and(|bytes| bytes > 0);
+            if !is_there || !opened.direct_state().direct {
+                continue;
+            }
+            // Without a lease, its bytes are copied.
+            let mapped = Mapped::new(&opened)?.ok();
+            let Ok(through) = reader.open_cached(direct) else { continue };
+            cached.files.push(File { direct, opened, through, mapped });
+        }
+        Ok(cached)
+    }
+
+    /// The file with all of `extent` in the cache, if there is one.
+    fn file_of(&self, extent: Extent) -> Option<&File> {
+        let file = self.files.iter().find(|file| file.direct == extent.file)?;
+        let bytes = usize::try_from(extent.len).ok()?;
+        let is_cached = cache::is_cached(file.opened.handle(), extent.offset, bytes);
+        is_cached.is_ok_and(|is_cached| is_cached).then_some(file)
+    }
+
+    /// `extent`, of the file by which it is to be read.
+    pub(super) fn source(&self, extent: Extent) -> Extent {
+        match self.file_of(extent) {
+            Some(file) => Extent { file: file.through, ..extent },
+            None => extent,
+        }
+    }
+
+    /// Puts the file's own pages at `address` if the cache has all of `extent`, and there is a lease.
+    /// Returns the addresses of the pages, at whose ends there may be more than the extent.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; the memory is not to be used then.
+    ///
+    /// # Safety
+    /// `address` is as far behind the start of a page as the extent is in its file. The pages are in a
+    /// buffer that is given back after this, all of what is mapped; nobody looks there, or writes, and
+    /// what else is on them is nobody's.
+    pub(super) unsafe fn map(
+        &self,
+        extent: Extent,
+        address: NonNull<u8>,
+    ) -> Result<Option<Range<usize>>> {
+        let Some((file, mapped)) =
+            self.file_of(extent).and_then(|file| Some((file, file.mapped.as_ref()?)))
+        else {
+            return Ok(None);
+        };
+        let before = extent.offset as usize % PAGE;
+        // Without the part of the last page that no file has.
+        let end = (extent.offset + extent.len).next_multiple_of(PAGE as u64);
+        let offset = extent.offset - before as u64;
+        let bytes = (end.min(file.opened.size()) - offset) as usize;
+        // SAFETY: on the same page, by contract.
+        let start = unsafe { address.sub(before) };
+        // SAFETY: whole pages of a buffer, by contract.
+        match unsafe { mapped.map(start, offset, bytes) } {
+            Ok(()) => {
+                let start = start.as_ptr().expose_provenance();
+                Ok(Some(start..start + bytes.next_multiple_of(PAGE)))
+            }
+            Err(error) => Err(read_error(&file.opened, extent, error)),
+        }
+    }
+
+    /// What holds the contents of all that was mapped.
+    pub(super) fn into_mapped(self) -> Vec<Mapped> {
+        self.files.into_iter().filter_map(|file| file.mapped).collect()
+    }
+}
+
+fn read_error(file: &tierstream_io::File, extent: Extent, source: io::Error) -> Error {
+    Error::Io(tierstream_io::Error::Read {
+        path: file.path().into(),
+        offset: extent.offset,
+        len: extent.len,
+        source: Arc::new(source),
+    })
+}

@@ -1,0 +1,371 @@
+//! Parts of a file that the page cache has, in place of memory of the caller's.
+//!
+//! Such memory would change with the file, and be gone where the file is cut. So there is a lease on
+//! it (fcntl(2), "Leases"): whoever wants to write to the file, or to cut it, has to wait until it is
+//! given up, 45 s at most as systems come. That is done once there are copies of all pages, which are
+//! then no file's any more. Nobody waits for more than that: renaming and removing change no contents.
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::ops::Range;
+use std::os::fd::{AsRawFd, RawFd};
+use std::path::Path;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use rustix::mm::{Advice, MapFlags, ProtFlags};
+
+use crate::error::{Error, Result};
+use crate::file::File;
+use crate::ring::PAGE;
+use crate::sync::lock;
+
+/// How often it is looked whether somebody wants to write to the file.
+const LOOKED_EVERY: Duration = Duration::from_millis(200);
+
+/// Memory that is copied, or whose pages are got, at a time, in bytes.
+const STEP_BYTES: usize = 8 << 20;
+
+/// From `linux/fcntl.h`; the libc crate lacks it.
+const F_SETSIG: libc::c_int = 10;
+
+/// A file with parts mapped in memory, which keep their contents whatever happens to it.
+///
+/// Dropping it ends that, so the memory is not to be used any more.
+pub struct Mapped {
+    shared: Arc<Shared>,
+    watcher: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    path: Arc<Path>,
+    /// Opened for this alone: a lease is of the opening.
+    handle: fs::File,
+    state: Mutex<State>,
+    /// Told when it is to end.
+    changed: Condvar,
+    /// The contents may be others than they were.
+    is_lost: AtomicBool,
+}
+
+struct State {
+    /// Addresses, whole pages.
+    mapped: Vec<Range<usize>>,
+    /// Nobody can write to the file.
+    is_leased: bool,
+    is_over: bool,
+}
+
+impl Mapped {
+    /// Takes a lease on `file`, of which nothing is mapped yet.
+    ///
+    /// # Errors
+    /// [`Error::Changed`] if the file was written to since it was opened; in the
+    /// inner result why there is no lease: it is somebody else's file, somebody has it open for
+    /// writing, or the filesystem has none.
+    pub fn new(file: &File) -> Result<io::Result<Self>> {
+        let leased = lease(file);
+        // From here on it stays as it is.
+        file.check_unchanged()?;
+        Ok(leased.and_then(|handle| Self::watch(handle, file.shared_path())))
+    }
+
+    fn watch(handle: fs::File, path: Arc<Path>) -> io::Result<Self> {
+        let state = State { mapped: Vec::new(), is_leased: true, is_over: false };
+        let shared = Arc::new(Shared {
+            path,
+            handle,
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+            is_lost: AtomicBool::new(false),
+        });
+        let watched = Arc::clone(&shared);
+        let thread = std::thread::Builder::new().name("io-lease".to_owned());
+        let watcher = thread.spawn(move || watched.watch())?;
+        Ok(Self { shared, watcher: Some(watcher) })
+    }
+
+    /// Puts `bytes` of the file from `offset` on at `address`, in place of what is there: private and
+    /// writable, so that what is written there never comes to the file. The three are multiples of
+    /// [`PAGE`], but that `bytes` may end where the file does.
+    ///
+    /// # Errors
+    /// What the system says, and [`io::ErrorKind::Other`] if somebody writes to the file. The old
+    /// memory may be gone then, so that nothing there is to be used.
+    ///
+    /// # Safety
+    /// The pages are the caller's, who sees to it that nobody has a reference to their bytes, and that
+    /// nobody reads there once this has been dropped, or unmaps them before.
+    pub unsafe fn map(&self, address: NonNull<u8>, offset: u64, bytes: usize) -> io::Result<()> {
+        let whole = address.addr().get().is_multiple_of(PAGE) && offset.is_multiple_of(PAGE as u64);
+        if !whole || bytes == 0 {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let mut state = lock(&self.shared.state);
+        if !state.is_leased {
+            return Err(io::Error::other("somebody writes to the file"));
+        }
+        let start = address.as_ptr();
+        // SAFETY: pages of the caller's, by contract, in whose place others come.
+        unsafe {
+            rustix::mm::mmap(
+                start.cast(),
+                bytes,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::PRIVATE | MapFlags::FIXED,
+                &self.shared.handle,
+                offset,
+            )?;
+            // As it was before: reads may go there past the page cache. A refusal is harmless.
+            let _ = rustix::mm::madvise(start.cast(), bytes, Advice::LinuxDontFork);
+        }
+        let start = start.expose_provenance();
+        state.mapped.push(start..start + bytes.next_multiple_of(PAGE));
+        Ok(())
+    }
+
+    /// Looks whether all that is mapped has the contents that it had. If there was no memory, or no
+    /// time, for copies when somebody wanted to write to the file, it may not.
+    ///
+    /// # Errors
+    /// [`Error::Changed`].
+    pub fn check_intact(&self) -> Result<()> {
+        if !self.shared.is_lost.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let what = "it is written to while it is mapped, and there is no copy of its contents";
+        Err(Error::Changed { path: Arc::clone(&self.shared.path), what: what.into() })
+    }
+}
+
+/// Gets pages of mapped files that the page cache has, so that nobody waits for them later. `told`
+/// gets the bytes step by step, and may end it.
+///
+/// # Errors
+/// Of a page that could not be read.
+pub fn populate(range: Range<usize>, mut told: impl FnMut(usize) -> bool) -> io::Result<()> {
+    let mut at = range.start;
+    while at < range.end {
+        let step = STEP_BYTES.min(range.end - at);
+        let address = std::ptr::without_provenance_mut(at);
+        // SAFETY: pages are got, no contents change; addresses without memory are an error.
+        match unsafe { rustix::mm::madvise(address, step, Advice::LinuxPopulateRead) } {
+            // Linux before 5.14: they come when they are used.
+            Ok(()) | Err(rustix::io::Errno::INVAL) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        if !told(step) {
+            return Ok(());
+        }
+        at += step;
+    }
+    Ok(())
+}
+
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        lock(&self.shared.state).is_over = true;
+        self.shared.changed.notify_all();
+        if let Some(watcher) = self.watcher.take() {
+            let _ = watcher.join();
+        }
+    }
+}
+
+impl fmt::Debug for Mapped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Mapped").field("handle", &self.shared.handle).finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    /// Until it is over, or somebody wants to write to the file.
+    fn watch(&self) {
+        let mut state = lock(&self.state);
+        while !state.is_over {
+            if !is_leased(self.handle.as_raw_fd()) {
+                self.part(&state);
+                break;
+            }
+            let waited = self.changed.wait_timeout(state, LOOKED_EVERY);
+            state = waited.unwrap_or_else(std::sync::PoisonError::into_inner).0;
+        }
+        state.is_leased = false;
+        let _ = fcntl(self.handle.as_raw_fd(), libc::F_SETLEASE, libc::F_UNLCK);
+    }
+
+    /// Has pages of its own in place of the file's.
+    fn part(&self, state: &State) {
+        let start = Instant::now();
+        let mut steps = state.mapped.iter().flat_map(|range| {
+            let step = |at| (at, STEP_BYTES.min(range.end - at));
+            range.clone().step_by(STEP_BYTES).map(step)
+        });
+        let copied = steps.all(|(at, bytes)| copy_in_place(at, bytes).is_ok());
+        if !copied || start.elapsed() + LOOKED_EVERY >= break_time() {
+            self.is_lost.store(true, Ordering::Release);
+        }
+    }
+}
+
+/// Puts a copy in anonymous memory in place of so many bytes of mapped pages. (Writing to each page
+/// makes copies too, but those go when the file is cut.)
+fn copy_in_place(at: usize, bytes: usize) -> io::Result<()> {
+    let from = std::ptr::with_exposed_provenance_mut::<u8>(at);
+    // SAFETY: a fresh mapping, which is filled from mapped memory of this size whose contents the lease
+    // keeps, and then moved there: whoever reads meanwhile finds the one or the other, which are the same.
+    unsafe {
+        let copy = rustix::mm::mmap_anonymous(
+            std::ptr::null_mut(),
+            bytes,
+            ProtFlags::READ | ProtFlags::WRITE,
+            MapFlags::PRIVATE,
+        )?;
+        let _ = rustix::mm::madvise(copy, bytes, Advice::LinuxHugepage);
+        let _ = rustix::mm::madvise(copy, bytes, Advice::LinuxDontFork);
+        std::ptr::copy_nonoverlapping(from, copy.cast(), bytes);
+        let moved = rustix::mm::mremap_fixed(
+            copy,
+            bytes,
+            bytes,
+            rustix::mm::MremapFlags::MAYMOVE,
+            from.cast(),
+        );
+        if let Err(errno) = moved {
+            let _ = rustix::mm::munmap(copy, bytes);
+            return Err(errno.into());
+        }
+    }
+    Ok(())
+}
+
+/// How long the system lets those wait who want to write.
+fn break_time() -> Duration {
+    let seconds = fs::read_to_string("/proc/sys/fs/lease-break-time");
+    Duration::from_secs(seconds.ok().and_then(|s| s.trim().parse().ok()).unwrap_or(45))
+}
+
+/// The file once more, with a lease on it.
+fn lease(file: &File) -> io::Result<fs::File> {
+    let handle = fs::File::open(format!("/proc/self/fd/{}", file.handle().as_raw_fd()))?;
+    let fd = handle.as_raw_fd();
+    // Whoever wants to write is seen by asking. The signal that would tell, SIGIO, ends programs;
+    // this one is ignored.
+    fcntl(fd, F_SETSIG, libc::SIGURG)?;
+    fcntl(fd, libc::F_SETLEASE, libc::F_RDLCK)?;
+    Ok(handle)
+}
+
+fn is_leased(fd: RawFd) -> bool {
+    fcntl(fd, libc::F_GETLEASE, 0).is_ok_and(|lease| lease == libc::F_RDLCK)
+}
+
+fn fcntl(fd: RawFd, command: libc::c_int, argument: libc::c_int) -> io::Result<libc::c_int> {
+    // SAFETY: commands that take a number, and touch no memory.
+    match unsafe { libc::fcntl(fd, command, argument) } {
+        -1 => Err(io::Error::last_os_error()),
+        value => Ok(value),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::unix::fs::FileExt;
+
+    use super::*;
+    use crate::pages::Pages;
+
+    /// A file of three pages and a bit, and memory for it.
+    fn sample() -> (tempfile::TempDir, std::path::PathBuf, Vec<u8>, Pages) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        let bytes: Vec<u8> = (0..3 * PAGE + 100).map(|i| (i % 251) as u8).collect();
+        fs::write(&path, &bytes).unwrap();
+        (dir, path, bytes, Pages::new(4 * PAGE).unwrap())
+    }
+
+    fn map(file: &File, pages: &Pages, offset: usize, bytes: usize) -> Mapped {
+        let mapped = Mapped::new(file).unwrap().unwrap();
+        // SAFETY: memory of the test's, which is dropped after.
+        unsafe { mapped.map(pages.base(), offset as u64, bytes) }.unwrap();
+        mapped
+    }
+
+    #[test]
+    fn contents_stay_when_the_file_is_written_to_or_cut() {
+        let change: [fn(&std::path::Path); 3] = [
+            |path| fs::write(path, b"another").unwrap(),
+            |path| fs::OpenOptions::new().write(true).open(path).unwrap().set_len(0).unwrap(),
+            |path| {
+                let file = fs::OpenOptions::new().write(true).open(path).unwrap();
+                file.write_all_at(&[0; 5000], 10).unwrap();
+            },
+        ];
+        for change in change {
+            let (_dir, path, bytes, pages) = sample();
+            let file = File::open(&path).unwrap();
+            let mapped = map(&file, &pages, 0, bytes.len());
+            assert!(pages[..bytes.len()] == bytes[..]);
+            // Waits for the copies.
+            change(&path);
+            assert!(pages[..bytes.len()] == bytes[..]);
+            mapped.check_intact().unwrap();
+            // Nothing more is mapped of it.
+            // SAFETY: memory of the test's.
+            unsafe { mapped.map(pages.base(), 0, PAGE) }.unwrap_err();
+            drop(mapped);
+        }
+    }
+
+    #[test]
+    fn what_is_written_to_the_memory_never_comes_to_the_file() {
+        let (_dir, path, bytes, mut pages) = sample();
+        let file = File::open(&path).unwrap();
+        let mapped = map(&file, &pages, PAGE, 2 * PAGE);
+        assert!(
+            pages[..2 * PAGE] == bytes[PAGE..3 * PAGE] && pages[2 * PAGE..].iter().all(|b| *b == 0)
+        );
+        let start = pages.base().as_ptr().addr();
+        let mut got = 0;
+        populate(start..start + 2 * PAGE, |bytes| {
+            got += bytes;
+            true
+        })
+        .unwrap();
+        assert_eq!(got, 2 * PAGE);
+        pages[3] = !pages[3];
+        drop(mapped);
+        assert!(fs::read(&path).unwrap() == bytes);
+        // Nobody waits any more.
+        fs::OpenOptions::new().append(true).open(&path).unwrap().write_all(b"x").unwrap();
+    }
+
+    #[test]
+    fn there_is_no_lease_while_somebody_writes_and_no_mapping_of_parts_of_pages() {
+        let (_dir, path, _, pages) = sample();
+        let file = File::open(&path).unwrap();
+        let writer = fs::OpenOptions::new().append(true).open(&path).unwrap();
+        Mapped::new(&file).unwrap().unwrap_err();
+        drop(writer);
+        let mapped = Mapped::new(&file).unwrap().unwrap();
+        for (offset, bytes) in [(1, PAGE), (0, 0)] {
+            // SAFETY: memory of the test's.
+            let refused = unsafe { mapped.map(pages.base(), offset, bytes) }.unwrap_err();
+            assert_eq!(refused.kind(), io::ErrorKind::InvalidInput);
+        }
+    }
+
+    #[test]
+    fn a_file_that_was_written_to_since_it_was_opened_is_told() {
+        let (_dir, path, ..) = sample();
+        let file = File::open(&path).unwrap();
+        fs::write(&path, b"another").unwrap();
+        let changed = Mapped::new(&file).unwrap_err();
+        assert!(matches!(changed, Error::Changed { .. }), "{changed:?}");
+    }
+}
