@@ -128,6 +128,11 @@ impl Mapped {
         Ok(())
     }
 
+    /// Whether nothing is mapped.
+    pub fn is_empty(&self) -> bool {
+        lock(&self.shared.state).mapped.is_empty()
+    }
+
     /// Looks whether all that is mapped has the contents that it had. If there was no memory, or no
     /// time, for copies when somebody wanted to write to the file, it may not.
     ///

@@ -105,7 +105,8 @@ impl Cached {
 
     /// What holds the contents of all that was mapped.
     pub(super) fn into_mapped(self) -> Vec<Mapped> {
-        self.files.into_iter().filter_map(|file| file.mapped).collect()
+        let mapped = self.files.into_iter().filter_map(|file| file.mapped);
+        mapped.filter(|mapped| !mapped.is_empty()).collect()
     }
 }
 
