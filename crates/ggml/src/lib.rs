@@ -9,6 +9,7 @@
 mod abi;
 mod abort;
 mod backends;
+mod cached;
 mod chain;
 mod context;
 mod control;

@@ -32,7 +32,6 @@ use crate::uploads::Uploads;
 use crate::vocab::Vocab;
 
 mod arriving;
-mod cached;
 mod converting;
 mod layers;
 mod loader;
@@ -522,7 +521,7 @@ impl Model {
                 let whole = slots == all_slots(layers);
                 let below = Residency::below(spec(layers, slots), gpu, reader())?;
                 if whole && options.preload {
-                    below.load_all(&mut told)?;
+                    below.load_all(&streamed.files, &mut told)?;
                 }
                 Some(below)
             }
@@ -531,7 +530,7 @@ impl Model {
         let uploads = streamed.uploads.as_ref();
         let residency = Residency::new(spec(&streamed.layers, slots), uploads, below, reader())?;
         if whole && options.preload {
-            residency.load_all(&mut told)?;
+            residency.load_all(&streamed.files, &mut told)?;
         }
         if device.pooled().attach(residency) { Ok(()) } else { Err(Error::HasPool) }
     }

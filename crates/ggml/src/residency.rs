@@ -10,7 +10,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockRead
 use std::time::Duration;
 
 use tierstream_cuda::Event;
-use tierstream_io::{Priority, Reader};
+use tierstream_io::{FileId, Priority, Reader};
 use tierstream_pool::{LayerCounters, Lookup, Pool, Record};
 
 pub(crate) use self::ahead::Ahead;
@@ -29,6 +29,7 @@ pub(crate) use self::step::{Need, Placed, Step};
 use self::store::Store;
 use self::vram::Vram;
 use crate::abi::*;
+use crate::cached::Cached;
 use crate::error::{Error, Result};
 use crate::memory::{self, Memory};
 use crate::model::{all_slots, pool_bytes};
@@ -330,8 +331,14 @@ impl Residency {
 
     /// Reads every record into its slot, in file order, if all fit; then kernels find each
     /// layer's experts in expert order and no look-up is needed. Where memory is short, only as many
-    /// as there turns out to be room for. `progress` gets bytes done.
-    pub(crate) fn load_all(self: &Arc<Self>, progress: &mut dyn FnMut(u64) -> bool) -> Result<()> {
+    /// as there turns out to be room for. What the page cache has of `files` comes from there.
+    /// `progress` gets bytes done.
+    pub(crate) fn load_all(
+        self: &Arc<Self>,
+        files: &[FileId],
+        progress: &mut dyn FnMut(u64) -> bool,
+    ) -> Result<()> {
+        let cached = Cached::new(&self.reader, files)?;
         let mut done = 0;
         let mut finish = |layer: usize, step: Step| -> Result<()> {
             for load in 0..step.arriving().len() {
@@ -360,7 +367,7 @@ impl Residency {
             };
             let parts: Vec<usize> = (0..layer.parts.len()).collect();
             for group in 0..step.arriving().len() {
-                step.load(&parts, group, Priority::Bulk);
+                step.load_from(&parts, group, Priority::Bulk, &|extent| cached.source(extent));
             }
             under_way.push_back((index, step));
             queued += bytes(index);

@@ -234,7 +234,7 @@ fn everything_resident_in_expert_order() {
 }
 
 fn check_expert_order(residency: &Arc<Residency>) {
-    residency.load_all(&mut |_| true).unwrap();
+    residency.load_all(&[], &mut |_| true).unwrap();
     let bases = residency.identity().clone().expect("all fits");
     for (layer, base) in bases.into_iter().enumerate() {
         for part in 0..residency.layer(layer).parts.len() {

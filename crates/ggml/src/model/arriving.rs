@@ -11,9 +11,9 @@ use tierstream_cuda::Block;
 use tierstream_io::mapped::populate;
 use tierstream_io::{Ahead, Chunk, Extent, FileId, PAGE, Place, Priority, Reader, Sink, Ticket};
 
-use super::cached::Cached;
 use super::converting::Converting;
 use super::{Inner, Progress};
+use crate::cached::Cached;
 use crate::error::{Error, Result};
 use crate::loading::{At, Unread};
 use crate::uploads::Uploads;
@@ -59,7 +59,7 @@ impl Arriving {
     ) -> Result<Self> {
         let mut pieces = Vec::with_capacity(unread.len());
         let mut on_host = Vec::new();
-        let cached = Cached::new(&reader, files)?;
+        let cached = Cached::new(&reader, files)?.leased()?;
         let mut converting = Converting::default();
         for Unread { name, bytes, at: place } in unread {
             let source = file.tensor(name).filter(|tensor| tensor.len == *bytes);

@@ -27,6 +27,9 @@ pub(super) enum Destination {
     Area(usize),
 }
 
+/// By which opened file an extent is read.
+type Source<'a> = &'a dyn Fn(Extent) -> Extent;
+
 /// How somebody waits.
 pub(crate) struct Waits<'a> {
     /// Whether they want to give up.
@@ -48,8 +51,23 @@ impl Load {
         to: Destination,
         priority: Priority,
     ) -> Self {
+        Self::start_from(residency, (layer, &|extent| extent), parts, placed, to, priority)
+    }
+
+    /// The same, of the files that the layer's source says.
+    pub(super) fn start_from(
+        residency: &Arc<Residency>,
+        (layer, source): (usize, Source<'_>),
+        parts: &[usize],
+        placed: &[Placed],
+        to: Destination,
+        priority: Priority,
+    ) -> Self {
         match &residency.below {
-            None => Load::Reads(Reads::start(residency, layer, parts, placed, to, priority)),
+            None => {
+                let from = (layer, source);
+                Load::Reads(Reads::start(residency, from, parts, placed, to, priority))
+            }
             Some(_) => Load::Below(Below::new(layer, parts, placed, to)),
         }
     }
@@ -158,7 +176,7 @@ pub(super) struct Reads {
 impl Reads {
     fn start(
         residency: &Arc<Residency>,
-        layer: usize,
+        (layer, from): (usize, Source<'_>),
         parts: &[usize],
         placed: &[Placed],
         to: Destination,
@@ -174,11 +192,11 @@ impl Reads {
             }
             let reading = residency.layers[layer].reading(part);
             for (record, p) in placed.iter().enumerate() {
-                extents.push(Extent {
+                extents.push(from(Extent {
                     file: source.file,
                     offset: source.offset_of(p.expert),
                     len: source.bytes as u64,
-                });
+                }));
                 targets.push(Target {
                     data: residency.part_in(layer, part, to, p.slot),
                     record: index32(record),

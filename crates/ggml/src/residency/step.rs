@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tierstream_io::{Priority, Ticket};
+use tierstream_io::{Extent, Priority, Ticket};
 use tierstream_pool::Slot;
 
 use super::Residency;
@@ -92,6 +92,17 @@ impl Step {
     /// Starts to read `parts` of the records of a group, those that are not on their way; returns
     /// the index for [`Step::tickets`] and [`Step::arrived`].
     pub(crate) fn load(&mut self, parts: &[usize], group: usize, priority: Priority) -> usize {
+        self.load_from(parts, group, priority, &|extent| extent)
+    }
+
+    /// The same, of the files that `source` says.
+    pub(super) fn load_from(
+        &mut self,
+        parts: &[usize],
+        group: usize,
+        priority: Priority,
+        source: &dyn Fn(Extent) -> Extent,
+    ) -> usize {
         let begun = |p: &&Placed| self.begun.iter().any(|fetch| fetch.expert == p.expert);
         let placed = self.groups[group].iter().filter(|p| !begun(p)).copied().collect::<Vec<_>>();
         let mut loads: Vec<_> =
@@ -100,7 +111,8 @@ impl Step {
         loads.iter().filter_map(|load| load.ticket()).for_each(|ticket| ticket.raise(priority));
         if !placed.is_empty() {
             let to = Destination::Slots;
-            let load = Load::start(&self.residency, self.layer, parts, &placed, to, priority);
+            let from = (self.layer, source);
+            let load = Load::start_from(&self.residency, from, parts, &placed, to, priority);
             loads.push(Arc::new(load));
         }
         self.loads.push(loads);

@@ -12,7 +12,7 @@ use tierstream_io::{Extent, FileId, PAGE, Reader, cache};
 use crate::error::{Error, Result};
 
 /// What the page cache may be asked for: the files of a model that are read past it.
-pub(super) struct Cached {
+pub(crate) struct Cached {
     files: Vec<File>,
 }
 
@@ -29,25 +29,35 @@ impl Cached {
     /// Of `files`, those that `reader` may take from the cache.
     ///
     /// # Errors
-    /// [`Error::Io`] if one was written to since it was opened.
-    pub(super) fn new(reader: &Reader, files: &[FileId]) -> Result<Self> {
+    /// [`Error::Io`].
+    pub(crate) fn new(reader: &Reader, files: &[FileId]) -> Result<Self> {
         let mut cached = Self { files: Vec::new() };
         if !reader.uses_cache() {
             return Ok(cached);
         }
         for &direct in files {
             let opened = reader.file(direct)?;
-            // Nothing of a file that is not there at all.
             let is_there = cache::cached_bytes(opened.handle()).is_ok_and(|bytes| bytes > 0);
-            if !is_there || !opened.direct_state().direct {
-                continue;
+            if is_there
+                && opened.direct_state().direct
+                && let Ok(through) = reader.open_cached(direct)
+            {
+                cached.files.push(File { direct, opened, through, mapped: None });
             }
-            // Without a lease, its bytes are copied.
-            let mapped = Mapped::new(&opened)?.ok();
-            let Ok(through) = reader.open_cached(direct) else { continue };
-            cached.files.push(File { direct, opened, through, mapped });
         }
         Ok(cached)
+    }
+
+    /// The same, of which parts can be mapped, as far as there are leases. Of the other files bytes are
+    /// copied.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if one was written to since it was opened.
+    pub(crate) fn leased(mut self) -> Result<Self> {
+        for file in &mut self.files {
+            file.mapped = Mapped::new(&file.opened)?.ok();
+        }
+        Ok(self)
     }
 
     /// The file with all of `extent` in the cache, if there is one.
@@ -59,7 +69,7 @@ impl Cached {
     }
 
     /// `extent`, of the file by which it is to be read.
-    pub(super) fn source(&self, extent: Extent) -> Extent {
+    pub(crate) fn source(&self, extent: Extent) -> Extent {
         match self.file_of(extent) {
             Some(file) => Extent { file: file.through, ..extent },
             None => extent,
@@ -76,7 +86,7 @@ impl Cached {
     /// `address` is as far behind the start of a page as the extent is in its file. The pages are in a
     /// buffer that is given back after this, all of what is mapped; nobody looks there, or writes, and
     /// what else is on them is nobody's.
-    pub(super) unsafe fn map(
+    pub(crate) unsafe fn map(
         &self,
         extent: Extent,
         address: NonNull<u8>,
@@ -104,7 +114,7 @@ impl Cached {
     }
 
     /// What holds the contents of all that was mapped.
-    pub(super) fn into_mapped(self) -> Vec<Mapped> {
+    pub(crate) fn into_mapped(self) -> Vec<Mapped> {
         let mapped = self.files.into_iter().filter_map(|file| file.mapped);
         mapped.filter(|mapped| !mapped.is_empty()).collect()
     }
