@@ -2,11 +2,12 @@
 
 use std::fmt;
 use std::io;
+use std::num::NonZeroU64;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, StatxFlags};
+use rustix::fs::{Advice, AtFlags, FileType, Mode, OFlags, Stat, StatxFlags};
 use rustix::io::Errno;
 
 use crate::error::{Error, Result};
@@ -74,6 +75,7 @@ pub struct File {
     handle: std::fs::File,
     identity: Identity,
     state: DirectState,
+    drops_behind: bool,
 }
 
 impl File {
@@ -104,6 +106,20 @@ impl File {
         Self::reopen(path, reason.to_owned())
     }
 
+    /// Opens `path` for reads through the page cache that leave nothing there: whoever has read a
+    /// range calls [`File::drop_behind`]. `reason` says why the cache is not passed.
+    ///
+    /// # Errors
+    /// As [`File::open_buffered`].
+    pub fn open_dropping(path: &Path, reason: &str) -> Result<Self> {
+        let mut file = Self::reopen(path, reason.to_owned())?;
+        file.drops_behind = true;
+        // Nothing is read but what was asked for: what is read ahead would be left there.
+        // A wish, which the kernel may refuse.
+        let _ = rustix::fs::fadvise(&file.handle, 0, None, Advice::Random);
+        Ok(file)
+    }
+
     fn reopen(path: &Path, reason: String) -> Result<Self> {
         let handle = open_fd(path, OFlags::empty()).map_err(|e| open_error(path)(e.into()))?;
         Self::finish(path, handle, DirectState::buffered(reason))
@@ -116,7 +132,8 @@ impl File {
             return Err(fail(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")));
         }
         block_again(&handle).map_err(|e| fail(e.into()))?;
-        Ok(Self { path: path.into(), handle, identity: Identity::of(&stat), state })
+        let identity = Identity::of(&stat);
+        Ok(Self { path: path.into(), handle, identity, state, drops_behind: false })
     }
 
     /// The path that the file was opened by.
@@ -142,6 +159,18 @@ impl File {
     /// How this file is read.
     pub fn direct_state(&self) -> &DirectState {
         &self.state
+    }
+
+    /// Takes the pages of a range that was read out of the page cache, if the file was opened with
+    /// [`File::open_dropping`], also those that were there before. A page that the range ends in stays: it
+    /// is the first one of whatever follows.
+    pub fn drop_behind(&self, offset: u64, len: u64) {
+        let start = offset - offset % PAGE as u64;
+        // Of no bytes, the kernel would drop all that follows.
+        if let (true, Some(len)) = (self.drops_behind, NonZeroU64::new(offset + len - start)) {
+            // The pages would be reclaimed at some time anyhow: no error is worth failing a read.
+            let _ = rustix::fs::fadvise(&self.handle, start, Some(len), Advice::DontNeed);
+        }
     }
 
     /// The open file. Reads through it must keep to [`File::direct_state`].

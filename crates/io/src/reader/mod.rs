@@ -4,6 +4,7 @@ mod job;
 mod queue;
 mod reaper;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -55,6 +56,11 @@ pub struct Config {
     /// Registers the ring with the kernel (`uring` only). Needs room in `RLIMIT_MEMLOCK`; where
     /// that is refused the engine runs without, and [`Status::reason`] says so.
     pub register_buffers: bool,
+    /// Devices (`st_dev`) whose files are read through the page cache, though they could be read past
+    /// it, and why. What was read is dropped from the cache, so that streaming fills no memory.
+    pub cached: BTreeMap<u64, String>,
+    /// The NUMA node that the ring is to be on.
+    pub numa_node: Option<u32>,
     /// Wrappers to put around the engine, see [`wrap`](crate::wrap).
     pub wrap: Option<Wrap>,
 }
@@ -67,6 +73,8 @@ impl Default for Config {
             buffer_bytes: 1 << 20,
             depth: 8,
             register_buffers: false,
+            cached: BTreeMap::new(),
+            numa_node: None,
             wrap: None,
         }
     }
@@ -80,6 +88,8 @@ impl fmt::Debug for Config {
             .field("buffer_bytes", &self.buffer_bytes)
             .field("depth", &self.depth)
             .field("register_buffers", &self.register_buffers)
+            .field("cached", &self.cached)
+            .field("numa_node", &self.numa_node)
             .finish_non_exhaustive()
     }
 }
@@ -136,6 +146,7 @@ pub struct Reader {
     thread_id: ThreadId,
     requested: EngineKind,
     fallback: Option<String>,
+    cached: BTreeMap<u64, String>,
 }
 
 impl Reader {
@@ -154,7 +165,7 @@ impl Reader {
         if depth == 0 {
             return Err(Error::config("no read may be in flight (depth 0)"));
         }
-        let ring = Ring::new(buffer_bytes, ring_bytes / buffer_bytes)?;
+        let ring = Ring::on_node(buffer_bytes, ring_bytes / buffer_bytes, config.numa_node)?;
         // Reads into places need no buffer, but are held to the same number: one depth for a drive.
         let depth = depth.min(ring.count());
         let (engine, fallback) = engine::build(requested, &ring, depth, config.register_buffers)?;
@@ -183,11 +194,12 @@ impl Reader {
             .spawn(move || of_thread.run())
             .map_err(|e| Error::Engine { engine: "reader", source: Arc::new(e) })?;
         let thread_id = thread.thread().id();
-        Ok(Self { shared, thread: Some(thread), thread_id, requested, fallback })
+        let cached = config.cached;
+        Ok(Self { shared, thread: Some(thread), thread_id, requested, fallback, cached })
     }
 
-    /// Opens a file, for direct I/O where engine and file system allow it; [`Reader::status`] and
-    /// [`File::direct_state`] say so. It stays open as long as the reader.
+    /// Opens a file, for direct I/O where engine, file system and [`Config::cached`] allow it;
+    /// [`Reader::status`] and [`File::direct_state`] say so. It stays open as long as the reader.
     ///
     /// # Errors
     /// [`Error::Open`].
@@ -196,6 +208,10 @@ impl Reader {
             self.open_direct(path)?
         } else {
             File::open_buffered(path, "the engine reads through the page cache")?
+        };
+        let file = match self.cached.get(&file.device_inode().0) {
+            Some(why) => File::open_dropping(path, why)?,
+            None => file,
         };
         let mut files = self.shared.files.write().unwrap_or_else(PoisonError::into_inner);
         let id = u32::try_from(files.len()).map_err(|_| Error::config("too many open files"))?;
@@ -323,8 +339,9 @@ impl Reader {
         let engine = &self.shared.engine;
         let mut reasons: Vec<String> = self.fallback.iter().cloned().collect();
         reasons.extend(engine.remark());
+        reasons.extend(self.shared.ring.remark().map(str::to_owned));
         match files.iter().find(|file| !file.direct_state().direct) {
-            Some(_) if self.requested == EngineKind::Buffered => {
+            Some(file) if self.is_as_asked(file) => {
                 reasons.push("reading through the page cache, as asked".to_owned());
             }
             Some(file) => {
@@ -344,6 +361,12 @@ impl Reader {
             depth: lock(&self.shared.queue).depth,
             files: files.len(),
         }
+    }
+
+    /// Whether `file` is read through the page cache because of the engine alone.
+    fn is_as_asked(&self, file: &File) -> bool {
+        let by_device = self.cached.contains_key(&file.device_inode().0);
+        self.requested == EngineKind::Buffered && !by_device
     }
 
     /// Counters since the reader was built.

@@ -39,8 +39,8 @@ pub(crate) fn small(buffers: usize, depth: usize, wrap: Option<Wrap>) -> Reader 
         ring_bytes: buffers * 4096,
         buffer_bytes: 4096,
         depth,
-        register_buffers: false,
         wrap,
+        ..Config::default()
     };
     Reader::new(config).unwrap()
 }
