@@ -240,33 +240,31 @@ fn probe_direct(handle: &std::fs::File) -> Result<DirectState, String> {
     if lives_in_memory(handle) {
         return Err("it lies in memory (tmpfs), there is no drive to read from".to_owned());
     }
-    let candidates = match reported_alignment(handle) {
+    let (mem_align, offset_align) = match reported_alignment(handle) {
         Some((0, _) | (_, 0)) => {
             return Err("the kernel reports no direct I/O for this file".to_owned());
         }
-        Some(reported) => vec![reported],
-        None => vec![(512, 512), (4096, 4096)],
+        Some(reported) => reported,
+        // Not 512, which drives may take: btrfs reads what is not aligned to its blocks through the page
+        // cache, and does not say so.
+        None => (PAGE as u32, PAGE as u32),
     };
     let probe = Ring::new(PAGE, 1).map_err(|e| format!("no memory to probe direct I/O: {e}"))?;
-    let mut refusal = String::new();
-    for (mem_align, offset_align) in candidates {
-        let powers = mem_align.is_power_of_two() && offset_align.is_power_of_two();
-        if mem_align as usize > PAGE || !powers {
-            refusal = format!("it wants an alignment of {mem_align}/{offset_align} bytes");
-            continue;
-        }
-        let len = (offset_align as usize).min(PAGE);
-        if len < offset_align as usize {
-            // Too large for the probe's buffer; the report is believed.
-            return Ok(DirectState::direct(mem_align, offset_align));
-        }
-        let Some(mut buffer) = probe.take(0) else { continue };
-        match rustix::io::pread(handle.as_fd(), &mut buffer.as_mut_slice()[..len], 0) {
-            Ok(_) => return Ok(DirectState::direct(mem_align, offset_align)),
-            Err(errno) => refusal = format!("a direct read was refused: {errno}"),
-        }
+    let powers = mem_align.is_power_of_two() && offset_align.is_power_of_two();
+    if mem_align as usize > PAGE || !powers {
+        return Err(format!("it wants an alignment of {mem_align}/{offset_align} bytes"));
     }
-    Err(refusal)
+    let state = DirectState::direct(mem_align, offset_align);
+    if offset_align as usize > PAGE {
+        // Too large for the probe's buffer; the report is believed.
+        return Ok(state);
+    }
+    let mut buffer = probe.take(0).ok_or("no memory to probe direct I/O")?;
+    match rustix::io::pread(handle.as_fd(), &mut buffer.as_mut_slice()[..offset_align as usize], 0)
+    {
+        Ok(_) => Ok(state),
+        Err(errno) => Err(format!("a direct read was refused: {errno}")),
+    }
 }
 
 /// tmpfs takes O_DIRECT since Linux 6.6, and ignores it.

@@ -39,6 +39,10 @@ pub struct Extent {
     pub len: u64,
 }
 
+/// The [reason](Status::reason) of reads that go through the page cache because the engine that was asked
+/// for does so.
+pub const AS_ASKED: &str = "reading through the page cache, as asked";
+
 /// Puts wrappers around the engine that was started.
 pub type Wrap = Box<dyn FnOnce(Box<dyn Engine>) -> Box<dyn Engine> + Send>;
 
@@ -342,7 +346,7 @@ impl Reader {
         reasons.extend(self.shared.ring.remark().map(str::to_owned));
         match files.iter().find(|file| !file.direct_state().direct) {
             Some(file) if self.is_as_asked(file) => {
-                reasons.push("reading through the page cache, as asked".to_owned());
+                reasons.push(AS_ASKED.to_owned());
             }
             Some(file) => {
                 let why = file.direct_state().reason.as_deref().unwrap_or("unknown");
