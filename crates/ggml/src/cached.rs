@@ -38,10 +38,7 @@ impl Cached {
         for &direct in files {
             let opened = reader.file(direct)?;
             let is_there = cache::cached_bytes(opened.handle()).is_ok_and(|bytes| bytes > 0);
-            if is_there
-                && opened.direct_state().direct
-                && let Ok(through) = reader.open_cached(direct)
-            {
+            if is_there && let Ok(through) = reader.open_cached(direct) {
                 cached.files.push(File { direct, opened, through, mapped: None });
             }
         }

@@ -152,6 +152,11 @@ impl Gpu {
         &self.device.info().name
     }
 
+    /// The NUMA node that it is attached to, if the kernel says.
+    pub fn numa_node(&self) -> Option<u32> {
+        self.device.info().numa_node
+    }
+
     pub(crate) fn inner(&self) -> ggml_backend_dev_t {
         self.inner
     }

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::num::NonZeroU64;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::ptr::{self, NonNull};
@@ -56,6 +57,15 @@ fn tells(file: &File) -> io::Result<bool> {
     Ok(may_write.is_ok())
 }
 
+/// Bytes of the `len` bytes from `offset` on of which the page cache has something, in whole pages. `offset`
+/// is a multiple of [`PAGE`], and the range lies in the file. See [`cached_bytes`] for who is told the truth.
+///
+/// # Errors
+/// What the system says.
+pub fn cached_in(file: &File, offset: u64, len: usize) -> io::Result<usize> {
+    if len == 0 { Ok(0) } else { Ok(cached_pages(file, offset, len)? * PAGE) }
+}
+
 fn cached_pages(file: &File, offset: u64, bytes: usize) -> io::Result<usize> {
     // SAFETY: a mapping of its own that overlaps nothing. Nobody reads its memory.
     let map = unsafe {
@@ -72,6 +82,19 @@ fn cached_pages(file: &File, offset: u64, bytes: usize) -> io::Result<usize> {
         return Err(error);
     }
     Ok(pages.iter().filter(|page| **page & 1 == 1).count())
+}
+
+/// Asks the kernel to drop the pages that lie wholly in a range of `file`. It keeps what somebody maps
+/// or uses, and what is yet to be written.
+///
+/// # Errors
+/// What the system says.
+pub fn evict_in(file: &File, offset: u64, len: u64) -> io::Result<()> {
+    match NonZeroU64::new(len) {
+        Some(len) => Ok(rustix::fs::fadvise(file, offset, Some(len), Advice::DontNeed)?),
+        // Of none, it would drop all that follows.
+        None => Ok(()),
+    }
 }
 
 /// Asks the kernel to drop `file` from the page cache, after what is still to be written of it. It

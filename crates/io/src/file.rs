@@ -2,11 +2,12 @@
 
 use std::fmt;
 use std::io;
+use std::num::NonZeroU64;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, StatxFlags};
+use rustix::fs::{Advice, AtFlags, FileType, Mode, OFlags, Stat, StatxFlags};
 use rustix::io::Errno;
 
 use crate::error::{Error, Result};
@@ -74,6 +75,7 @@ pub struct File {
     handle: std::fs::File,
     identity: Identity,
     state: DirectState,
+    drops_behind: bool,
 }
 
 impl File {
@@ -115,7 +117,22 @@ impl File {
         let handle = rustix::fs::open(opened, flags, Mode::empty());
         let handle = handle.map_err(|errno| open_error(&self.path)(errno.into()))?.into();
         let state = DirectState::buffered(reason);
-        Ok(Self { path: self.path.clone(), handle, identity: self.identity, state })
+        let (path, identity) = (self.path.clone(), self.identity);
+        Ok(Self { path, handle, identity, state, drops_behind: false })
+    }
+
+    /// Opens `path` for reads through the page cache that leave nothing there: whoever has read a
+    /// range calls [`File::drop_behind`]. `reason` says why the cache is not passed.
+    ///
+    /// # Errors
+    /// As [`File::open_buffered`].
+    pub fn open_dropping(path: &Path, reason: &str) -> Result<Self> {
+        let mut file = Self::reopen(path, reason.to_owned())?;
+        file.drops_behind = true;
+        // Nothing is read but what was asked for: what is read ahead would be left there.
+        // A wish, which the kernel may refuse.
+        let _ = rustix::fs::fadvise(&file.handle, 0, None, Advice::Random);
+        Ok(file)
     }
 
     fn reopen(path: &Path, reason: String) -> Result<Self> {
@@ -130,7 +147,8 @@ impl File {
             return Err(fail(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")));
         }
         block_again(&handle).map_err(|e| fail(e.into()))?;
-        Ok(Self { path: path.into(), handle, identity: Identity::of(&stat), state })
+        let identity = Identity::of(&stat);
+        Ok(Self { path: path.into(), handle, identity, state, drops_behind: false })
     }
 
     /// The path that the file was opened by.
@@ -156,6 +174,18 @@ impl File {
     /// How this file is read.
     pub fn direct_state(&self) -> &DirectState {
         &self.state
+    }
+
+    /// Takes the pages of a range that was read out of the page cache, if the file was opened with
+    /// [`File::open_dropping`], also those that were there before. A page that the range ends in stays: it
+    /// is the first one of whatever follows.
+    pub fn drop_behind(&self, offset: u64, len: u64) {
+        let start = offset - offset % PAGE as u64;
+        // Of no bytes, the kernel would drop all that follows.
+        if let (true, Some(len)) = (self.drops_behind, NonZeroU64::new(offset + len - start)) {
+            // The pages would be reclaimed at some time anyhow: no error is worth failing a read.
+            let _ = rustix::fs::fadvise(&self.handle, start, Some(len), Advice::DontNeed);
+        }
     }
 
     /// The open file. Reads through it must keep to [`File::direct_state`].
@@ -225,33 +255,31 @@ fn probe_direct(handle: &std::fs::File) -> Result<DirectState, String> {
     if lives_in_memory(handle) {
         return Err("it lies in memory (tmpfs), there is no drive to read from".to_owned());
     }
-    let candidates = match reported_alignment(handle) {
+    let (mem_align, offset_align) = match reported_alignment(handle) {
         Some((0, _) | (_, 0)) => {
             return Err("the kernel reports no direct I/O for this file".to_owned());
         }
-        Some(reported) => vec![reported],
-        None => vec![(512, 512), (4096, 4096)],
+        Some(reported) => reported,
+        // Not 512, which drives may take: btrfs reads what is not aligned to its blocks through the page
+        // cache, and does not say so.
+        None => (PAGE as u32, PAGE as u32),
     };
     let probe = Ring::new(PAGE, 1).map_err(|e| format!("no memory to probe direct I/O: {e}"))?;
-    let mut refusal = String::new();
-    for (mem_align, offset_align) in candidates {
-        let powers = mem_align.is_power_of_two() && offset_align.is_power_of_two();
-        if mem_align as usize > PAGE || !powers {
-            refusal = format!("it wants an alignment of {mem_align}/{offset_align} bytes");
-            continue;
-        }
-        let len = (offset_align as usize).min(PAGE);
-        if len < offset_align as usize {
-            // Too large for the probe's buffer; the report is believed.
-            return Ok(DirectState::direct(mem_align, offset_align));
-        }
-        let Some(mut buffer) = probe.take(0) else { continue };
-        match rustix::io::pread(handle.as_fd(), &mut buffer.as_mut_slice()[..len], 0) {
-            Ok(_) => return Ok(DirectState::direct(mem_align, offset_align)),
-            Err(errno) => refusal = format!("a direct read was refused: {errno}"),
-        }
+    let powers = mem_align.is_power_of_two() && offset_align.is_power_of_two();
+    if mem_align as usize > PAGE || !powers {
+        return Err(format!("it wants an alignment of {mem_align}/{offset_align} bytes"));
     }
-    Err(refusal)
+    let state = DirectState::direct(mem_align, offset_align);
+    if offset_align as usize > PAGE {
+        // Too large for the probe's buffer; the report is believed.
+        return Ok(state);
+    }
+    let mut buffer = probe.take(0).ok_or("no memory to probe direct I/O")?;
+    match rustix::io::pread(handle.as_fd(), &mut buffer.as_mut_slice()[..offset_align as usize], 0)
+    {
+        Ok(_) => Ok(state),
+        Err(errno) => Err(format!("a direct read was refused: {errno}")),
+    }
 }
 
 /// tmpfs takes O_DIRECT since Linux 6.6, and ignores it.

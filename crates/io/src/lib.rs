@@ -56,6 +56,6 @@ pub use error::{Error, Result};
 pub use file::{DirectState, File, FileId};
 pub use fill::{Fill, Placed, Told};
 pub use pages::Pages;
-pub use reader::{Config, Extent, Priority, Reader, Stats, Status, Ticket, Wrap};
+pub use reader::{AS_ASKED, Config, Extent, Priority, Reader, Stats, Status, Ticket, Wrap};
 pub use ring::{Buffer, PAGE, Ring};
 pub use sink::{Chunk, Place, Sink};

@@ -1,5 +1,7 @@
 //! An anonymous mapping: aligned, zeroed, given back when it is dropped.
 
+#[cfg(target_os = "linux")]
+use std::io;
 use std::ptr::NonNull;
 
 use rustix::io::Errno;
@@ -11,6 +13,10 @@ use crate::ring::PAGE;
 /// Size of a transparent huge page on the platforms that we know. Only a wish: a wrong guess costs
 /// address space, not memory.
 const HUGE_PAGE: usize = 2 << 20;
+
+/// Most NUMA nodes that Linux is built for.
+#[cfg(target_os = "linux")]
+const NODES_MAX: usize = 1024;
 
 /// Memory at an address of its own, the same until drop. Its owner sees to who reads and writes it.
 pub(crate) struct Map {
@@ -68,6 +74,35 @@ impl Map {
     /// A child of a fork gets this memory again.
     pub(crate) fn allow_forks(&self) {
         self.advise(Advice::LinuxDoFork);
+    }
+
+    /// Its memory, none of which has been touched yet, is to come from this NUMA node as long as that
+    /// has some.
+    ///
+    /// # Errors
+    /// What the system says: some sandboxes refuse it.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn prefer_node(&self, node: u32) -> io::Result<()> {
+        const MPOL_PREFERRED: libc::c_int = 1;
+        let mut mask = [0 as libc::c_ulong; NODES_MAX / libc::c_ulong::BITS as usize];
+        let bits = libc::c_ulong::BITS;
+        let word = mask.get_mut((node / bits) as usize).ok_or(io::ErrorKind::InvalidInput)?;
+        *word |= 1 << (node % bits);
+        // SAFETY: the range is ours and mapped; the call changes where its pages come from, not what
+        // they hold. The kernel reads NODES_MAX bits of the mask.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_mbind,
+                self.base.as_ptr(),
+                self.bytes,
+                MPOL_PREFERRED,
+                mask.as_ptr(),
+                // The kernel takes one off before it counts.
+                NODES_MAX + 1,
+                0,
+            )
+        };
+        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 
     /// A wish, which the kernel may refuse.

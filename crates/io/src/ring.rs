@@ -17,6 +17,7 @@ pub struct Ring {
     count: usize,
     free: Mutex<Free>,
     on_return: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    remark: Option<String>,
 }
 
 struct Free {
@@ -31,6 +32,14 @@ impl Ring {
     /// [`Error::Config`] for sizes that make no ring, [`Error::Ring`] when the memory cannot be
     /// had.
     pub fn new(buffer_bytes: usize, count: usize) -> Result<Arc<Self>> {
+        Self::on_node(buffer_bytes, count, None)
+    }
+
+    /// The same on a NUMA node, as far as that has memory. [`Ring::remark`] says if that was refused.
+    ///
+    /// # Errors
+    /// As [`Ring::new`].
+    pub fn on_node(buffer_bytes: usize, count: usize, node: Option<u32>) -> Result<Arc<Self>> {
         if buffer_bytes == 0 || !buffer_bytes.is_multiple_of(PAGE) {
             return Err(Error::config(format!(
                 "buffers of {buffer_bytes} bytes; a multiple of {PAGE} is needed"
@@ -43,6 +52,7 @@ impl Ring {
         let map = Map::new(bytes)
             .map_err(|errno| Error::Ring { bytes, source: Arc::new(errno.into()) })?;
         map.withhold_from_forks();
+        let remark = node.and_then(|node| place_on(&map, node));
         map.populate();
         Ok(Arc::new(Self {
             map,
@@ -50,7 +60,13 @@ impl Ring {
             count,
             free: Mutex::new(Free { indices: (0..indices).rev().collect(), starved: false }),
             on_return: OnceLock::new(),
+            remark,
         }))
+    }
+
+    /// That its memory is not where it was to be, and why.
+    pub fn remark(&self) -> Option<&str> {
+        self.remark.as_deref()
     }
 
     /// First byte of the first buffer. The buffers follow each other without gaps.
@@ -115,6 +131,18 @@ impl fmt::Debug for Ring {
             .field("count", &self.count)
             .finish_non_exhaustive()
     }
+}
+
+/// Has the memory come from a NUMA node, or says why not.
+#[cfg(target_os = "linux")]
+fn place_on(map: &Map, node: u32) -> Option<String> {
+    let error = map.prefer_node(node).err()?;
+    Some(format!("the ring may be on any NUMA node, and not on {node}: {error}"))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn place_on(_: &Map, node: u32) -> Option<String> {
+    Some(format!("the ring may be on any NUMA node, and not on {node}: that takes Linux"))
 }
 
 /// Sole access to one buffer of a [`Ring`], until it is dropped. Always initialised memory: zeros,
@@ -202,6 +230,21 @@ mod tests {
             drop(held);
             assert_eq!(ring.free_count(), count);
         }
+    }
+
+    /// Every Linux machine has node 0, and none the last that there could be.
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_node_that_is_not_there_is_told() {
+        let ring = Ring::on_node(PAGE, 2, Some(1023)).unwrap();
+        assert!(ring.remark().unwrap().contains("not on 1023"), "{ring:?}");
+        assert!(Ring::on_node(PAGE, 2, Some(u32::MAX)).unwrap().remark().is_some());
+        let ring = Ring::on_node(PAGE, 2, Some(0)).unwrap();
+        // A kernel without NUMA, or a sandbox, refuses it.
+        if let Some(remark) = ring.remark() {
+            crate::skip::skip(remark);
+        }
+        assert!(ring.take(0).unwrap().as_slice().iter().all(|byte| *byte == 0));
     }
 
     #[test]

@@ -43,6 +43,7 @@ fn everywhere(test: impl Fn(&Reader)) {
                     register_buffers,
                     use_cache: true,
                     wrap: wrapper(),
+                    ..Config::default()
                 };
                 let Some(reader) = start(config) else { continue };
                 println!("{engine}, {name}, {count} x {buffer_bytes}");
@@ -228,6 +229,46 @@ fn direct_files_say_so() {
         // Temporary files may lie in memory here; then there must be a reason.
         assert_ne!(status.direct, status.reason.is_some_and(|r| r.contains("page cache")));
     });
+}
+
+/// Files of a device that is named are read through the page cache, and leave it as it was.
+#[test]
+#[cfg(target_os = "linux")]
+fn what_is_read_through_the_page_cache_is_dropped_from_it() {
+    use std::os::unix::fs::MetadataExt;
+
+    use tierstream_io::cache::{cached_bytes, cached_in, evict};
+
+    let fixture = Fixture::new(3 << 20);
+    let file = std::fs::File::open(&fixture.path).unwrap();
+    evict(&file).unwrap();
+    let keeps = cached_bytes(&file).unwrap() > 0;
+    if keeps {
+        skip("the page cache keeps temporary files (tmpfs)");
+    }
+    let device = file.metadata().unwrap().dev();
+    for engine in READING {
+        let cached = [(device, "it is faster".to_owned())].into();
+        let Some(reader) = start(Config { engine, cached, ..Config::default() }) else { continue };
+        let id = reader.open(&fixture.path).unwrap();
+        let why = reader.status().reason.unwrap();
+        assert!(!reader.status().direct && why.ends_with("page cache: it is faster"), "{why}");
+        // Neighbours, the middle of pages, the end of the file.
+        let extents = [(0, 10_000), (10_000, 1_500_000), (2_000_100, 5), (3 << 20, 0)];
+        let extents = extents.map(|(offset, len)| extent(id, offset, len));
+        let last = extent(id, (3 << 20) - 70_001, 70_001);
+        let extents: Vec<_> = extents.into_iter().chain([last]).collect();
+        let sink = Collect::new(extents.iter().map(|e| e.len));
+        reader.submit(Priority::Demand, extents.clone(), sink.clone()).wait().unwrap();
+        for (extent, piece) in extents.iter().zip(sink.take()) {
+            assert!(piece.bytes == fixture.slice(extent), "{extent:?}");
+        }
+        if !keeps {
+            // No more than the pages that pieces end in.
+            assert!(cached_bytes(&file).unwrap() <= 3 * 4096, "{engine}");
+            assert_eq!(cached_in(&file, 4096, 1 << 20).unwrap(), 0, "{engine}");
+        }
+    }
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! What a drive can do: whether direct I/O and io_uring work, and how fast random reads are.
+//! What a drive can do: whether direct I/O and io_uring work, how fast random reads are, and which way
+//! is the faster one.
 
 use std::collections::VecDeque;
 use std::fs::{self, File};
@@ -14,8 +15,18 @@ use tierstream_io::{Chunk, Config, EngineKind, Extent, PAGE, Priority, Reader, S
 
 use crate::bench::cpu_time;
 use crate::error::{Error, Result};
+use crate::machine::Filesystem;
 use crate::random::Random;
 use crate::size::Bytes;
+
+pub(crate) use self::known::{Identity, Known};
+pub use self::probe::Probe;
+pub(crate) use self::way::settle;
+pub use self::way::{Io, Way};
+
+mod known;
+mod probe;
+mod way;
 
 /// Size of the reads that are measured, bytes.
 pub const BLOCK_BYTES: u64 = 1 << 20;
@@ -35,6 +46,24 @@ pub fn io_uring() -> Result<(), String> {
     let Err(error) = Reader::new(config) else { return Ok(()) };
     let source = std::error::Error::source(&error).map(ToString::to_string);
     Err(source.unwrap_or_else(|| error.to_string()))
+}
+
+/// What the drive of the file at `path`, a part of `filesystem`, is known to deliver at most, 1e9 bytes per
+/// second: by `doctor`, loads and short measurements of the last month.
+pub fn limit_gbps(path: &Path, filesystem: Option<&Filesystem>) -> Option<f64> {
+    Known::load(&crate::cache::dir()?, Identity::of(path, filesystem)?).limit_gbps()
+}
+
+/// Remembers what that drive was measured to deliver.
+///
+/// # Errors
+/// What the system says.
+pub fn set_limit(path: &Path, filesystem: Option<&Filesystem>, gbps: f64) -> io::Result<()> {
+    let drive = crate::cache::dir().zip(Identity::of(path, filesystem));
+    let Some((dir, drive)) = drive else { return Ok(()) };
+    let mut known = Known::load(&dir, drive);
+    known.set_limit(gbps);
+    known.save(&dir)
 }
 
 /// A file without a name in some folder: gone when dropped, and when the program is killed.

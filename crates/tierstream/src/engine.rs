@@ -2,20 +2,24 @@
 //! tierstream, call.
 
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tierstream_ggml::{
-    Cancel, Context, ContextOptions, ExpertCounters, Keep, Miss, Model, Placement, PoolOptions,
-    Prefetch, Progress, Sampler, Sampling, Token, Weights,
+    Cancel, Context, ContextOptions, ExpertCounters, Gpu, Keep, Miss, Model, Placement,
+    PoolOptions, Prefetch, Sampler, Sampling, Token, Weights,
 };
 use tierstream_gguf::Experts;
-use tierstream_io::{EngineKind, Reader};
+use tierstream_io::Reader;
 use tierstream_pool::Policy;
 
 use crate::budget::{Budget, Requirement};
+use crate::drive::{self, Identity, Io, Known};
 use crate::error::{Error, Result};
+use crate::loading::{LoadProgress, LoadRate, LoadStage, Watch};
+use crate::machine::Filesystem;
+use crate::numa;
 use crate::size::PoolShare;
 use crate::vram::{Vram, VramBudget};
 
@@ -27,6 +31,9 @@ const DEFAULT_BATCH: u32 = 512;
 
 /// Most bytes of the ring that reads go through.
 const RING_BYTES: usize = 16 << 20;
+
+/// A load of fewer bytes than this tells nothing of a drive.
+const TELLING_BYTES: u64 = 256 << 20;
 
 /// What a model may take and how it is run.
 #[derive(Debug)]
@@ -63,8 +70,11 @@ pub struct Options {
     pub vram_bytes: Option<u64>,
     /// Read all experts at load when they fit.
     pub preload: bool,
-    /// How files are read.
+    /// How files are read. Where the engine is left open, so is whether reads go past the page cache,
+    /// unless `io_direct` says so: see [`drive::Way`].
     pub io: tierstream_io::Config,
+    /// Reads go past the page cache wherever the filesystem lets them.
+    pub io_direct: bool,
 }
 
 impl Default for Options {
@@ -84,20 +94,32 @@ impl Default for Options {
             placement: Placement::Cpu,
             vram_bytes: None,
             preload: true,
-            io: io_config(EngineKind::Auto),
+            io: io_config(Io::Auto),
+            io_direct: false,
         }
     }
 }
 
-/// The reader's configuration that tierstream uses, with the given engine: one that is named has all
-/// reads.
-pub fn io_config(engine: EngineKind) -> tierstream_io::Config {
+/// The reader's configuration that tierstream uses, with the engine of `io`. What is named has all reads.
+pub fn io_config(io: Io) -> tierstream_io::Config {
     tierstream_io::Config {
-        engine,
+        engine: io.engine(),
         ring_bytes: RING_BYTES,
-        use_cache: engine == EngineKind::Auto,
+        use_cache: io == Io::Auto,
         ..tierstream_io::Config::default()
     }
+}
+
+/// The same for reading the files at `paths`: see [`drive::Way`].
+///
+/// # Errors
+/// When one of them cannot be opened.
+pub fn io_config_for(io: Io, paths: &[PathBuf]) -> Result<tierstream_io::Config> {
+    let mut config = io_config(io);
+    if io == Io::Auto {
+        drive::settle(&mut config, paths)?;
+    }
+    Ok(config)
 }
 
 /// A loaded model with one context.
@@ -108,6 +130,7 @@ pub struct Engine {
     context: Context,
     load_time: Duration,
     gpu_start_time: Option<Duration>,
+    load_rate: Option<LoadRate>,
     notes: Vec<String>,
     /// Counters after the load, which are not the requests'.
     loaded: ExpertCounters,
@@ -181,21 +204,49 @@ impl Engine {
     /// # Errors
     /// [`Error::Gguf`] and [`Error::Pack`] for files that are none or damaged, [`Error::Ram`] and
     /// [`Error::Engine`] when it does not fit the budget or llama.cpp refuses it.
-    pub fn load(path: &Path, options: Options, progress: Progress<'_>) -> Result<Engine> {
+    pub fn load(path: &Path, mut options: Options, progress: LoadProgress<'_>) -> Result<Engine> {
         let start = Instant::now();
         let file = tierstream_pack::open(path)?;
         let experts = Experts::group(&file)?;
-        let trained = file.arch_u32("context_length")?.unwrap_or(0);
-        let context = context_options(&options, trained);
-        let budget = Budget { ram: options.ram_bytes, experts: options.experts };
+        let drive = Drive::of(&file, &mut options)?;
         let starting = Instant::now();
         let vram = Vram::before(&options)?;
         let gpu_start_time = vram.is_some().then(|| starting.elapsed());
-        let reader = Arc::new(Reader::new(options.io)?);
+        let reader = Arc::new(Reader::new(std::mem::take(&mut options.io))?);
+        let limit = drive.limit_bytes_per_s();
+        let (engine, peak) = Watch::over(&reader, limit, progress, |watch| {
+            Self::load_watched(file, experts, &options, vram, reader.clone(), watch)
+        });
+        let mut engine = engine?;
+        engine.gpu_start_time = gpu_start_time;
+        engine.load_time = start.elapsed();
+        let reading = engine.load_time - gpu_start_time.unwrap_or_default();
+        engine.load_rate = drive.load_rate(&reader, reading, peak);
+        Ok(engine)
+    }
+
+    fn load_watched(
+        file: tierstream_gguf::Model,
+        experts: Experts,
+        options: &Options,
+        vram: Option<Vram>,
+        reader: Arc<Reader>,
+        watch: &Watch,
+    ) -> Result<Engine> {
+        let mut heard = |share| watch.heard(share);
+        let trained = file.arch_u32("context_length")?.unwrap_or(0);
+        let context = context_options(options, trained);
+        let budget = Budget { ram: options.ram_bytes, experts: options.experts };
         if options.weights == Weights::Streamed && vram.is_none() {
             budget.check_file(&file, &experts, &reader, &context)?;
         }
-        let model = Model::load(&file, options.weights, &options.placement, reader, progress)?;
+        let streamed = match options.weights {
+            Weights::Streamed => experts.expert_bytes(),
+            Weights::Stock { .. } => 0,
+        };
+        watch.begin(LoadStage::Weights, file.tensor_bytes().saturating_sub(streamed), &reader);
+        let (weights, placement) = (options.weights, &options.placement);
+        let model = Model::load(&file, weights, placement, reader.clone(), &mut heard)?;
         let context = match &vram {
             Some(vram) if model.is_streamed() && options.batch.is_none() => {
                 vram.context(&model, &context)?
@@ -230,7 +281,8 @@ impl Engine {
                     None => 1,
                 },
             };
-            model.attach_pool(&pool, progress)?;
+            watch.begin(LoadStage::Experts, model.expert_bytes(), &reader);
+            model.attach_pool(&pool, &mut heard)?;
         } else if let Some(vram) = &vram {
             vram.check()?;
         } else if let Some(ram) = options.ram_bytes {
@@ -240,14 +292,14 @@ impl Engine {
             notes.extend(miss_note(options.miss, &context));
         }
         let loaded = model.expert_counters();
-        let load_time = start.elapsed();
         Ok(Engine {
             file,
             experts,
             model,
             context,
-            load_time,
-            gpu_start_time,
+            load_time: Duration::ZERO,
+            gpu_start_time: None,
+            load_rate: None,
             notes,
             loaded,
             requirement,
@@ -385,6 +437,11 @@ impl Engine {
         self.gpu_start_time
     }
 
+    /// What the load has read from the drive, and how fast; none if it has read nothing.
+    pub fn load_rate(&self) -> Option<LoadRate> {
+        self.load_rate
+    }
+
     /// What the pool has done since the load.
     pub fn expert_counters(&self) -> ExpertCounters {
         self.model.expert_counters().since(&self.loaded)
@@ -393,6 +450,57 @@ impl Engine {
     /// Lines that a user should see once: what does not stream and why, which path reads take.
     pub fn notes(&self) -> &[String] {
         &self.notes
+    }
+}
+
+/// The drive of a model's (first) file, as far as a load has to do with it.
+struct Drive {
+    /// What is known of it, and the folder that it is remembered in.
+    known: Option<(Known, PathBuf)>,
+}
+
+impl Drive {
+    /// Settles how `options` read the files of the model.
+    fn of(file: &tierstream_gguf::Model, options: &mut Options) -> Result<Self> {
+        let paths: Vec<PathBuf> = file.files().iter().map(|file| file.path.clone()).collect();
+        if !options.io_direct {
+            drive::settle(&mut options.io, &paths)?;
+        }
+        if options.io.numa_node.is_none() {
+            let gpu = options.placement.gpu().and_then(Gpu::numa_node);
+            options.io.numa_node = numa::ring_node(&paths[0], gpu);
+        }
+        // After the way was settled, which may have measured the drive.
+        let remembered =
+            crate::cache::dir().zip(Identity::of(&paths[0], Filesystem::of(&paths[0]).as_ref()));
+        let known = remembered.map(|(dir, drive)| (Known::load(&dir, drive), dir));
+        Ok(Self { known })
+    }
+
+    fn limit_bytes_per_s(&self) -> Option<f64> {
+        self.known.as_ref()?.0.limit_gbps().map(|gbps| gbps * 1e9)
+    }
+
+    /// What `reader` has read for a load, in `time`, and for a while as fast as `peak` bytes per second:
+    /// that is remembered, if it is the most so far that came past the page cache.
+    fn load_rate(mut self, reader: &Reader, time: Duration, peak: f64) -> Option<LoadRate> {
+        let bytes = reader.stats().bytes_wanted;
+        let gbps = bytes as f64 / 1e9 / time.as_secs_f64();
+        // To compare a load with itself says nothing.
+        let was_known = self.limit_bytes_per_s().is_some();
+        if let Some((known, dir)) = &mut self.known
+            && bytes >= TELLING_BYTES
+            && reader.status().direct
+            && known.raise_limit((peak / 1e9).max(gbps))
+        {
+            // Without it, the next load does not know.
+            let _ = known.save(dir);
+        }
+        // How long a short load takes has little to do with the drive.
+        let tells = was_known && bytes >= TELLING_BYTES;
+        let limit = self.limit_bytes_per_s().filter(|_| tells);
+        let limit_gbps = limit.map(|limit| limit / 1e9);
+        (bytes > 0).then_some(LoadRate { bytes, gbps, limit_gbps })
     }
 }
 

@@ -26,15 +26,16 @@
 
 pub mod bench;
 mod budget;
-#[cfg(feature = "demo")]
 pub mod cache;
 #[cfg(feature = "demo")]
 pub mod demo;
 pub mod drive;
 mod engine;
 mod error;
+mod loading;
 pub mod machine;
 pub mod memory;
+pub mod numa;
 mod packing;
 mod random;
 pub mod size;
@@ -44,8 +45,10 @@ mod vram;
 pub use budget::{Forecast, Requirement};
 pub use engine::{
     DEFAULT_CTX, Engine, Generate, Generation, Options, Stop, default_threads, io_config,
+    io_config_for,
 };
 pub use error::{Error, Result};
+pub use loading::{LoadProgress, LoadRate, LoadStage, Loading};
 pub use packing::Packing;
 pub use tierstream_ggml as ggml;
 pub use tierstream_ggml::{

@@ -45,6 +45,8 @@ pub struct Machine {
     pub processors: usize,
     /// Those that this process may use.
     pub processors_usable: usize,
+    /// NUMA nodes.
+    pub numa_nodes: Vec<u32>,
     /// Of the features that matter for inference, those that there are.
     pub features: Vec<&'static str>,
 }
@@ -57,13 +59,19 @@ impl Machine {
         let count = cpuinfo.lines().filter(|l| l.starts_with("processor")).count();
         Machine {
             os: std::env::consts::OS,
-            kernel: first_line("/proc/sys/kernel/osrelease").unwrap_or_default(),
+            kernel: kernel().unwrap_or_default(),
             cpu: cpu_field(&cpuinfo, "model name").unwrap_or_default().to_owned(),
             processors: count.max(usable),
             processors_usable: usable,
+            numa_nodes: crate::numa::nodes(),
             features: features(&cpuinfo),
         }
     }
+}
+
+/// Release of the kernel.
+pub(crate) fn kernel() -> Option<String> {
+    first_line("/proc/sys/kernel/osrelease")
 }
 
 /// Why io_uring is switched off on this machine, if `kernel.io_uring_disabled` says so.

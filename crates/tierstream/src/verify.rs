@@ -6,11 +6,13 @@ use std::sync::Arc;
 
 use tierstream_ggml::{ExpertCounters, Keep, Sampler, Sampling, Token, Weights};
 use tierstream_gguf::Experts;
-use tierstream_io::{EngineKind, Reader};
+use tierstream_io::{Config, Reader};
 use tierstream_pack::{Checked, Pack};
 
+use crate::drive::{self, Io};
 use crate::engine::{Engine, Options, io_config};
 use crate::error::{Error, Result};
+use crate::loading::Loading;
 use crate::random::drawn_tokens;
 use crate::size::PoolShare;
 
@@ -87,7 +89,7 @@ pub enum Stage {
 }
 
 /// Is told the stage and how much of it is done, 0 to 1; returning false ends the verification.
-pub type VerifyProgress<'a> = &'a mut dyn FnMut(Stage, f32) -> bool;
+pub type VerifyProgress<'a> = &'a mut (dyn FnMut(Stage, f32) -> bool + Send);
 
 /// A logit that differs.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
@@ -137,12 +139,14 @@ pub fn verify(
     if options.experts.is_none() {
         options.experts = Some(default_share(path)?);
     }
-    let checksums =
-        checksums(path, options.io.engine, &mut |done| progress(Stage::Checking, done))?;
+    let checksums = checksums(path, &options, &mut |done| progress(Stage::Checking, done))?;
     // The first load of a big model is the streamed one: it tells quickly what is wrong.
     let (ctx, threads) = (options.ctx, options.threads);
     let placement = options.placement.clone();
-    let mut loading = |done| progress(Stage::Loading, done);
+    let mut loading = |l: Loading| {
+        let share = l.bytes_done as f32 / l.bytes_total.max(1) as f32;
+        progress(Stage::Loading, share)
+    };
     let mut streamed = Engine::load(path, options, &mut loading)?;
     // Bits are those of batches of the same size.
     let n_batch = streamed.context().options().n_batch;
@@ -195,13 +199,17 @@ pub fn verify(
 /// Reads all of a packed model, and compares it with its checksums.
 fn checksums(
     path: &Path,
-    engine: EngineKind,
+    options: &Options,
     progress: &mut dyn FnMut(f32) -> bool,
 ) -> Result<Option<Checksums>> {
     if !tierstream_pack::is_packed(path) {
         return Ok(None);
     }
-    let reader = Arc::new(Reader::new(io_config(engine))?);
+    let mut config = Config { engine: options.io.engine, ..io_config(Io::Auto) };
+    if !options.io_direct {
+        drive::settle(&mut config, &[path.to_owned()])?;
+    }
+    let reader = Arc::new(Reader::new(config)?);
     let Checked { records, tensors, bytes } = Pack::open(path)?.check(&reader, progress)?;
     Ok(Some(Checksums { records, tensors, bytes }))
 }

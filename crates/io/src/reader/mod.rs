@@ -4,6 +4,7 @@ mod job;
 mod queue;
 mod reaper;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -38,6 +39,10 @@ pub struct Extent {
     pub len: u64,
 }
 
+/// The [reason](Status::reason) of reads that go through the page cache because the engine that was asked
+/// for does so.
+pub const AS_ASKED: &str = "reading through the page cache, as asked";
+
 /// Puts wrappers around the engine that was started.
 pub type Wrap = Box<dyn FnOnce(Box<dyn Engine>) -> Box<dyn Engine> + Send>;
 
@@ -58,6 +63,11 @@ pub struct Config {
     /// Whether weights that the page cache has may be taken from there: what is loaded once and for
     /// all, not what is streamed.
     pub use_cache: bool,
+    /// Devices (`st_dev`) whose files are read through the page cache, though they could be read past
+    /// it, and why. What was read is dropped from the cache, so that streaming fills no memory.
+    pub cached: BTreeMap<u64, String>,
+    /// The NUMA node that the ring is to be on.
+    pub numa_node: Option<u32>,
     /// Wrappers to put around the engine, see [`wrap`](crate::wrap).
     pub wrap: Option<Wrap>,
 }
@@ -71,6 +81,8 @@ impl Default for Config {
             depth: 8,
             register_buffers: false,
             use_cache: true,
+            cached: BTreeMap::new(),
+            numa_node: None,
             wrap: None,
         }
     }
@@ -84,6 +96,8 @@ impl fmt::Debug for Config {
             .field("buffer_bytes", &self.buffer_bytes)
             .field("depth", &self.depth)
             .field("register_buffers", &self.register_buffers)
+            .field("cached", &self.cached)
+            .field("numa_node", &self.numa_node)
             .finish_non_exhaustive()
     }
 }
@@ -141,6 +155,7 @@ pub struct Reader {
     requested: EngineKind,
     fallback: Option<String>,
     uses_cache: bool,
+    cached: BTreeMap<u64, String>,
 }
 
 impl Reader {
@@ -159,7 +174,7 @@ impl Reader {
         if depth == 0 {
             return Err(Error::config("no read may be in flight (depth 0)"));
         }
-        let ring = Ring::new(buffer_bytes, ring_bytes / buffer_bytes)?;
+        let ring = Ring::on_node(buffer_bytes, ring_bytes / buffer_bytes, config.numa_node)?;
         // Reads into places need no buffer, but are held to the same number: one depth for a drive.
         let depth = depth.min(ring.count());
         let (engine, fallback) = engine::build(requested, &ring, depth, config.register_buffers)?;
@@ -190,11 +205,20 @@ impl Reader {
             .spawn(move || of_thread.run())
             .map_err(|e| Error::Engine { engine: "reader", source: Arc::new(e) })?;
         let thread_id = thread.thread().id();
-        Ok(Self { shared, thread: Some(thread), thread_id, requested, fallback, uses_cache })
+        let cached = config.cached;
+        Ok(Self {
+            shared,
+            thread: Some(thread),
+            thread_id,
+            requested,
+            fallback,
+            uses_cache,
+            cached,
+        })
     }
 
-    /// Opens a file, for direct I/O where engine and file system allow it; [`Reader::status`] and
-    /// [`File::direct_state`] say so. It stays open as long as the reader.
+    /// Opens a file, for direct I/O where engine, file system and [`Config::cached`] allow it;
+    /// [`Reader::status`] and [`File::direct_state`] say so. It stays open as long as the reader.
     ///
     /// # Errors
     /// [`Error::Open`].
@@ -203,6 +227,10 @@ impl Reader {
             self.open_direct(path)?
         } else {
             File::open_buffered(path, "the engine reads through the page cache")?
+        };
+        let file = match self.cached.get(&file.device_inode().0) {
+            Some(why) => File::open_dropping(path, why)?,
+            None => file,
         };
         self.add(file)
     }
@@ -350,9 +378,10 @@ impl Reader {
         let engine = &self.shared.engine;
         let mut reasons: Vec<String> = self.fallback.iter().cloned().collect();
         reasons.extend(engine.remark());
+        reasons.extend(self.shared.ring.remark().map(str::to_owned));
         match files.iter().find(|file| !file.direct_state().direct) {
-            Some(_) if self.requested == EngineKind::Buffered => {
-                reasons.push("reading through the page cache, as asked".to_owned());
+            Some(file) if self.is_as_asked(file) => {
+                reasons.push(AS_ASKED.to_owned());
             }
             Some(file) => {
                 let why = file.direct_state().reason.as_deref().unwrap_or("unknown");
@@ -371,6 +400,12 @@ impl Reader {
             depth: lock(&self.shared.queue).depth,
             files: files.len(),
         }
+    }
+
+    /// Whether `file` is read through the page cache because of the engine alone.
+    fn is_as_asked(&self, file: &File) -> bool {
+        let by_device = self.cached.contains_key(&file.device_inode().0);
+        self.requested == EngineKind::Buffered && !by_device
     }
 
     /// Counters since the reader was built.

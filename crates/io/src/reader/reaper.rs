@@ -201,6 +201,7 @@ impl Shared {
                 return;
             }
         };
+        file.drop_behind(read.offset, got as u64);
         for slice in job.plan.slices(read) {
             if slice.start + slice.len > got {
                 let error = Error::Truncated {

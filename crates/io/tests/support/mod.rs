@@ -39,9 +39,9 @@ pub(crate) fn small(buffers: usize, depth: usize, wrap: Option<Wrap>) -> Reader 
         ring_bytes: buffers * 4096,
         buffer_bytes: 4096,
         depth,
-        register_buffers: false,
         use_cache: true,
         wrap,
+        ..Config::default()
     };
     Reader::new(config).unwrap()
 }

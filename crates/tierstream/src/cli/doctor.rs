@@ -7,10 +7,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use serde::Serialize;
-use tierstream::drive::{self, Rate, Scratch};
+use tierstream::drive::{self, Rate, Scratch, Way};
 use tierstream::machine::{self, Filesystem, Machine};
 use tierstream::size::Bytes;
-use tierstream::{DeviceInfo, Error, io, memory};
+use tierstream::{DeviceInfo, Error, io, memory, numa};
 
 use super::args::{Cli, Doctor};
 use super::open;
@@ -72,6 +72,9 @@ struct Storage {
     path: PathBuf,
     filesystem: Option<Filesystem>,
     direct: Direct,
+    /// How files are read unless `--io` says so; none where there was none to look at.
+    reads: Option<Way>,
+    numa_node: Option<u32>,
 }
 
 /// Direct I/O.
@@ -92,6 +95,15 @@ struct Drive {
     page_cache: Option<&'static str>,
     reads: Vec<Rate>,
     skipped: Option<String>,
+    /// What was measured or seen before.
+    limit_gbps: Option<f64>,
+}
+
+/// What was found out about a file.
+struct Looked {
+    direct: Direct,
+    reads: Option<Way>,
+    drive: Drive,
 }
 
 pub(crate) fn doctor(cli: &Cli, args: &Doctor) -> anyhow::Result<ExitCode> {
@@ -112,8 +124,11 @@ pub(crate) fn doctor(cli: &Cli, args: &Doctor) -> anyhow::Result<ExitCode> {
 fn report(path: &Path, measure: bool, progress: &Progress) -> tierstream::Result<Report> {
     let unreadable = |source| Error::File { path: path.to_owned(), source };
     let is_dir = fs::metadata(path).map_err(unreadable)?.is_dir();
-    let (direct, drive) =
-        if is_dir { folder(path, measure, progress) } else { file(path, measure)? };
+    let filesystem = Filesystem::of(path);
+    let looked = match is_dir {
+        true => folder(path, filesystem.as_ref(), measure, progress),
+        false => file(path, filesystem.as_ref(), measure)?,
+    };
     let io_uring = drive::io_uring().err().map(|why| match machine::io_uring_disabled() {
         Some(setting) => format!("{why} ({setting})"),
         None => why,
@@ -131,39 +146,54 @@ fn report(path: &Path, measure: bool, progress: &Progress) -> tierstream::Result
         io_uring: Works { works: io_uring.is_none(), reason: io_uring },
         storage: Storage {
             path: fs::canonicalize(path).unwrap_or_else(|_| path.to_owned()),
-            filesystem: Filesystem::of(path),
-            direct,
+            filesystem,
+            direct: looked.direct,
+            reads: looked.reads,
+            numa_node: numa::node_of(path),
         },
-        drive,
+        drive: looked.drive,
     })
 }
 
 /// Looks at a file, and reads it.
-fn file(path: &Path, measure: bool) -> tierstream::Result<(Direct, Drive)> {
-    let opened = io::File::open(path)?;
-    let drive = Drive::measured(path, measure)?;
-    let drive = Drive { file: Some(path.to_owned()), file_bytes: Some(opened.size()), ..drive };
-    Ok((Direct::of(&opened), drive))
+fn file(path: &Path, filesystem: Option<&Filesystem>, measure: bool) -> tierstream::Result<Looked> {
+    let looked = look(path, filesystem, measure)?;
+    let file_bytes = fs::metadata(path).ok().map(|m| m.len());
+    let drive = Drive { file: Some(path.to_owned()), file_bytes, ..looked.drive };
+    Ok(Looked { drive, ..looked })
+}
+
+fn look(path: &Path, filesystem: Option<&Filesystem>, measure: bool) -> tierstream::Result<Looked> {
+    let direct = Direct::of(&io::File::open(path)?);
+    let reads = Some(Way::on(filesystem, path, measure)?);
+    let drive = Drive::measured(path, filesystem, measure)?;
+    Ok(Looked { direct, reads, drive })
 }
 
 /// Looks at a folder through a file that is written there. A folder that takes none is no error.
-fn folder(dir: &Path, measure: bool, progress: &Progress) -> (Direct, Drive) {
+fn folder(
+    dir: &Path,
+    filesystem: Option<&Filesystem>,
+    measure: bool,
+    progress: &Progress,
+) -> Looked {
     let bytes = if measure { SCRATCH_BYTES } else { PROBE_BYTES };
-    let look = || -> tierstream::Result<(Direct, Drive)> {
+    let written = || -> tierstream::Result<Looked> {
         let failed = |source| Error::File { path: dir.to_owned(), source };
         has_room(dir, bytes).map_err(failed)?;
-        let scratch =
+        let mut scratch =
             Scratch::new(dir, bytes, &mut |share| progress.set(share * 0.5)).map_err(failed)?;
-        let opened = io::File::open(&scratch.path())?;
-        Ok((Direct::of(&opened), Drive::measured(&scratch.path(), measure)?))
+        // What was written is in the page cache, where nothing can be measured.
+        io::cache::evict(scratch.file()).map_err(failed)?;
+        look(&scratch.path(), filesystem, measure)
     };
-    look().unwrap_or_else(|error| {
+    written().unwrap_or_else(|error| {
         let source = std::error::Error::source(&error).map(ToString::to_string);
         let why = source.unwrap_or_else(|| error.to_string());
         let why = format!("cannot write a file there to look at: {why}");
         let direct =
             Direct { works: false, mem_align: None, offset_align: None, reason: Some(why.clone()) };
-        (direct, Drive::skipped(why))
+        Looked { direct, reads: None, drive: Drive::skipped(why) }
     })
 }
 
@@ -180,12 +210,17 @@ fn has_room(dir: &Path, bytes: u64) -> std::io::Result<()> {
 impl Drive {
     fn skipped(why: impl Into<String>) -> Self {
         let (reads, skipped) = (Vec::new(), Some(why.into()));
-        Self { file: None, file_bytes: None, page_cache: None, reads, skipped }
+        Self { file: None, file_bytes: None, page_cache: None, reads, skipped, limit_gbps: None }
     }
 
-    fn measured(path: &Path, measure: bool) -> tierstream::Result<Self> {
+    fn measured(
+        path: &Path,
+        filesystem: Option<&Filesystem>,
+        measure: bool,
+    ) -> tierstream::Result<Self> {
         if !measure {
-            return Ok(Self::skipped("--no-measure"));
+            let limit_gbps = drive::limit_gbps(path, filesystem);
+            return Ok(Self { limit_gbps, ..Self::skipped("--no-measure") });
         }
         let mut reads = Vec::new();
         for depth in DEPTHS {
@@ -195,12 +230,20 @@ impl Drive {
             return Ok(Self::skipped("the file is smaller than a page"));
         };
         let page_cache = if first.direct { "bypassed" } else { "warm or cold" };
+        let best = reads.iter().map(|rate| rate.gbps).fold(0.0, f64::max);
+        let limit_gbps = first.direct.then_some(best);
+        if let Some(best) = limit_gbps
+            && let Err(error) = drive::set_limit(path, filesystem, best)
+        {
+            output::note(format!("cannot remember how fast this drive is: {error}"));
+        }
         Ok(Self {
             file: None,
             file_bytes: Some(SCRATCH_BYTES),
             page_cache: Some(page_cache),
             reads,
             skipped: None,
+            limit_gbps,
         })
     }
 }
@@ -244,6 +287,7 @@ impl fmt::Display for Report {
             ("processors", processors),
             ("features", machine.features.join(" ")),
             ("memory", self.memory.to_string()),
+            ("NUMA nodes", self.numa()),
         ];
         rows.extend(self.devices.iter().map(|d| ("computes on", d.to_string())));
         rows.extend(self.gpu.rows());
@@ -251,6 +295,16 @@ impl fmt::Display for Report {
         rows.extend(self.storage.rows());
         rows.extend(self.drive.rows());
         f.write_str(&lines(&rows))
+    }
+}
+
+impl Report {
+    fn numa(&self) -> String {
+        let nodes = &self.machine.numa_nodes;
+        match self.storage.numa_node {
+            Some(node) if nodes.len() > 1 => format!("{}, the drive is on {node}", nodes.len()),
+            _ => nodes.len().to_string(),
+        }
     }
 }
 
@@ -308,13 +362,22 @@ impl Storage {
             ("filesystem", filesystem),
             ("direct reads", direct),
         ]
+        .into_iter()
+        .chain(self.reads.as_ref().map(|way| {
+            let side = if way.direct { "past" } else { "through" };
+            ("auto reads", format!("{side} the page cache: {}", way.reason))
+        }))
+        .collect()
     }
 }
 
 impl Drive {
     fn rows(&self) -> Vec<(&'static str, String)> {
         if let Some(why) = &self.skipped {
-            return vec![("read rates", format!("not measured: {why}"))];
+            let seen = self.limit_gbps.map_or_else(String::new, |gbps| {
+                format!("; up to {} before", output::rate(gbps * 1e9))
+            });
+            return vec![("read rates", format!("not measured: {why}{seen}"))];
         }
         let what = match (&self.file, self.file_bytes) {
             (Some(_), Some(bytes)) if bytes < SCRATCH_BYTES => {

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::path::Path;
 use std::sync::Once;
 
+use tierstream::drive::Io;
 use tierstream::size::{Bytes, PoolShare};
 use tierstream::{Engine, Gpu, Keep, Miss, Options, Placement, Weights, demo, gguf, io_config};
 
@@ -53,6 +54,7 @@ pub(crate) fn options(args: &LoadArgs, experts: Option<PoolShare>) -> anyhow::Re
         vram_bytes: args.machine.vram.map(|b| b.0),
         preload: true,
         io: io_config(args.machine.io),
+        io_direct: args.machine.io == Io::Direct,
     })
 }
 
@@ -102,15 +104,9 @@ pub(crate) fn engine(args: &LoadArgs, path: &Path, options: Options) -> anyhow::
 
 /// The same without notes.
 pub(crate) fn quiet_engine(path: &Path, options: Options) -> anyhow::Result<Engine> {
-    let progress = Progress::start("loading");
-    let mut last = 0.0;
-    let engine = Engine::load(path, options, &mut |done| {
-        // It runs from 0 to 1 again for the experts that are read ahead.
-        if done < last {
-            progress.label("reading experts");
-        }
-        last = done;
-        progress.set(done);
+    let progress = Progress::of_load();
+    let engine = Engine::load(path, options, &mut |loading| {
+        progress.load(loading);
         !interrupt::requested()
     });
     drop(progress);

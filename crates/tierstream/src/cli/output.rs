@@ -2,24 +2,13 @@
 
 use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::mpsc;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
-use std::time::Duration;
 
 use anyhow::Context;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 use tierstream::Token;
 
+pub(crate) use super::progress::Progress;
 use super::wrap::{self, Wrap};
-
-/// A progress bar appears when something takes longer than this.
-const PATIENCE: Duration = Duration::from_secs(1);
-
-/// Redraws of a progress bar.
-const TICK: Duration = Duration::from_millis(100);
 
 const NOT_WRITTEN: &str = "cannot write to standard output";
 
@@ -274,95 +263,6 @@ impl Tokens {
         }
         self.failed.take().map_or(Ok(()), |error| Err(error).context(NOT_WRITTEN))
     }
-}
-
-/// A bar, or a spinner, that appears after a second, on a terminal only. Gone when dropped.
-#[derive(Debug)]
-pub(crate) struct Progress {
-    /// Thousandths; [`u32::MAX`] where there is no share to tell.
-    done: Arc<AtomicU32>,
-    label: Arc<Mutex<&'static str>>,
-    detail: Arc<Mutex<String>>,
-    stop: Option<mpsc::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Progress {
-    pub(crate) fn start(label: &'static str) -> Self {
-        let done = Arc::new(AtomicU32::new(u32::MAX));
-        let label = Arc::new(Mutex::new(label));
-        let detail = Arc::new(Mutex::new(String::new()));
-        let (stop, thread) = (None, None);
-        let told = (done.clone(), label.clone(), detail.clone());
-        let mut this = Self { done, label, detail, stop, thread };
-        if io::stderr().is_terminal() {
-            let (stop, stopped) = mpsc::channel();
-            let draw = move || draw(&told.0, &told.1, &told.2, &stopped);
-            // Without its thread there is no bar, and nothing else is lost.
-            this.thread = std::thread::Builder::new().name("progress".into()).spawn(draw).ok();
-            this.stop = Some(stop);
-        }
-        this
-    }
-
-    /// Another part of the work has begun.
-    pub(crate) fn label(&self, label: &'static str) {
-        *self.label.lock().unwrap_or_else(PoisonError::into_inner) = label;
-    }
-
-    /// What stands behind the bar.
-    pub(crate) fn detail(&self, detail: String) {
-        *self.detail.lock().unwrap_or_else(PoisonError::into_inner) = detail;
-    }
-
-    /// `share` of the work is done, 0 to 1.
-    pub(crate) fn set(&self, share: f32) {
-        self.done.store((share.clamp(0.0, 1.0) * 1000.0) as u32, Ordering::Relaxed);
-    }
-}
-
-impl Drop for Progress {
-    fn drop(&mut self) {
-        self.stop.take();
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
-}
-
-fn draw(
-    done: &AtomicU32,
-    label: &Mutex<&'static str>,
-    detail: &Mutex<String>,
-    stopped: &mpsc::Receiver<()>,
-) {
-    let goes_on = |wait| stopped.recv_timeout(wait) == Err(mpsc::RecvTimeoutError::Timeout);
-    if !goes_on(PATIENCE) {
-        return;
-    }
-    let style = |t| ProgressStyle::with_template(t).expect("a constant template");
-    let bar = ProgressBar::with_draw_target(Some(1000), ProgressDrawTarget::stderr());
-    bar.set_style(style("{spinner} {msg} {elapsed}"));
-    let mut has_share = false;
-    loop {
-        let share = done.load(Ordering::Relaxed);
-        if share != u32::MAX {
-            if !has_share {
-                bar.set_style(
-                    style("{msg} {bar:30} {percent:>3} % {elapsed} {prefix}").progress_chars("=> "),
-                );
-                has_share = true;
-            }
-            bar.set_position(u64::from(share));
-        }
-        bar.set_prefix(detail.lock().unwrap_or_else(PoisonError::into_inner).clone());
-        bar.set_message(*label.lock().unwrap_or_else(PoisonError::into_inner));
-        bar.tick();
-        if !goes_on(TICK) {
-            break;
-        }
-    }
-    bar.finish_and_clear();
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use serde::Serialize;
 use tierstream::io::Reader;
 use tierstream::pack::{self, Options, Packed, Writer};
 use tierstream::size::Bytes;
-use tierstream::{Error, gguf, io_config};
+use tierstream::{Error, gguf, io_config_for};
 
 use super::args::{Cli, Pack};
 use super::interrupt::{self, Running};
@@ -38,7 +38,8 @@ pub(crate) fn pack(cli: &Cli, args: &Pack) -> anyhow::Result<ExitCode> {
     let folder = source.parent().filter(|folder| *folder != Path::new(""));
     let output = args.output.as_deref().or(folder).unwrap_or(Path::new("."));
     let target = pack::target(&source, output);
-    let reader = Arc::new(Reader::new(io_config(args.io)).map_err(Error::from)?);
+    let paths: Vec<_> = model.files().iter().map(|file| file.path.clone()).collect();
+    let reader = Arc::new(Reader::new(io_config_for(args.io, &paths)?).map_err(Error::from)?);
     let options = Options { experts_only: args.experts_only };
     let start = Instant::now();
     let writer = Writer::new(&model, &target, options, reader).map_err(Error::from)?;

@@ -4,9 +4,12 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use serde::Serialize;
+use tierstream::io::{AS_ASKED, Status};
 use tierstream::memory::Usage;
 use tierstream::size::Bytes;
-use tierstream::{Engine, Generation, Stop, Token};
+use tierstream::{Engine, Generation, LoadRate, Stop, Token};
+
+use super::output;
 
 /// Why there are no experts to tell of.
 const NOT_STREAMED: &str = "nothing of this model streams";
@@ -77,6 +80,29 @@ struct IoJson {
     engine: Option<&'static str>,
     direct: bool,
     reason: Option<String>,
+    load_bytes: u64,
+    load_gbps: Option<f64>,
+    limit_gbps: Option<f64>,
+    limit_share: Option<f64>,
+}
+
+impl IoJson {
+    fn of(status: Option<Status>, load: Option<LoadRate>) -> Self {
+        let (engine, direct, reason) = match status {
+            Some(s) => (Some(s.engine), s.direct, s.reason),
+            None => (None, false, Some(NOT_READ.to_owned())),
+        };
+        let limit_gbps = load.and_then(|load| load.limit_gbps);
+        Self {
+            engine,
+            direct,
+            reason,
+            load_bytes: load.map_or(0, |load| load.bytes),
+            load_gbps: load.map(|load| load.gbps),
+            limit_gbps,
+            limit_share: load.zip(limit_gbps).map(|(load, limit)| load.gbps / limit),
+        }
+    }
 }
 
 impl<'a> Report<'a> {
@@ -125,6 +151,7 @@ impl<'a> Report<'a> {
             ("eval duration", duration(made.eval_time)),
             ("eval rate", self.eval_rate()),
         ];
+        rows.extend(self.load_rate().map(|rate| ("load rate", rate)));
         rows.extend(self.streaming());
         rows.push(("seed", self.seed.to_string()));
         rows.push(("peak memory", Bytes(Usage::now().peak_rss_bytes).to_string()));
@@ -137,6 +164,18 @@ impl<'a> Report<'a> {
             Some(start) => format!("{load} (of which {} for the GPU to start)", duration(start)),
             None => load,
         }
+    }
+
+    /// How fast the load has read, by which path, and how near that is to what the drive can do.
+    fn load_rate(&self) -> Option<String> {
+        let (load, status) = (self.engine.load_rate()?, self.engine.model().read_status()?);
+        let (bytes, rate) = (Bytes(load.bytes), output::rate(load.gbps * 1e9));
+        let limit = load.limit_gbps.map_or_else(String::new, |limit| {
+            let share = percent(load.gbps / limit);
+            format!(", {share} of the {} seen of this drive", output::rate(limit * 1e9))
+        });
+        let way = read_way(status.engine, status.direct, None);
+        Some(format!("{rate} for {bytes}{limit} ({way})"))
     }
 
     /// The prompt yields the first token, which takes no time of its own.
@@ -200,7 +239,6 @@ impl<'a> Report<'a> {
     pub(crate) fn json(&self, text: &'a str) -> RunJson<'a> {
         let (made, model) = (self.made, self.engine.model());
         let (budget_bytes, resident_bytes) = model.pool_bytes();
-        let status = model.read_status();
         let used = &made.experts;
         RunJson {
             model: model.path().display().to_string(),
@@ -239,10 +277,7 @@ impl<'a> Report<'a> {
                 start_s: self.engine.gpu_start_time().unwrap_or_default().as_secs_f64(),
                 shortage_bytes: model.pool_shortage_bytes(),
             }),
-            io: match status {
-                Some(s) => IoJson { engine: Some(s.engine), direct: s.direct, reason: s.reason },
-                None => IoJson { engine: None, direct: false, reason: Some(NOT_READ.to_owned()) },
-            },
+            io: IoJson::of(model.read_status(), self.engine.load_rate()),
             peak_rss_bytes: Usage::now().peak_rss_bytes,
         }
     }
@@ -284,8 +319,7 @@ fn some_rate(rate: f64) -> Option<f64> {
 pub(crate) fn read_way(engine: &str, direct: bool, reason: Option<&str>) -> String {
     let way = if direct { "direct" } else { "through the page cache" };
     match reason {
-        // It runs when it was asked for, and only then.
-        Some(_) if engine == "buffered" => format!("{engine}, {way}, as asked"),
+        Some(AS_ASKED) => format!("{engine}, {way}, as asked"),
         Some(reason) => format!("{engine}, {way} ({reason})"),
         None => format!("{engine}, {way}"),
     }

@@ -13,6 +13,11 @@ fn a_folder_is_measured_and_left_as_it_was() {
         let depths: Vec<_> =
             object["drive"]["reads"].as_array().unwrap().iter().map(|r| &r["depth"]).collect();
         assert_eq!(depths, [1, 8]);
+        if object["drive"]["limit_gbps"].is_number() {
+            // It is remembered. Others may have measured this drive meanwhile.
+            let again = json(&["doctor", dir.path().to_str().unwrap(), "--no-measure"]);
+            assert!(again["drive"]["limit_gbps"].as_f64().unwrap() > 0.0, "{again}");
+        }
     } else {
         // A drive that is too full to measure.
         assert!(object["drive"]["skipped"].as_str().unwrap().contains("free"), "{object}");
@@ -28,10 +33,12 @@ fn a_file_is_looked_at_without_measuring() {
         "processor:",
         "features:",
         "memory:",
+        "NUMA nodes:",
         "GPU:",
         "io_uring:",
         "filesystem:",
         "direct reads:",
+        "auto reads:",
     ] {
         assert!(stdout(&output).contains(name), "{name}: {}", stdout(&output));
     }

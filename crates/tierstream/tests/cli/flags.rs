@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use crate::support::{PROMPT, demo, output, stderr, tierstream};
+use crate::support::{PROMPT, demo, json, output, stderr, tierstream};
 
 #[test]
 fn values_that_are_refused() {
@@ -12,6 +12,7 @@ fn values_that_are_refused() {
         ("--ram", &["-8GiB", "8", "8XB"]),
         ("--experts", &["25", "200%", "-5%", "half"]),
         ("--miss", &["move"]),
+        ("--io", &["mmap", "noop", ""]),
         ("--temp", &["-1", "hot"]),
         ("-n", &["-5", "0"]),
         ("--ctx", &["-1", "20000000"]),
@@ -59,6 +60,63 @@ fn values_that_do_not_do_what_one_may_think() {
     );
     assert!(added(&["--experts", "100%"]).is_empty());
     assert_eq!(added(&["--io", "buffered"]), ["reading through the page cache, as asked"]);
+}
+
+#[test]
+fn every_way_to_read_says_the_same() {
+    let of = |io: &str| {
+        let args =
+            ["run", "demo", PROMPT, "-n", "8", "--temp", "0", "--experts", "25%", "--io", io];
+        json(&args)
+    };
+    let auto = of("auto");
+    for io in ["direct", "buffered", "uring", "pread"] {
+        let args = ["run", "demo", PROMPT, "-n", "1", "--io", io];
+        if io == "uring" && !output(args).status.success() {
+            // The kernel, or a sandbox, refuses it.
+            continue;
+        }
+        let object = of(io);
+        assert_eq!(object["text"], auto["text"], "{io}");
+        let path = &object["io"];
+        assert!(path["load_bytes"].as_u64().unwrap() > 1 << 20, "{io}: {path}");
+        assert!(path["load_gbps"].as_f64().unwrap() > 0.0, "{io}: {path}");
+        // So short a load tells nothing of the drive.
+        assert!(path["limit_gbps"].is_null() && path["limit_share"].is_null(), "{io}: {path}");
+        match io {
+            "direct" => assert_ne!(path["engine"], "buffered"),
+            _ => assert_eq!(path["engine"], io),
+        }
+        if io == "buffered" {
+            assert_eq!(path["direct"], false);
+            assert_eq!(path["reason"], "reading through the page cache, as asked");
+        }
+    }
+}
+
+/// There is no drive below a file in memory: it is copied from there by several threads, and that is told.
+#[test]
+fn a_model_in_memory_is_read_there() {
+    let Ok(dir) = tempfile::tempdir_in("/dev/shm") else { return };
+    let path = dir.path().join("model.gguf");
+    std::fs::copy(demo(), &path).unwrap();
+    let path = path.to_str().unwrap();
+    let doctor = json(&["doctor", path, "--no-measure"]);
+    if doctor["storage"]["filesystem"]["kind"] != "tmpfs" {
+        return;
+    }
+    let reads = &doctor["storage"]["reads"];
+    assert_eq!((&reads["direct"], &reads["probe"]), (&false.into(), &serde_json::Value::Null));
+    let args = |model| ["run", model, PROMPT, "-n", "8", "--temp", "0", "--experts", "25%"];
+    let (here, there) = (json(&args(path)), json(&args("demo")));
+    assert_eq!(here["text"], there["text"]);
+    assert_eq!((&here["io"]["engine"], &here["io"]["direct"]), (&"buffered".into(), &false.into()));
+    let reason = here["io"]["reason"].as_str().unwrap();
+    assert!(
+        reason.ends_with("it lies in memory (tmpfs), there is no drive to read from"),
+        "{reason}"
+    );
+    assert!(here["experts"]["faults"].as_u64().unwrap() > 0);
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand};
+use tierstream::drive::Io;
 use tierstream::io::EngineKind;
 use tierstream::size::{Bytes, PoolShare};
 use tierstream::{Miss, Policy, Prefetch};
@@ -131,9 +132,10 @@ pub(crate) struct MachineArgs {
     /// With --gpu: all of the GPU's memory for this model (8GiB) [default: 90 % of what is free]
     #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
     pub(crate) vram: Option<Bytes>,
-    /// How files are read: auto, uring, pread, buffered
-    #[arg(long, default_value_t = EngineKind::Auto, value_parser = io_engine)]
-    pub(crate) io: EngineKind,
+    /// How files are read: past the page cache (direct; uring, pread: by this engine), through it
+    /// (buffered), or whichever is faster on their drive (auto)
+    #[arg(long, value_name = "HOW", default_value_t)]
+    pub(crate) io: Io,
     /// Compute threads [default: one less than the processors, at least 2; with --gpu 1, unless
     /// --miss lets them compute experts]
     #[arg(long, short, allow_negative_numbers = true, value_parser = whole(1..=512u32))]
@@ -292,9 +294,10 @@ pub(crate) struct Pack {
     /// are from there
     #[arg(long)]
     pub(crate) experts_only: bool,
-    /// How files are read: auto, uring, pread, buffered
-    #[arg(long, default_value_t = EngineKind::Auto, value_parser = io_engine)]
-    pub(crate) io: EngineKind,
+    /// How files are read: past the page cache (direct; uring, pread: by this engine), through it
+    /// (buffered), or whichever is faster on their drive (auto)
+    #[arg(long, value_name = "HOW", default_value_t)]
+    pub(crate) io: Io,
 }
 
 #[derive(Debug, Args)]
@@ -330,7 +333,7 @@ fn gpu(text: &str) -> Result<GpuArg, String> {
     }
 }
 
-/// An engine that reads; `noop` is for measuring the reader itself.
+/// A storage engine, of which `bench io` takes several; `noop` is for measuring the reader itself.
 fn io_engine(text: &str) -> Result<EngineKind, String> {
     match text.parse() {
         Ok(EngineKind::Noop) | Err(_) => Err("there are auto, uring, pread, buffered".to_owned()),

@@ -8,9 +8,10 @@ use std::sync::Arc;
 use serde::Serialize;
 use tierstream::bench::load::{Load, Start, engine, raw, touch_free_memory};
 use tierstream::bench::{self, ReadPath};
+use tierstream::drive::Io;
 use tierstream::io::{EngineKind, Reader};
 use tierstream::size::PoolShare;
-use tierstream::{Options, Placement, Weights, default_threads, gguf, io_config};
+use tierstream::{Options, Placement, Weights, default_threads, gguf, io_config, io_config_for};
 use tierstream_safetensors::{Checkpoint, Loader};
 
 use self::method::{Method, Python};
@@ -141,8 +142,8 @@ pub(crate) fn turn(args: &BenchLoadTurn) -> anyhow::Result<ExitCode> {
         touch(args)?;
         // As fast as it goes, whatever ours are to be.
         let engine = match args.machine.io {
-            EngineKind::Buffered => EngineKind::Auto,
-            engine => engine,
+            Io::Buffered => EngineKind::Auto,
+            io => io.engine(),
         };
         raw(&subject.data, subject.bytes, engine)?
     } else if is_safetensors(path) {
@@ -166,9 +167,9 @@ fn touch(args: &BenchLoadTurn) -> tierstream::Result<()> {
 }
 
 /// Loads a safetensors checkpoint.
-fn checkpoint(path: &Path, io: EngineKind) -> anyhow::Result<Load> {
+fn checkpoint(path: &Path, io: Io) -> anyhow::Result<Load> {
     let start = Start::now();
-    let reader = Arc::new(Reader::new(io_config(io))?);
+    let reader = Arc::new(Reader::new(io_config_for(io, &[path.to_owned()])?)?);
     let loader = Loader::new(reader, Checkpoint::open(path)?)?;
     let loaded = loader.load_all(|_| true)?;
     let load = start.loaded(loader.checkpoint().tensor_bytes(), Some(loader.reader().status()));
@@ -189,6 +190,7 @@ fn options(args: &BenchLoadTurn) -> anyhow::Result<Options> {
         threads: args.machine.threads,
         ctx: Some(CTX),
         io: io_config(args.machine.io),
+        io_direct: args.machine.io == Io::Direct,
         ..Options::default()
     };
     let mmap = match args.peer {
