@@ -39,6 +39,7 @@ mod segment;
 #[cfg(test)]
 mod test_graph;
 mod uploads;
+mod verified;
 mod vocab;
 mod weights;
 mod workspace;
@@ -58,4 +59,5 @@ pub use rehearsal::Rehearsal;
 pub use replay::Replay;
 pub use residency::ExpertCounters;
 pub use sampler::{Sampler, Sampling};
+pub use verified::{Checksums, Mismatch};
 pub use vocab::{Token, Vocab};

@@ -3,18 +3,20 @@
 
 use std::ops::Range;
 use std::ptr::NonNull;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tierstream_cuda::Block;
 use tierstream_io::{Ahead, Chunk, Extent, FileId, PAGE, Place, Priority, Reader, Sink, Ticket};
 
+use super::checking::Checking;
 use super::converting::Converting;
 use super::{Inner, Progress};
 use crate::error::{Error, Result};
 use crate::loading::{At, Unread};
 use crate::uploads::Uploads;
+use crate::verified::{Chunks, First, Stream};
 
 /// How often progress is told, and errors of copies are looked for.
 pub(super) const LOOKED_AT_EVERY: Duration = Duration::from_millis(20);
@@ -53,6 +55,8 @@ impl Arriving {
         files: &[FileId],
         uploads: Option<Arc<Uploads>>,
     ) -> Result<Self> {
+        let checksums = model.checksums.clone();
+        let mut checked = Vec::new();
         let mut pieces = Vec::with_capacity(unread.len());
         let mut on_host = Vec::new();
         let mut converting = Converting::default();
@@ -62,8 +66,12 @@ impl Arriving {
                 let what = format!("llama.cpp has a tensor {name} of {bytes} bytes, the file not");
                 return Err(Error::SelfCheck(what));
             };
+            let check = checksums.as_ref().map(|checksums| checksums.of(name)).transpose()?;
+            if let (At::Host { address, .. }, Some(check)) = (place, &check) {
+                checked.push((*address..address + source.len as usize, check.clone()));
+            }
             let mut at = 0;
-            for extent in source.extents() {
+            for (nth, extent) in source.extents().enumerate() {
                 let (file, offset, len) = (files[extent.file], extent.offset, extent.len);
                 let extent = Extent { file, offset, len };
                 match (place.further(at), &uploads) {
@@ -74,7 +82,11 @@ impl Arriving {
                         // SAFETY: a part of a buffer that the model has on this device. The model is
                         // held until every copy is done, or for ever: see `drop`.
                         let block = unsafe { uploads.gpu().device().borrow(address, len) };
-                        pieces.push((extent, Target::Device(block)));
+                        let check = check.as_ref().map(|of| Stream::from(of.clone(), nth));
+                        pieces.push((
+                            extent,
+                            Target::Device(block, check.map(|c| Box::new(Chunks::new(c)))),
+                        ));
                     }
                     (At::Device(_), None) => {
                         return Err(Error::Internal(format!(
@@ -85,7 +97,9 @@ impl Arriving {
                         return Err(Error::Internal(format!("{name} is converted, and in pieces")));
                     }
                     // SAFETY: a live tensor of the model, which is held.
-                    (At::Converted { tensor }, _) => unsafe { converting.add(extent, tensor) },
+                    (At::Converted { tensor }, _) => unsafe {
+                        converting.add(extent, tensor, check.clone());
+                    },
                 }
                 at += len;
             }
@@ -102,7 +116,10 @@ impl Arriving {
             targets,
             uploads,
             arrived_bytes: AtomicU64::new(0),
-            failed: Mutex::default(),
+            failed: First::default(),
+            // SAFETY: tensors of the model, which the sink holds. A piece has arrived when it is done, and
+            // nothing is read to its pages then: `lay_out` and `cut` see to that.
+            checking: unsafe { Checking::new(checked) },
             _model: model.clone(),
         });
         let ticket = reader.submit(Priority::Bulk, extents, fill.clone());
@@ -120,7 +137,7 @@ impl Arriving {
         })
     }
 
-    /// What has gone wrong with copies so far.
+    /// What has gone wrong so far.
     pub(super) fn failed(&self) -> Option<Error> {
         self.fill.check().and_then(|()| self.fill.settle()).err()
     }
@@ -129,7 +146,7 @@ impl Arriving {
     /// the share of the model's bytes that are not read here to 1.
     ///
     /// # Errors
-    /// [`Error::Io`], [`Error::Gpu`], [`Error::Cancelled`].
+    /// [`Error::Io`], [`Error::Gpu`], [`Error::Cancelled`], [`Error::Checksum`].
     pub(super) fn wait(mut self, all_bytes: u64, progress: Progress<'_>) -> Result<()> {
         let elsewhere = all_bytes.saturating_sub(self.bytes);
         let all = (elsewhere + self.bytes).max(1) as f32;
@@ -138,7 +155,7 @@ impl Arriving {
             let done = elsewhere + arrived + here.converting.done_bytes();
             if progress(done as f32 / all) { Ok(()) } else { Err(Error::Cancelled) }
         };
-        self.converting.while_working(&self.reader, || {
+        let read = || {
             while !self.ticket.wait_timeout(LOOKED_AT_EVERY)? {
                 self.fill.check()?;
                 tell(&self)?;
@@ -147,8 +164,14 @@ impl Arriving {
                 tell(&self)?;
             }
             self.fill.check()?;
-            self.fill.settle()
-        })?;
+            self.fill.settle()?;
+            while !self.fill.checking.wait_timeout(LOOKED_AT_EVERY)? {
+                tell(&self)?;
+            }
+            Ok(())
+        };
+        let checking = &self.fill.checking;
+        checking.while_working(|| self.converting.while_working(&self.reader, read))?;
         self.over = true;
         for &file in &self.files {
             self.reader.file(file)?.check_unchanged()?;
@@ -238,7 +261,8 @@ fn joined(mut runs: Vec<Run>) -> Vec<Run> {
 
 /// Where a piece goes.
 enum Target {
-    Device(Block),
+    /// With what is compared on its way.
+    Device(Block, Option<Box<Chunks>>),
     Host(Host),
 }
 
@@ -256,7 +280,8 @@ struct Fill {
     uploads: Option<Arc<Uploads>>,
     arrived_bytes: AtomicU64,
     /// What went wrong first; the reader has no place for it.
-    failed: Mutex<Option<Error>>,
+    failed: First,
+    checking: Checking,
     /// Keeps the memory while reads are under way.
     _model: Arc<Inner>,
 }
@@ -268,8 +293,7 @@ unsafe impl Sync for Fill {}
 
 impl Fill {
     fn check(&self) -> Result<()> {
-        let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        failed.map_or(Ok(()), Err)
+        self.failed.check().and_then(|()| self.checking.check())
     }
 
     /// Waits for the copies that were started.
@@ -288,13 +312,16 @@ impl Sink for Fill {
     fn chunk(&self, chunk: Chunk) {
         let bytes = chunk.len() as u64;
         match &self.targets[chunk.piece] {
-            Target::Device(block) => match self.upload(chunk, block) {
-                Ok(()) => _ = self.arrived_bytes.fetch_add(bytes, Ordering::Relaxed),
-                Err(error) => {
-                    let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
-                    failed.get_or_insert(error);
+            Target::Device(block, check) => {
+                let checked = check.as_ref().map(|check| (check, chunk.share()));
+                let uploaded = self.upload(chunk, block);
+                if uploaded.is_ok() {
+                    self.arrived_bytes.fetch_add(bytes, Ordering::Relaxed);
                 }
-            },
+                self.failed.note(uploaded);
+                // The copy is under way meanwhile.
+                self.failed.note(checked.map_or(Ok(()), |(check, chunk)| check.take(&chunk)));
+            }
             Target::Host(host) => {
                 assert!(
                     chunk.offset + bytes <= self.lens[chunk.piece],
@@ -318,8 +345,14 @@ impl Sink for Fill {
     }
 
     fn done(&self, piece: usize, result: tierstream_io::Result<()>) {
-        if result.is_ok() && matches!(self.targets[piece], Target::Host(_)) {
-            self.arrived_bytes.fetch_add(self.lens[piece], Ordering::Relaxed);
+        match &self.targets[piece] {
+            Target::Host(host) if result.is_ok() => {
+                let (at, len) = (host.at.addr().get(), self.lens[piece]);
+                self.arrived_bytes.fetch_add(len, Ordering::Relaxed);
+                self.checking.arrived(at..at + len as usize);
+            }
+            Target::Host(_) => {}
+            Target::Device(_, check) => check.iter().for_each(|check| check.end()),
         }
     }
 }
