@@ -59,5 +59,5 @@ pub use rehearsal::Rehearsal;
 pub use replay::Replay;
 pub use residency::ExpertCounters;
 pub use sampler::{Sampler, Sampling};
-pub use verified::{Checksums, Mismatch};
+pub use verified::{ChecksumSource, Checksums, Mismatch};
 pub use vocab::{Token, Vocab};

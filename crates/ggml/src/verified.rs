@@ -21,10 +21,18 @@ use crate::error::{Error, Result};
 pub struct Checksums {
     /// By name.
     tensors: HashMap<String, Arc<Expected>>,
-    /// Where they are from.
-    source: Arc<str>,
+    source: Arc<ChecksumSource>,
     bytes: AtomicU64,
     nanoseconds: AtomicU64,
+}
+
+/// Where checksums are from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChecksumSource {
+    /// To stand behind "does not have the checksum": `recorded on ...`.
+    pub what: String,
+    /// The record that they are in, if they are in one.
+    pub record: Option<PathBuf>,
 }
 
 /// The checksums of a tensor, and what it takes to tell of one that is not right.
@@ -43,15 +51,14 @@ struct Expected {
 
 impl Checksums {
     /// `sums` are those of each tensor of `file`, in their order: of all its bytes, or of as many equal
-    /// shares as there are. XXH3, 64 bits, seed 0. `source` says where they are from, as in "does not
-    /// have the checksum *recorded on Monday*".
+    /// shares as there are. XXH3, 64 bits, seed 0.
     ///
     /// # Errors
     /// [`Error::Internal`] for sums of another model.
     pub fn new(
         file: &tierstream_gguf::Model,
         sums: &[Vec<u64>],
-        source: impl Into<Arc<str>>,
+        source: ChecksumSource,
     ) -> Result<Arc<Self>> {
         let mut tensors = HashMap::with_capacity(sums.len());
         for (tensor, sums) in file.tensors().iter().zip(sums) {
@@ -170,8 +177,8 @@ pub struct Mismatch {
     pub offset: u64,
     /// One past the last of them.
     pub end: u64,
-    /// Where the checksum is from: `recorded on ...`.
-    pub source: Arc<str>,
+    /// Where the checksum is from.
+    pub source: Arc<ChecksumSource>,
 }
 
 impl std::fmt::Display for Mismatch {
@@ -183,7 +190,7 @@ impl std::fmt::Display for Mismatch {
             (Some(expert), None) => write!(f, "expert {expert}, ")?,
             (None, _) => {}
         }
-        let end = end - 1;
+        let (end, source) = (end - 1, &source.what);
         write!(f, "tensor {tensor} (bytes {offset} to {end}) does not have the checksum {source}")
     }
 }

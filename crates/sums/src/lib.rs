@@ -65,8 +65,8 @@ pub struct Reference {
     pub against: Against,
     /// The record that they are in; none where it could not be written.
     pub record: Option<PathBuf>,
-    /// When they were recorded.
-    pub recorded: SystemTime,
+    /// When they were recorded; none where that is not told.
+    pub recorded: Option<SystemTime>,
     /// If all of the model was read to compute them: how many bytes, and how long that took.
     pub first: Option<(u64, Duration)>,
     /// What a user should know.
@@ -125,7 +125,7 @@ pub fn reference(
                 sums,
                 against: Against::Record,
                 record: Some(path),
-                recorded,
+                recorded: Some(recorded),
                 first: None,
                 notes,
             });
@@ -155,7 +155,7 @@ pub fn reference(
         }
     };
     let against = if expected.is_some() { Against::Sha256 } else { Against::FirstLoad };
-    Ok(Reference { sums, against, record, recorded, first, notes })
+    Ok(Reference { sums, against, record, recorded: Some(recorded), first, notes })
 }
 
 /// A time as people write it: `2026-11-27 12:00:00 UTC`.

@@ -1,9 +1,12 @@
 //! Where the program keeps what it can make again.
 
-use std::fs;
-use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+#[cfg(feature = "demo")]
+use std::{
+    fs, io,
+    os::unix::fs::{DirBuilderExt, MetadataExt},
+    path::Path,
+};
 
 /// `$TIERSTREAM_CACHE`, else `$XDG_CACHE_HOME/tierstream`, else `~/.cache/tierstream`; none where
 /// none of them is set.
@@ -14,7 +17,13 @@ pub fn dir() -> Option<PathBuf> {
         .or_else(|| var("HOME").map(|d| d.join(".cache/tierstream")))
 }
 
+/// Where checksums of weights are recorded: a folder in [`dir`].
+pub fn weight_sums() -> Option<PathBuf> {
+    dir().map(|dir| dir.join("weights"))
+}
+
 /// Whether the user has named the folder, and wants no other.
+#[cfg(feature = "demo")]
 pub(crate) fn is_named() -> bool {
     std::env::var_os("TIERSTREAM_CACHE").is_some_and(|v| !v.is_empty())
 }
@@ -23,10 +32,12 @@ pub(crate) fn is_named() -> bool {
 ///
 /// # Errors
 /// What the system says, or that the folder is another user's: others may write there, too.
+#[cfg(feature = "demo")]
 pub(crate) fn temporary() -> io::Result<PathBuf> {
     private(&std::env::temp_dir())
 }
 
+#[cfg(feature = "demo")]
 fn private(parent: &Path) -> io::Result<PathBuf> {
     let me = rustix::process::getuid().as_raw();
     let dir = parent.join(format!("tierstream-{me}"));
@@ -42,7 +53,7 @@ fn private(parent: &Path) -> io::Result<PathBuf> {
     Err(io::Error::new(io::ErrorKind::PermissionDenied, why))
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "demo"))]
 mod tests {
     use std::fs;
     use std::os::unix::fs::PermissionsExt;

@@ -18,6 +18,7 @@ use crate::budget::{Budget, Requirement};
 use crate::error::{Error, Result};
 use crate::size::PoolShare;
 use crate::vram::{Vram, VramBudget};
+use crate::weights::WeightSums;
 
 /// Context length when none is asked for, tokens; less if the model was trained with less.
 pub const DEFAULT_CTX: u32 = 4096;
@@ -63,6 +64,8 @@ pub struct Options {
     pub vram_bytes: Option<u64>,
     /// Read all experts at load when they fit.
     pub preload: bool,
+    /// What all weights are compared with as they are read, if they are.
+    pub weight_sums: Option<Arc<WeightSums>>,
     /// How files are read.
     pub io: tierstream_io::Config,
 }
@@ -84,6 +87,7 @@ impl Default for Options {
             placement: Placement::Cpu,
             vram_bytes: None,
             preload: true,
+            weight_sums: None,
             io: io_config(EngineKind::Auto),
         }
     }
@@ -107,6 +111,7 @@ pub struct Engine {
     loaded: ExpertCounters,
     requirement: Requirement,
     vram: Option<VramBudget>,
+    weight_sums: Option<Arc<WeightSums>>,
 }
 
 /// How tokens are generated.
@@ -174,7 +179,8 @@ impl Engine {
     ///
     /// # Errors
     /// [`Error::Gguf`] and [`Error::Pack`] for files that are none or damaged, [`Error::Ram`] and
-    /// [`Error::Engine`] when it does not fit the budget or llama.cpp refuses it.
+    /// [`Error::Engine`] when it does not fit the budget or llama.cpp refuses it, or when weights do
+    /// not have their checksums.
     pub fn load(path: &Path, options: Options, progress: Progress<'_>) -> Result<Engine> {
         let start = Instant::now();
         let file = tierstream_pack::open(path)?;
@@ -189,7 +195,9 @@ impl Engine {
         if options.weights == Weights::Streamed && vram.is_none() {
             budget.check_file(&file, &experts, &reader, &context)?;
         }
-        let model = Model::load(&file, options.weights, &options.placement, reader, progress)?;
+        let sums = options.weight_sums.as_ref().map(|sums| sums.checksums(&file)).transpose()?;
+        let (weights, placement) = (options.weights, &options.placement);
+        let model = Model::load_verified(&file, weights, placement, reader, sums, progress)?;
         let context = match &vram {
             Some(vram) if model.is_streamed() && options.batch.is_none() => {
                 vram.context(&model, &context)?
@@ -246,6 +254,7 @@ impl Engine {
             loaded,
             requirement,
             vram: vram_budget,
+            weight_sums: options.weight_sums,
         })
     }
 
@@ -361,6 +370,11 @@ impl Engine {
     /// The context.
     pub fn context(&mut self) -> &mut Context {
         &mut self.context
+    }
+
+    /// What the weights are compared with, if they are; [`Model::checksums`] tells how many were.
+    pub fn weight_sums(&self) -> Option<&WeightSums> {
+        self.weight_sums.as_deref()
     }
 
     /// What the model was found to need of memory when it was loaded.

@@ -110,6 +110,11 @@ pub(crate) struct LoadArgs {
     /// resident model), auto (what is faster here; rounds differently too)
     #[arg(long, value_name = "HOW", default_value_t)]
     pub(crate) miss: Miss,
+    /// Compare all weights with their checksums as they are read: with those that were recorded when
+    /// the model was first loaded with this flag, for which all of it is read once, or with a packed
+    /// model's own
+    #[arg(long)]
+    pub(crate) verify_weights: bool,
     /// Tokens of context [default: 4096, or what the model was trained with if that is less]
     #[arg(long, allow_negative_numbers = true, value_parser = whole(1..=16_777_216u32))]
     pub(crate) ctx: Option<u32>,
