@@ -133,7 +133,7 @@ impl<'a> Records<'a> {
         let unreadable = |source| Error::Unreadable { path: folder.to_owned(), source };
         let entries = match fs::read_dir(folder) {
             Ok(entries) => entries,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok((Vec::new(), Vec::new())),
+            Err(e) if is_missing(&e) => return Ok((Vec::new(), Vec::new())),
             Err(source) => return Err(unreadable(source)),
         };
         let (mut same_header, mut same_place) = (Vec::new(), Vec::new());
@@ -204,7 +204,7 @@ fn read(path: &Path) -> Result<Option<Body>> {
     match file.and_then(|file| file.take(MAX_RECORD_BYTES + 1).read_to_end(&mut text)) {
         Ok(_) if text.len() as u64 > MAX_RECORD_BYTES => return Err(damaged("it is too long")),
         Ok(_) => {}
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) if is_missing(&e) => return Ok(None),
         Err(source) => return Err(Error::Unreadable { path: path.to_owned(), source }),
     }
     let text = String::from_utf8(text).map_err(|_| damaged("it is no text"))?;
@@ -219,6 +219,11 @@ fn read(path: &Path) -> Result<Option<Body>> {
         return Err(damaged("it does not have its own checksum"));
     }
     serde_json::from_str(body).map(Some).map_err(|_| damaged("it is no record"))
+}
+
+/// Whether nothing is there, or can be.
+fn is_missing(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
 /// The checksums of a record, which has to be of the same tensors as the model.
