@@ -190,7 +190,7 @@ fn a_damaged_record_is_not_trusted() {
     let first = case.of(&case.model).unwrap();
     let record = case.record();
     let whole = fs::read(&record).unwrap();
-    for at in (0..whole.len()).step_by(7).chain(0..60).chain([whole.len() - 1]) {
+    for at in (0..whole.len()).step_by(41).chain(0..60).chain([whole.len() - 1]) {
         for bit in [0, 5] {
             let mut bytes = whole.clone();
             bytes[at] ^= 1 << bit;
@@ -202,7 +202,7 @@ fn a_damaged_record_is_not_trusted() {
             assert!(hint.contains(record.to_str().unwrap()), "{hint}");
         }
     }
-    for len in (0..whole.len()).step_by(11) {
+    for len in (0..whole.len()).step_by(101) {
         fs::write(&record, &whole[..len]).unwrap();
         let error = case.of(&case.model).map(|r| r.against).unwrap_err();
         assert!(matches!(error, Error::Damaged { .. }), "{len} bytes: {error:?}");
