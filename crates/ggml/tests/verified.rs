@@ -7,6 +7,7 @@ use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use common::{
     Room, Run, STOCK, Synth, assert_same_bits, config, faulty, go_on, reader, streamed_with,
@@ -20,7 +21,7 @@ use tierstream_ggml::{
     Placement, PoolOptions, PoolSize, Prefetch, Result, Weights,
 };
 use tierstream_gguf::Tensor;
-use tierstream_io::wrap::Rule;
+use tierstream_io::wrap::{Action, Fault, Rule};
 use tierstream_io::{Config, EngineKind, Reader};
 use tierstream_pack::{Pack, Writer, target};
 use tierstream_pool::Policy;
@@ -286,6 +287,26 @@ fn with_every_engine_and_through_the_page_cache() {
             let logits = case.logits(at, reader()).unwrap();
             assert_same_bits(&case.reference, &logits, case.vocab, &format!("{engine:?}, {at:?}"));
         }
+    }
+}
+
+/// What goes to a GPU is hashed in the order of the file, whatever order it comes in.
+#[test]
+fn reads_that_come_late_are_hashed_in_their_place() {
+    let mut spec = experts();
+    spec.vocab = 4096;
+    for case in [Case::new(&spec), Case::packed(&spec)] {
+        // Reads of a quarter of what they are else, so that most tensors take several.
+        let late = |wrapped| Fault::new(wrapped, (0..400).step_by(3).map(nth_is_late).collect());
+        fn nth_is_late(nth: u64) -> Rule {
+            Rule::all(Action::Delay(Duration::from_millis(2))).nth(nth..nth + 1)
+        }
+        let wrap: tierstream_io::Wrap = Box::new(move |engine| Box::new(late(engine).unwrap()));
+        let config = Config { wrap: Some(wrap), buffer_bytes: 64 << 10, ..config() };
+        let reader = Arc::new(Reader::new(config).unwrap());
+        let at = Where::Gpu(Room::Preloaded);
+        let model = watched("late reads", || case.load(at, reader)).unwrap();
+        assert_eq!(model.checksums().unwrap().bytes(), case.file.tensor_bytes());
     }
 }
 

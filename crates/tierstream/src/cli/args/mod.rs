@@ -25,8 +25,8 @@ pub(crate) const ENVIRONMENT: &str = "\
 Environment:
   TIERSTREAM_BACKENDS  ggml backends to load beside those in the program's folder: folders with
                        libggml-*.so, or libraries, separated by colons. They run as the program
-  TIERSTREAM_CACHE     folder of the demo model and of the chat's history [default:
-                       $XDG_CACHE_HOME/tierstream, or ~/.cache/tierstream]
+  TIERSTREAM_CACHE     folder of the demo model, of recorded checksums, and of the chat's history
+                       [default: $XDG_CACHE_HOME/tierstream, or ~/.cache/tierstream]
   NO_COLOR             if it is set and not empty, no colours";
 
 /// Run language models that are bigger than memory: experts stream from the drive.
