@@ -1,7 +1,7 @@
 //! Reads of records to where kernels will find them.
 
 use std::ptr::{self, NonNull};
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
 use tierstream_io::{Chunk, Extent, FileId, Place, Priority, Sink, Ticket};
 
@@ -195,8 +195,18 @@ impl Reads {
         let residency = residency.clone();
         let arrival: Arc<dyn Arrive> = match &residency.store {
             Store::Host { .. } => {
-                let failed = First::default();
-                Arc::new(InMemory { targets, failed, _residency: residency.clone() })
+                // The reader's thread may have all hands full with new memory while a pool is filled,
+                // which somebody waits for and does nothing.
+                let checked =
+                    if priority == Priority::Bulk { Checked::Later } else { Checked::AtOnce };
+                let (failed, later) = (First::default(), Once::new());
+                Arc::new(InMemory {
+                    targets,
+                    checked,
+                    failed,
+                    later,
+                    _residency: residency.clone(),
+                })
             }
             Store::Vram(_) => {
                 let chunks = |target: &Target| {
@@ -225,7 +235,8 @@ impl Reads {
 
 /// Takes records to their slots.
 trait Arrive: Sink {
-    /// Waits until everything that has been read is there, and fails if it is not as it should be.
+    /// Waits until everything that has been read, with success, is there. Fails if it is not as it
+    /// should be.
     fn settle(&self) -> Result<()>;
 }
 
@@ -256,10 +267,35 @@ impl Target {
 struct InMemory {
     /// Where each piece goes.
     targets: Vec<Target>,
+    checked: Checked,
     /// What does not have its checksum.
     failed: First,
+    /// Comparing what was left to who waits.
+    later: Once,
     /// Keeps the pool's memory while reads are under way.
     _residency: Arc<Residency>,
+}
+
+/// When parts of records are compared with their checksums.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Checked {
+    /// As each arrives, by the reader's thread, while others are read.
+    AtOnce,
+    /// When all have arrived, by who waits for them.
+    Later,
+}
+
+impl InMemory {
+    /// Compares a piece, all of which has arrived.
+    fn check(&self, piece: usize) {
+        let Target { data, bytes, check, .. } = &self.targets[piece];
+        let Some((of, share)) = check else { return };
+        // SAFETY: a part in a slot that is reserved, all of which has arrived: nobody writes to it any
+        // more, nor is the slot given away before this returns: the request is not finished before the
+        // reader's thread has called this, and who waits for it holds the slot.
+        let bytes = unsafe { std::slice::from_raw_parts(*data, *bytes) };
+        self.failed.note(of.check(*share, bytes));
+    }
 }
 
 // SAFETY: the targets are slots that this step has reserved and that nobody reads before the
@@ -290,19 +326,17 @@ impl Sink for InMemory {
 
     /// What is not right is told to who asks for the record.
     fn done(&self, piece: usize, result: Result<(), tierstream_io::Error>) {
-        let Target { data, bytes, check, .. } = &self.targets[piece];
-        if let (Some((of, share)), Ok(())) = (check, result) {
-            // SAFETY: a part in a slot that is reserved, all of which has arrived: nobody writes to it
-            // any more, nor is the slot given away before the request is finished, and so before this
-            // returns.
-            let bytes = unsafe { std::slice::from_raw_parts(*data, *bytes) };
-            self.failed.note(of.check(*share, bytes));
+        if result.is_ok() && self.checked == Checked::AtOnce {
+            self.check(piece);
         }
     }
 }
 
 impl Arrive for InMemory {
     fn settle(&self) -> Result<()> {
+        if self.checked == Checked::Later {
+            self.later.call_once(|| (0..self.targets.len()).for_each(|piece| self.check(piece)));
+        }
         self.failed.check()
     }
 }
