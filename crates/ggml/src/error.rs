@@ -13,6 +13,21 @@ pub enum Error {
     /// A read failed, fell short, or the file changed under us.
     #[error(transparent)]
     Io(#[from] tierstream_io::Error),
+    /// Weights do not have the checksum that they are compared with.
+    #[error("{0}")]
+    Checksum(Box<crate::verified::Mismatch>),
+    /// Weights are to be compared with checksums that llama.cpp reads by itself.
+    #[error(
+        "{}: {} cannot be compared with checksums: llama.cpp reads {} by itself", path.display(),
+        tensor.as_ref().map_or("weights".to_owned(), |name| format!("the tensor {name}")),
+        if tensor.is_some() { "it" } else { "them" }
+    )]
+    NotVerified {
+        /// The (first) file of the model.
+        path: PathBuf,
+        /// Which; none if it is all of them.
+        tensor: Option<String>,
+    },
     /// The file says something on which llama.cpp would abort; it has not seen it.
     #[error("{}: this model cannot be used: {reason}", path.display())]
     Unusable {

@@ -40,6 +40,7 @@ mod segment;
 #[cfg(test)]
 mod test_graph;
 mod uploads;
+mod verified;
 mod vocab;
 mod weights;
 mod workspace;
@@ -59,4 +60,5 @@ pub use rehearsal::Rehearsal;
 pub use replay::Replay;
 pub use residency::ExpertCounters;
 pub use sampler::{Sampler, Sampling};
+pub use verified::{ChecksumSource, Checksums, Mismatch};
 pub use vocab::{Token, Vocab};

@@ -14,7 +14,8 @@ use tierstream_pool::Policy;
 use self::arriving::Arriving;
 use self::layers::{block_bytes, names, pooled_layers};
 use self::loader::{
-    call_loader, check_all_taken, check_identities, most_read_bytes, open, thread_read_bytes,
+    call_loader, check_all_taken, check_identities, first_not_taken, most_read_bytes, open,
+    thread_read_bytes,
 };
 pub use self::size::PoolSize;
 use self::size::slots_for;
@@ -29,9 +30,11 @@ use crate::precheck;
 use crate::proxy::{Device, OwnedDevice};
 use crate::residency::{ExpertCounters, Layer, Residency, Spec, layer_bytes, rounding_bytes};
 use crate::uploads::Uploads;
+use crate::verified::Checksums;
 use crate::vocab::Vocab;
 
 mod arriving;
+mod checking;
 mod converting;
 mod layers;
 mod loader;
@@ -77,6 +80,8 @@ pub(crate) struct Inner {
     read: Option<Status>,
     /// Blocks whose experts are not streamed, though the model was to be, and why.
     resident: Vec<Resident>,
+    /// What weights are compared with when they are read.
+    checksums: Option<Arc<Checksums>>,
     /// Held while the pool is made.
     attaching: Mutex<()>,
     path: PathBuf,
@@ -104,6 +109,7 @@ struct Streamed {
     uploads: Option<Arc<Uploads>>,
     reader: Arc<Reader>,
     files: Vec<FileId>,
+    checksums: Option<Arc<Checksums>>,
 }
 
 /// A block, and why its experts cannot be streamed.
@@ -168,9 +174,28 @@ impl Model {
         reader: Arc<Reader>,
         progress: Progress<'_>,
     ) -> Result<Model> {
+        Self::load_verified(file, weights, placement, reader, None, progress)
+    }
+
+    /// The same, and compares all weights with `checksums` as they are read: now, and expert records
+    /// whenever they are read later.
+    ///
+    /// # Errors
+    /// As [`Model::load`]; [`Error::Checksum`] for weights that do not have theirs,
+    /// [`Error::NotVerified`] for such that llama.cpp reads by itself. Later, when records are read, a
+    /// decode fails with the former, and the next one is independent of it.
+    pub fn load_verified(
+        file: &tierstream_gguf::Model,
+        weights: Weights,
+        placement: &Placement,
+        reader: Arc<Reader>,
+        checksums: Option<Arc<Checksums>>,
+        progress: Progress<'_>,
+    ) -> Result<Model> {
         log::init();
         precheck::check(file)?;
         let experts = tierstream_gguf::Experts::group(file)?;
+        let sums = checksums;
         match weights {
             Weights::Stock { repack, cpu_experts, .. } if file.originals().is_some() => {
                 if cpu_experts || repack && !experts.is_empty() {
@@ -178,14 +203,17 @@ impl Model {
                 }
                 let why = || "the whole model is".to_owned();
                 let resident = experts.layers().iter().map(|l| (l.layer, why())).collect();
-                Self::load_streamed(file, &experts, placement, reader, resident, progress)
+                Self::load_streamed(file, &experts, placement, (reader, sums), resident, progress)
+            }
+            Weights::Stock { .. } if sums.is_some() => {
+                Err(Error::NotVerified { path: first_path(file), tensor: None })
             }
             Weights::Stock { mmap, repack, cpu_experts } => {
                 let how = Stock { mmap, repack, cpu_experts };
                 Self::load_stock(file, how, placement, progress)
             }
             Weights::Streamed => {
-                Self::load_streamed(file, &experts, placement, reader, Vec::new(), progress)
+                Self::load_streamed(file, &experts, placement, (reader, sums), Vec::new(), progress)
             }
         }
     }
@@ -195,7 +223,7 @@ impl Model {
         file: &tierstream_gguf::Model,
         experts: &tierstream_gguf::Experts,
         placement: &Placement,
-        reader: Arc<Reader>,
+        (reader, checksums): (Arc<Reader>, Option<Arc<Checksums>>),
         mut resident: Vec<Resident>,
         progress: Progress<'_>,
     ) -> Result<Model> {
@@ -214,7 +242,8 @@ impl Model {
             };
             if layers.is_empty() && uploads.is_none() {
                 let repack = experts.is_empty();
-                return Self::load_whole(file, repack, reader, files, resident, progress);
+                let source = (reader, checksums);
+                return Self::load_whole(file, repack, source, files, resident, progress);
             }
             let streamed = Streamed {
                 layers,
@@ -223,6 +252,7 @@ impl Model {
                 uploads: uploads.clone(),
                 reader: reader.clone(),
                 files: files.clone(),
+                checksums: checksums.clone(),
             };
             let blocks: Vec<u32> = streamed.layers.iter().map(|l| l.block).collect();
             let before = thread_read_bytes();
@@ -259,7 +289,9 @@ impl Model {
         let layers = pooled_layers(file, &experts, &files, align, &BTreeSet::new());
         let (placement, reader) = (Placement::Cpu, reader.clone());
         let (layers_below, uploads) = (Vec::new(), None);
-        let streamed = Streamed { layers, layers_below, placement, uploads, reader, files };
+        let checksums = None;
+        let streamed =
+            Streamed { layers, layers_below, placement, uploads, reader, files, checksums };
         let resident = Vec::new();
         let loaded = Self::load_on_device(file, streamed, resident, &experts, true, &mut |_| true);
         loaded.map(|(model, _)| model)
@@ -270,7 +302,7 @@ impl Model {
     fn load_whole(
         file: &tierstream_gguf::Model,
         repack: bool,
-        reader: Arc<Reader>,
+        (reader, checksums): (Arc<Reader>, Option<Arc<Checksums>>),
         files: Vec<FileId>,
         resident: Vec<Resident>,
         progress: Progress<'_>,
@@ -293,6 +325,7 @@ impl Model {
             gpu: None,
             read: Some(reader.status()),
             resident,
+            checksums,
             attaching: Mutex::new(()),
             path,
             mapped: OnceLock::new(),
@@ -341,6 +374,7 @@ impl Model {
             gpu: placement.gpu().cloned(),
             read: None,
             resident: Vec::new(),
+            checksums: None,
             attaching: Mutex::new(()),
             path,
             mapped: OnceLock::new(),
@@ -405,6 +439,7 @@ impl Model {
             device: Some(device),
             gpu: streamed.placement.gpu().cloned(),
             read: Some(streamed.reader.status()),
+            checksums: streamed.checksums.clone(),
             streamed: Some(streamed).filter(|s| rehearsal || !s.layers.is_empty()),
             resident,
             attaching: Mutex::new(()),
@@ -438,12 +473,18 @@ impl Model {
         // A tensor may be there twice: embeddings that serve as the output's weights too.
         let names: BTreeSet<&str> = captured.unread.iter().map(|t| t.name.as_str()).collect();
         let ours: u64 = names.iter().filter_map(|name| file.tensor(name)).map(|t| t.len).sum();
+        let layers = self.inner.streamed.as_ref().map_or(&[][..], |s| &s.layers);
+        let parts = layers.iter().flat_map(|l| &l.parts).map(|part| part.name.as_str());
+        let pooled: BTreeSet<&str> = parts.collect();
+        let is_ours = |name: &str| names.contains(name) || pooled.contains(name);
+        if self.inner.checksums.is_some()
+            && let Some(tensor) = first_not_taken(file, is_ours)?
+        {
+            return Err(Error::NotVerified { path: first_path(file), tensor: Some(tensor) });
+        }
         let rest = match file.originals() {
             Some(_) => {
-                let layers = self.inner.streamed.as_ref().map_or(&[][..], |s| &s.layers);
-                let parts = layers.iter().flat_map(|l| &l.parts).map(|part| part.name.as_str());
-                let pooled: BTreeSet<&str> = parts.collect();
-                check_all_taken(file, |name| names.contains(name) || pooled.contains(name))?;
+                check_all_taken(file, is_ours)?;
                 0
             }
             None => file.file_bytes().saturating_sub(self.expert_bytes() + ours),
@@ -510,6 +551,7 @@ impl Model {
             staged: options.staged.max(1),
             policy: options.policy,
             seed: options.seed,
+            checksums: streamed.checksums.clone(),
         };
         let total: u64 = self.expert_bytes();
         let mut told = |done| progress(done as f32 / total as f32);
@@ -728,6 +770,11 @@ impl Model {
         let streamed = self.inner.streamed.as_ref()?;
         let files = streamed.files.iter().filter_map(|&id| streamed.reader.file(id).ok());
         files.into_iter().find(|f| f.is_replaced()).map(|f| f.path().to_owned())
+    }
+
+    /// What its weights are compared with when they are read, if they are.
+    pub fn checksums(&self) -> Option<&Arc<Checksums>> {
+        self.inner.checksums.as_ref()
     }
 
     /// The (first) file of the model.

@@ -35,6 +35,7 @@ use crate::memory::{self, Memory};
 use crate::model::{all_slots, pool_bytes};
 use crate::placement::Gpu;
 use crate::uploads::Uploads;
+use crate::verified::{Checksums, Of};
 
 mod ahead;
 mod below;
@@ -64,6 +65,8 @@ pub(crate) struct Residency {
     /// Signalled when slots settle: loads end, pins are dropped.
     settled: Condvar,
     reader: Arc<Reader>,
+    /// Per layer and part what records are compared with when they are read, if they are.
+    checks: Option<Vec<Vec<Of>>>,
     /// Per layer the slot of expert 0, while every record sits in expert order. Whoever computes
     /// by it, without pins, keeps it locked.
     identity: RwLock<Option<Vec<u32>>>,
@@ -197,6 +200,7 @@ impl Residency {
             }
             classes.push(Class { parts });
         }
+        let checks = spec.checksums.as_ref().map(|all| checks(&spec.layers, all)).transpose()?;
         Ok(Self {
             layers: spec.layers,
             classes,
@@ -207,6 +211,7 @@ impl Residency {
             pool: Mutex::new(pool),
             settled: Condvar::new(),
             reader,
+            checks,
             identity: RwLock::new(None),
             resident_requests: AtomicU64::new(0),
             read_ahead: AtomicU64::new(0),
@@ -644,6 +649,18 @@ fn index32(index: usize) -> u32 {
     u32::try_from(index).expect("a GGUF has fewer than 2^32 layers")
 }
 
+/// What the records of `layers` are compared with.
+fn checks(layers: &[Layer], checksums: &Arc<Checksums>) -> Result<Vec<Vec<Of>>> {
+    let of = |layer: &Layer, part: &Part| {
+        let of = checksums.of(&part.name)?;
+        let is_right =
+            of.shares() == layer.experts as usize && of.share_bytes() == part.bytes as u64;
+        let wrong = || Error::Internal(format!("checksums of {} are no experts'", part.name));
+        if is_right { Ok(of) } else { Err(wrong()) }
+    };
+    layers.iter().map(|layer| layer.parts.iter().map(|part| of(layer, part)).collect()).collect()
+}
+
 /// Bytes of all records of a layer, as they are read.
 fn layer_record_bytes(layer: &Layer) -> u64 {
     layer.record_bytes() * u64::from(layer.experts)
@@ -680,8 +697,14 @@ mod tests {
             }],
             in_one_piece: false,
         };
-        let spec =
-            Spec { layers: vec![layer], slots: vec![4], staged: 1, policy: Policy::Lru, seed: 1 };
+        let spec = Spec {
+            layers: vec![layer],
+            slots: vec![4],
+            staged: 1,
+            policy: Policy::Lru,
+            seed: 1,
+            checksums: None,
+        };
         let reader = Arc::new(Reader::new(tierstream_io::Config::default()).unwrap());
         let residency = Residency::new(spec, None, None, reader).unwrap();
         let (done, ended) = std::sync::mpsc::channel();

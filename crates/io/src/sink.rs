@@ -55,6 +55,12 @@ impl Chunk {
     ) -> Self {
         Self { piece, offset, buffer, start, len }
     }
+
+    /// The same bytes once more: the buffer is held until both are dropped.
+    pub fn share(&self) -> Self {
+        let Self { piece, offset, ref buffer, start, len } = *self;
+        Self { piece, offset, buffer: Arc::clone(buffer), start, len }
+    }
 }
 
 impl Deref for Chunk {

@@ -12,8 +12,9 @@ use crate::error::Result;
 /// as much.
 const PIECE_BYTES: u64 = 8 << 20;
 
-/// Pieces that are read ahead.
-const AHEAD: usize = 3;
+/// Bytes that are read ahead, and the most pieces that they are in.
+const AHEAD_BYTES: u64 = 3 * PIECE_BYTES;
+const AHEAD_PIECES: usize = 64;
 
 /// A part of a unit, or all of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,9 +80,12 @@ impl Feed {
     /// # Errors
     /// Of its reads.
     pub(crate) fn next(&mut self) -> Result<Option<(Piece, Vec<u8>)>> {
-        while self.coming.len() < AHEAD
+        let mut ahead_bytes: u64 = self.coming.iter().map(|(piece, ..)| piece.len).sum();
+        while (self.coming.is_empty() || ahead_bytes < AHEAD_BYTES)
+            && self.coming.len() < AHEAD_PIECES
             && let Some(piece) = self.waiting.pop_front()
         {
+            ahead_bytes += piece.len;
             let starts = piece.extents.iter().map(|(_, at)| *at as usize).collect();
             let bytes = Mutex::new(vec![0; piece.len as usize]);
             let gather = Arc::new(Gather { starts, bytes });

@@ -10,7 +10,7 @@ use crate::cursor::Cursor;
 pub const MAGIC: [u8; 8] = *b"TSPACK\r\n";
 
 /// The version that is written, and the only one that is read.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Sections, records, their parts and tensors begin at multiples of this, bytes: what direct reads,
 /// whatever the drive, and a GPU's DMA are content with.
@@ -195,8 +195,20 @@ pub(crate) struct Layer {
     pub(crate) stride: u64,
     /// Tensors, and where their shares begin in a record.
     pub(crate) parts: Vec<(u32, u64)>,
-    /// Of each expert's record, all `stride` bytes of it.
+    /// Of each expert's parts, in their order, expert by expert.
     pub(crate) checksums: Vec<u64>,
+}
+
+impl Layer {
+    /// Experts, by the checksums that there are; parts that some expert lacks do not count.
+    pub(crate) fn experts(&self) -> usize {
+        self.checksums.len() / self.parts.len().max(1)
+    }
+
+    /// The checksum of a part of an expert's record.
+    pub(crate) fn checksum(&mut self, expert: usize, part: usize) -> &mut u64 {
+        &mut self.checksums[expert * self.parts.len() + part]
+    }
 }
 
 /// A tensor that lies in one piece.
@@ -336,7 +348,7 @@ mod tests {
             block[CHECKSUM_AT..].copy_from_slice(&sum.to_le_bytes());
             Front::decode(&block).unwrap_err()
         };
-        assert_eq!(signed(8, 2), Refused::Version(2));
+        assert_eq!(signed(8, 1), Refused::Version(1));
         assert_eq!(signed(12, 3), Refused::Flags(2));
         assert_eq!(signed(15, 0x80), Refused::Flags(0x8000_0000));
         assert!(matches!(signed(72, 1), Refused::Broken(_)));

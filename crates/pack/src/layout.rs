@@ -32,8 +32,15 @@ pub(crate) struct Unit {
 pub(crate) enum Of {
     /// An entry of [`Index::dense`].
     Dense(usize),
-    /// An entry of [`Index::layers`], and an expert of it.
-    Record(usize, usize),
+    /// A part of a record.
+    Part {
+        /// An entry of [`Index::layers`].
+        layer: usize,
+        /// Which record of it.
+        expert: usize,
+        /// Which part of that.
+        part: usize,
+    },
 }
 
 /// What packing a model takes and gives.
@@ -57,7 +64,7 @@ impl Gain {
         let names = vec![Vec::new(); model.files().len()];
         let whole = Layout::new(model, &experts, names.clone(), false);
         let alone = Layout::new(model, &experts, names, true);
-        let records = |layer: &Layer| layer.stride * layer.checksums.len() as u64;
+        let records = |layer: &Layer| layer.stride * layer.experts() as u64;
         Ok(Self {
             file_bytes: whole.front.file_len,
             experts_only_bytes: alone.front.file_len,
@@ -113,8 +120,8 @@ impl Layout {
                 end += part.bytes_per_expert.next_multiple_of(ALIGN);
                 (index32(part.tensor), start)
             });
-            let parts = parts.collect();
-            let checksums = vec![0; layer.experts as usize];
+            let parts: Vec<_> = parts.collect();
+            let checksums = vec![0; layer.experts as usize * parts.len()];
             let block = layer.layer;
             self.index.layers.push(Layer { block, offset: 0, stride: end, parts, checksums });
         }
@@ -145,16 +152,15 @@ impl Layout {
         }
         for (n, layer) in layers.iter_mut().enumerate() {
             layer.offset = at;
-            for expert in 0..layer.checksums.len() {
-                let piece = |&(tensor, start): &(u32, u64)| {
+            for expert in 0..layer.experts() {
+                for (part, &(tensor, start)) in layer.parts.iter().enumerate() {
                     let tensor = &model.tensors()[tensor as usize];
-                    let len = tensor.len / layer.checksums.len() as u64;
+                    let len = tensor.len / layer.experts() as u64;
                     let offset = tensor.offset + expert as u64 * len;
-                    (Extent { file: tensor.file, offset, len }, start)
-                };
-                let pieces = layer.parts.iter().map(piece).collect();
-                let (of, len) = (Of::Record(n, expert), layer.stride);
-                self.units.push(Unit { of, offset: at, len, pieces });
+                    let pieces = vec![(Extent { file: tensor.file, offset, len }, 0)];
+                    let of = Of::Part { layer: n, expert, part };
+                    self.units.push(Unit { of, offset: at + start, len, pieces });
+                }
                 at += layer.stride;
             }
         }
@@ -170,7 +176,9 @@ impl Layout {
         for (unit, &sum) in self.units.iter().zip(sums) {
             match unit.of {
                 Of::Dense(n) => self.index.dense[n].checksum = sum,
-                Of::Record(layer, expert) => self.index.layers[layer].checksums[expert] = sum,
+                Of::Part { layer, expert, part } => {
+                    *self.index.layers[layer].checksum(expert, part) = sum;
+                }
             }
         }
         let index = self.index.encode();

@@ -41,6 +41,8 @@ pub struct Pack {
     experts_only: bool,
     /// All that has a checksum. What lies in another file is dense.
     units: Vec<Summed>,
+    /// The same by tensor: of the whole, or of each expert's share.
+    sums: Vec<Vec<u64>>,
 }
 
 /// What was looked at.
@@ -111,8 +113,9 @@ impl Pack {
             }
         }
         let (places, units) = places(&model, &front, &index).map_err(damaged)?;
+        let sums = sums(&model, &index);
         let model = model.relocated(files, &places, originals)?;
-        Ok(Self { path: path.to_owned(), model, experts_only: front.experts_only, units })
+        Ok(Self { path: path.to_owned(), model, experts_only: front.experts_only, units, sums })
     }
 
     /// The model.
@@ -128,6 +131,12 @@ impl Pack {
     /// Whether it holds the expert records only.
     pub fn is_experts_only(&self) -> bool {
         self.experts_only
+    }
+
+    /// The checksums of each tensor of [`Pack::model`], in their order: one of all its bytes, or one of
+    /// each expert's share, from expert 0 on. XXH3, 64 bits, seed 0.
+    pub fn checksums(&self) -> &[Vec<u64>] {
+        &self.sums
     }
 
     /// Reads all weights through `reader`, and compares them with their checksums. `progress` gets the
@@ -160,7 +169,8 @@ impl Pack {
                 }
                 match unit.of {
                     Of::Dense(_) => checked.tensors += 1,
-                    Of::Record(..) => checked.records += 1,
+                    Of::Part { part: 0, .. } => checked.records += 1,
+                    Of::Part { .. } => {}
                 }
             }
             if !progress(checked.bytes as f32 / total.max(1) as f32) {
@@ -173,20 +183,14 @@ impl Pack {
 
     fn differs(&self, unit: &Unit) -> Error {
         let file = unit.pieces.first().map_or(0, |(extent, _)| extent.file);
-        let tensor =
-            self.model.tensors().iter().find(|t| t.file == file && t.offset == unit.offset);
-        let what = match (unit.of, tensor) {
-            (Of::Record(_, expert), _) => {
-                let part_of = self.model.tensors().iter().find(|t| {
-                    t.file == file
-                        && t.extents().nth(expert).is_some_and(|e| e.offset == unit.offset)
-                });
-                let name = part_of.map_or("?", |tensor| &tensor.name);
-                let block = name.strip_prefix("blk.").and_then(|n| n.split('.').next());
-                format!("the record of expert {expert} of block {}", block.unwrap_or("?"))
-            }
-            (Of::Dense(_), Some(tensor)) => format!("the tensor {:?}", tensor.name),
-            (Of::Dense(_), None) => "a tensor".to_owned(),
+        let nth = if let Of::Part { expert, .. } = unit.of { expert } else { 0 };
+        let begins = |e: Extent| (e.file, e.offset) == (file, unit.offset);
+        let mut tensors = self.model.tensors().iter();
+        let tensor = tensors.find(|t| t.extents().nth(nth).is_some_and(begins));
+        let name = tensor.map_or("?", |tensor| &tensor.name);
+        let what = match unit.of {
+            Of::Part { expert, .. } => format!("expert {expert} of the tensor {name:?}"),
+            Of::Dense(_) => format!("the tensor {name:?}"),
         };
         let path = self.model.files().get(file).map_or(&self.path, |file| &file.path);
         Error::Checksum { path: path.clone(), what, offset: unit.offset }
@@ -327,7 +331,10 @@ fn places(
         units.push((Unit { of: Of::Dense(n), offset, len, pieces }, dense.checksum));
     }
     for (n, layer) in index.layers.iter().enumerate() {
-        let experts = layer.checksums.len() as u64;
+        let experts = layer.experts() as u64;
+        if layer.checksums.len() != layer.experts() * layer.parts.len() {
+            return Err(Broken("some parts of records have no checksum"));
+        }
         let mut end = 0;
         for &(tensor, start) in &layer.parts {
             let offset = layer.offset.checked_add(start).ok_or(Broken("a record lies nowhere"))?;
@@ -342,18 +349,36 @@ fn places(
         if !layer.stride.is_multiple_of(ALIGN) || end > layer.stride {
             return Err(Broken("a record's parts are longer than the record"));
         }
-        for (expert, &checksum) in layer.checksums.iter().enumerate() {
+        for (nth, &checksum) in layer.checksums.iter().enumerate() {
+            let (expert, part) = (nth / layer.parts.len(), nth % layer.parts.len());
+            let (tensor, start) = layer.parts[part];
             let offset = (expert as u64).checked_mul(layer.stride);
-            let offset = offset.and_then(|at| at.checked_add(layer.offset));
+            let offset = offset.and_then(|at| at.checked_add(layer.offset)?.checked_add(start));
             let offset = offset.ok_or(Broken("a record lies nowhere"))?;
-            let len = layer.stride;
+            let len = model.tensors()[tensor as usize].len / experts;
             let pieces = vec![(Extent { file: 0, offset, len }, 0)];
-            units.push((Unit { of: Of::Record(n, expert), offset, len, pieces }, checksum));
+            let of = Of::Part { layer: n, expert, part };
+            units.push((Unit { of, offset, len, pieces }, checksum));
         }
     }
     check_units(front, &units)?;
     let places = places.into_iter().collect::<Option<Vec<_>>>();
     Ok((places.ok_or(Broken("a tensor has no place"))?, units))
+}
+
+/// The checksums of each tensor of an index that was found right.
+fn sums(model: &Model, index: &Index) -> Vec<Vec<u64>> {
+    let mut sums = vec![Vec::new(); model.tensors().len()];
+    for dense in &index.dense {
+        sums[dense.tensor as usize] = vec![dense.checksum];
+    }
+    for layer in &index.layers {
+        for (part, &(tensor, _)) in layer.parts.iter().enumerate() {
+            let of_experts = layer.checksums.iter().skip(part).step_by(layer.parts.len());
+            sums[tensor as usize] = of_experts.copied().collect();
+        }
+    }
+    sums
 }
 
 /// What lies in the packed file begins at whole blocks, behind the index, ends in the file, and shares

@@ -51,7 +51,7 @@ pub struct Packed {
     pub records: u64,
     /// Bytes that were written by an earlier attempt.
     pub resumed_bytes: u64,
-    /// Bytes of weights, with what aligns them.
+    /// Bytes of weights, without what aligns them.
     pub total_bytes: u64,
 }
 
@@ -180,7 +180,7 @@ impl Writer {
         let sums = std::mem::take(&mut begun.sums);
         let resumed_bytes = self.bytes_of(begun.resumed);
         let (file_bytes, total_bytes) = (self.file_bytes(), self.layout.unit_bytes());
-        let records = self.layout.index.layers.iter().map(|l| l.checksums.len() as u64).sum();
+        let records = self.layout.index.layers.iter().map(|l| l.experts() as u64).sum();
         let Sections { front, headers, index } = self.layout.finish(&sums, &self.headers);
         let finish = || -> io::Result<()> {
             file.write_at(&headers, front.headers.offset)?;

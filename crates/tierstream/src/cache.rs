@@ -17,6 +17,11 @@ pub fn dir() -> Option<PathBuf> {
         .or_else(|| var("HOME").map(|d| d.join(".cache/tierstream")))
 }
 
+/// Where checksums of weights are recorded: a folder in [`dir`].
+pub fn weight_sums() -> Option<PathBuf> {
+    dir().map(|dir| dir.join("weights"))
+}
+
 /// Whether the user has named the folder, and wants no other.
 #[cfg(feature = "demo")]
 pub(crate) fn is_named() -> bool {

@@ -22,6 +22,7 @@ use crate::machine::Filesystem;
 use crate::numa;
 use crate::size::PoolShare;
 use crate::vram::{Vram, VramBudget};
+use crate::weights::WeightSums;
 
 /// Context length when none is asked for, tokens; less if the model was trained with less.
 pub const DEFAULT_CTX: u32 = 4096;
@@ -70,6 +71,8 @@ pub struct Options {
     pub vram_bytes: Option<u64>,
     /// Read all experts at load when they fit.
     pub preload: bool,
+    /// What all weights are compared with as they are read, if they are.
+    pub weight_sums: Option<Arc<WeightSums>>,
     /// How files are read. Where the engine is left open, so is whether reads go past the page cache,
     /// unless `io_direct` says so: see [`drive::Way`].
     pub io: tierstream_io::Config,
@@ -94,6 +97,7 @@ impl Default for Options {
             placement: Placement::Cpu,
             vram_bytes: None,
             preload: true,
+            weight_sums: None,
             io: io_config(Io::Auto),
             io_direct: false,
         }
@@ -136,6 +140,7 @@ pub struct Engine {
     loaded: ExpertCounters,
     requirement: Requirement,
     vram: Option<VramBudget>,
+    weight_sums: Option<Arc<WeightSums>>,
 }
 
 /// How tokens are generated.
@@ -203,7 +208,8 @@ impl Engine {
     ///
     /// # Errors
     /// [`Error::Gguf`] and [`Error::Pack`] for files that are none or damaged, [`Error::Ram`] and
-    /// [`Error::Engine`] when it does not fit the budget or llama.cpp refuses it.
+    /// [`Error::Engine`] when it does not fit the budget or llama.cpp refuses it, or when weights do
+    /// not have their checksums.
     pub fn load(path: &Path, mut options: Options, progress: LoadProgress<'_>) -> Result<Engine> {
         let start = Instant::now();
         let file = tierstream_pack::open(path)?;
@@ -240,13 +246,15 @@ impl Engine {
         if options.weights == Weights::Streamed && vram.is_none() {
             budget.check_file(&file, &experts, &reader, &context)?;
         }
+        let sums = options.weight_sums.as_ref().map(|sums| sums.checksums(&file)).transpose()?;
         let streamed = match options.weights {
             Weights::Streamed => experts.expert_bytes(),
             Weights::Stock { .. } => 0,
         };
         watch.begin(LoadStage::Weights, file.tensor_bytes().saturating_sub(streamed), &reader);
         let (weights, placement) = (options.weights, &options.placement);
-        let model = Model::load(&file, weights, placement, reader.clone(), &mut heard)?;
+        let (from, told) = (reader.clone(), &mut heard);
+        let model = Model::load_verified(&file, weights, placement, from, sums, told)?;
         let context = match &vram {
             Some(vram) if model.is_streamed() && options.batch.is_none() => {
                 vram.context(&model, &context)?
@@ -304,6 +312,7 @@ impl Engine {
             loaded,
             requirement,
             vram: vram_budget,
+            weight_sums: options.weight_sums.clone(),
         })
     }
 
@@ -419,6 +428,11 @@ impl Engine {
     /// The context.
     pub fn context(&mut self) -> &mut Context {
         &mut self.context
+    }
+
+    /// What the weights are compared with, if they are; [`Model::checksums`] tells how many were.
+    pub fn weight_sums(&self) -> Option<&WeightSums> {
+        self.weight_sums.as_deref()
     }
 
     /// What the model was found to need of memory when it was loaded.

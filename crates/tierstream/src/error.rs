@@ -14,6 +14,9 @@ pub enum Error {
     /// A packed model cannot be read, or made.
     #[error(transparent)]
     Pack(tierstream_pack::Error),
+    /// There are no checksums that weights can be compared with.
+    #[error(transparent)]
+    Sums(tierstream_sums::Error),
     /// Loading, decoding or reading failed.
     #[error(transparent)]
     Engine(tierstream_ggml::Error),
@@ -138,6 +141,16 @@ impl From<tierstream_pack::Error> for Error {
     }
 }
 
+impl From<tierstream_sums::Error> for Error {
+    fn from(error: tierstream_sums::Error) -> Self {
+        match error {
+            tierstream_sums::Error::Gguf(error) => Error::Gguf(error),
+            tierstream_sums::Error::Source(error) => Error::Io(error),
+            other => Error::Sums(other),
+        }
+    }
+}
+
 impl From<tierstream_ggml::Error> for Error {
     fn from(error: tierstream_ggml::Error) -> Self {
         match error {
@@ -163,6 +176,19 @@ impl Error {
             Error::Gguf(e) => gguf_hint(e),
             Error::Engine(E::Gguf(e)) => gguf_hint(e),
             Error::Pack(e) => e.hint(),
+            Error::Sums(e) => e.hint(),
+            Error::Engine(E::Checksum(m)) => Some(match &m.source.record {
+                Some(record) => format!(
+                    "the file or its drive is damaged: fetch the file again; if it was exchanged on \
+                     purpose, remove {}, and its checksums are recorded anew",
+                    record.display()
+                ),
+                None => "the file or its drive is damaged: fetch the file again, or make it again"
+                    .to_owned(),
+            }),
+            Error::Engine(E::NotVerified { .. }) => {
+                Some("it runs without --verify-weights".to_owned())
+            }
             Error::Engine(E::PackedForStock { .. }) => {
                 Some("name the GGUF that it was made of".to_owned())
             }

@@ -41,6 +41,7 @@ mod random;
 pub mod size;
 mod verify;
 mod vram;
+mod weights;
 
 pub use budget::{Forecast, Requirement};
 pub use engine::{
@@ -61,7 +62,9 @@ pub use tierstream_io as io;
 pub use tierstream_pack as pack;
 pub use tierstream_pool as pool;
 pub use tierstream_pool::Policy;
+pub use tierstream_sums as sums;
 pub use verify::{
     Checksums, Difference, Requests, Stage, Verification, VerifyOptions, VerifyProgress, verify,
 };
 pub use vram::VramBudget;
+pub use weights::WeightSums;

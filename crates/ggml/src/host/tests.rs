@@ -81,7 +81,7 @@ fn pool(sizes: Floats, slots: impl Fn(&[u32]) -> Vec<u32>, rules: Vec<Rule>) -> 
         })
         .collect();
     let slots = slots(&Spec::least_slots(&layers));
-    let spec = Spec { layers, slots, staged: 1, policy: Policy::Lru, seed: 0 };
+    let spec = Spec { layers, slots, staged: 1, policy: Policy::Lru, seed: 0, checksums: None };
     Residency::new(spec, None, None, reader).unwrap()
 }
 

@@ -3,20 +3,22 @@
 
 use std::ops::Range;
 use std::ptr::NonNull;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tierstream_cuda::Block;
 use tierstream_io::mapped::populate;
 use tierstream_io::{Ahead, Chunk, Extent, FileId, PAGE, Place, Priority, Reader, Sink, Ticket};
 
+use super::checking::Checking;
 use super::converting::Converting;
 use super::{Inner, Progress};
 use crate::cached::Cached;
 use crate::error::{Error, Result};
 use crate::loading::{At, Unread};
 use crate::uploads::Uploads;
+use crate::verified::{Chunks, First, Stream};
 
 /// How often progress is told, and errors of copies are looked for.
 pub(super) const LOOKED_AT_EVERY: Duration = Duration::from_millis(20);
@@ -35,8 +37,8 @@ pub(super) struct Arriving {
     ticket: Ticket,
     fill: Arc<Fill>,
     converting: Converting,
-    /// Addresses of pages that a file has in the page cache.
-    mapped: Vec<Range<usize>>,
+    /// Addresses of pages that a file has in the page cache, and of the piece that is there.
+    mapped: Vec<(Range<usize>, Range<usize>)>,
     _ahead: Ahead,
     bytes: u64,
     /// Whether nothing is on its way.
@@ -57,6 +59,8 @@ impl Arriving {
         files: &[FileId],
         uploads: Option<Arc<Uploads>>,
     ) -> Result<Self> {
+        let checksums = model.checksums.clone();
+        let mut checked = Vec::new();
         let mut pieces = Vec::with_capacity(unread.len());
         let mut on_host = Vec::new();
         let cached = Cached::new(&reader, files)?.leased()?;
@@ -67,8 +71,12 @@ impl Arriving {
                 let what = format!("llama.cpp has a tensor {name} of {bytes} bytes, the file not");
                 return Err(Error::SelfCheck(what));
             };
+            let check = checksums.as_ref().map(|checksums| checksums.of(name)).transpose()?;
+            if let (At::Host { address, .. }, Some(check)) = (place, &check) {
+                checked.push((*address..address + source.len as usize, check.clone()));
+            }
             let mut at = 0;
-            for extent in source.extents() {
+            for (nth, extent) in source.extents().enumerate() {
                 let (file, offset, len) = (files[extent.file], extent.offset, extent.len);
                 let extent = Extent { file, offset, len };
                 match (place.further(at), &uploads) {
@@ -79,7 +87,11 @@ impl Arriving {
                         // SAFETY: a part of a buffer that the model has on this device. The model is
                         // held until every copy is done, or for ever: see `drop`.
                         let block = unsafe { uploads.gpu().device().borrow(address, len) };
-                        pieces.push((cached.source(extent), Target::Device(block)));
+                        let check = check.as_ref().map(|of| Stream::from(of.clone(), nth));
+                        pieces.push((
+                            cached.source(extent),
+                            Target::Device(block, check.map(|c| Box::new(Chunks::new(c)))),
+                        ));
                     }
                     (At::Device(_), None) => {
                         return Err(Error::Internal(format!(
@@ -91,30 +103,32 @@ impl Arriving {
                     }
                     // SAFETY: a live tensor of the model, which is held.
                     (At::Converted { tensor }, _) => unsafe {
-                        converting.add(extent, tensor, |extent| cached.source(extent));
+                        converting
+                            .add(extent, tensor, check.clone(), |extent| cached.source(extent));
                     },
                 }
                 at += len;
             }
         }
         let runs = joined(on_host);
-        let mut mapped: Vec<Range<usize>> = Vec::new();
+        let mut mapped = Vec::new();
         let mut mapped_bytes = 0;
         let mut fresh = Vec::new();
         for (in_file_order, (extent, target)) in
             runs.into_iter().flat_map(|run| run.cut().map(move |piece| (run.in_file_order, piece)))
         {
+            let start = target.at.addr().get();
+            let memory = start..start + extent.len as usize;
             if in_file_order {
                 // SAFETY: whole pages of a buffer of the model's, which is dropped before what is mapped
                 // (`Inner::mapped`); they hold what is next to the piece in its file, or nothing.
-                if let Some(range) = unsafe { cached.map(extent, target.at) }? {
-                    mapped.push(range);
+                if let Some(pages) = unsafe { cached.map(extent, target.at) }? {
+                    mapped.push((pages, memory));
                     mapped_bytes += extent.len;
                     continue;
                 }
             }
-            let start = target.at.addr().get();
-            fresh.push(start..start + extent.len as usize);
+            fresh.push(memory);
             pieces.push((cached.source(extent), Target::Host(target)));
         }
         model.hold_mapped(cached.into_mapped());
@@ -127,7 +141,10 @@ impl Arriving {
             targets,
             uploads,
             arrived_bytes: AtomicU64::new(0),
-            failed: Mutex::default(),
+            failed: First::default(),
+            // SAFETY: tensors of the model, which the sink holds. A piece has arrived when it is done, and
+            // nothing is read to its pages then: `lay_out` and `cut` see to that.
+            checking: unsafe { Checking::new(checked) },
             _model: model.clone(),
         });
         let ticket = reader.submit(Priority::Bulk, extents, fill.clone());
@@ -146,7 +163,7 @@ impl Arriving {
         })
     }
 
-    /// What has gone wrong with copies so far.
+    /// What has gone wrong so far.
     pub(super) fn failed(&self) -> Option<Error> {
         self.fill.check().and_then(|()| self.fill.settle()).err()
     }
@@ -155,7 +172,7 @@ impl Arriving {
     /// the share of the model's bytes that are not read here to 1.
     ///
     /// # Errors
-    /// [`Error::Io`], [`Error::Gpu`], [`Error::Cancelled`].
+    /// [`Error::Io`], [`Error::Gpu`], [`Error::Cancelled`], [`Error::Checksum`].
     pub(super) fn wait(mut self, all_bytes: u64, progress: Progress<'_>) -> Result<()> {
         let elsewhere = all_bytes.saturating_sub(self.bytes);
         let all = (elsewhere + self.bytes).max(1) as f32;
@@ -164,16 +181,17 @@ impl Arriving {
             let done = elsewhere + arrived + here.converting.done_bytes();
             if progress((done as f32 / all).min(1.0)) { Ok(()) } else { Err(Error::Cancelled) }
         };
-        self.converting.while_working(&self.reader, || {
-            for range in &self.mapped {
+        let read = || {
+            for (pages, piece) in &self.mapped {
                 let mut told = Ok(());
-                let populated = populate(range.clone(), |bytes| {
+                let populated = populate(pages.clone(), |bytes| {
                     self.fill.arrived_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
                     told = tell(&self);
                     told.is_ok()
                 });
                 told?;
                 populated.map_err(|error| Error::Backend(format!("a mapped file: {error}")))?;
+                self.fill.checking.arrived(piece.clone());
             }
             while !self.ticket.wait_timeout(LOOKED_AT_EVERY)? {
                 self.fill.check()?;
@@ -183,8 +201,14 @@ impl Arriving {
                 tell(&self)?;
             }
             self.fill.check()?;
-            self.fill.settle()
-        })?;
+            self.fill.settle()?;
+            while !self.fill.checking.wait_timeout(LOOKED_AT_EVERY)? {
+                tell(&self)?;
+            }
+            Ok(())
+        };
+        let checking = &self.fill.checking;
+        checking.while_working(|| self.converting.while_working(&self.reader, read))?;
         self.over = true;
         for &file in &self.files {
             self.reader.file(file)?.check_unchanged()?;
@@ -269,7 +293,8 @@ fn joined(mut runs: Vec<Run>) -> Vec<Run> {
 
 /// Where a piece goes.
 enum Target {
-    Device(Block),
+    /// With what is compared on its way.
+    Device(Block, Option<Box<Chunks>>),
     Host(Host),
 }
 
@@ -287,7 +312,8 @@ struct Fill {
     uploads: Option<Arc<Uploads>>,
     arrived_bytes: AtomicU64,
     /// What went wrong first; the reader has no place for it.
-    failed: Mutex<Option<Error>>,
+    failed: First,
+    checking: Checking,
     /// Keeps the memory while reads are under way.
     _model: Arc<Inner>,
 }
@@ -299,8 +325,7 @@ unsafe impl Sync for Fill {}
 
 impl Fill {
     fn check(&self) -> Result<()> {
-        let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        failed.map_or(Ok(()), Err)
+        self.failed.check().and_then(|()| self.checking.check())
     }
 
     /// Waits for the copies that were started.
@@ -319,13 +344,16 @@ impl Sink for Fill {
     fn chunk(&self, chunk: Chunk) {
         let bytes = chunk.len() as u64;
         match &self.targets[chunk.piece] {
-            Target::Device(block) => match self.upload(chunk, block) {
-                Ok(()) => _ = self.arrived_bytes.fetch_add(bytes, Ordering::Relaxed),
-                Err(error) => {
-                    let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
-                    failed.get_or_insert(error);
+            Target::Device(block, check) => {
+                let checked = check.as_ref().map(|check| (check, chunk.share()));
+                let uploaded = self.upload(chunk, block);
+                if uploaded.is_ok() {
+                    self.arrived_bytes.fetch_add(bytes, Ordering::Relaxed);
                 }
-            },
+                self.failed.note(uploaded);
+                // The copy is under way meanwhile.
+                self.failed.note(checked.map_or(Ok(()), |(check, chunk)| check.take(&chunk)));
+            }
             Target::Host(host) => {
                 assert!(
                     chunk.offset + bytes <= self.lens[chunk.piece],
@@ -349,8 +377,14 @@ impl Sink for Fill {
     }
 
     fn done(&self, piece: usize, result: tierstream_io::Result<()>) {
-        if result.is_ok() && matches!(self.targets[piece], Target::Host(_)) {
-            self.arrived_bytes.fetch_add(self.lens[piece], Ordering::Relaxed);
+        match &self.targets[piece] {
+            Target::Host(host) if result.is_ok() => {
+                let (at, len) = (host.at.addr().get(), self.lens[piece]);
+                self.arrived_bytes.fetch_add(len, Ordering::Relaxed);
+                self.checking.arrived(at..at + len as usize);
+            }
+            Target::Host(_) => {}
+            Target::Device(_, check) => check.iter().for_each(|check| check.end()),
         }
     }
 }

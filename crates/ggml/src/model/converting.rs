@@ -13,6 +13,7 @@ use tierstream_io::{Extent, Reader};
 
 use crate::abi::*;
 use crate::error::{Error, Result};
+use crate::verified::{Of, Stream};
 
 /// Bytes that are read and converted together, about: a thread's memory for it.
 const PART_BYTES: u64 = 4 << 20;
@@ -32,6 +33,8 @@ pub(super) struct Converting {
     stopped: AtomicBool,
     state: Mutex<State>,
     changed: Condvar,
+    /// Of tensors that are compared with their checksums.
+    checks: Vec<InTurn>,
 }
 
 #[derive(Default)]
@@ -45,6 +48,8 @@ struct Part {
     extent: Extent,
     /// A tensor of just these rows.
     rows: ggml_tensor,
+    /// Index of what its tensor is compared by, and where in the tensor it begins.
+    check: Option<(usize, u64)>,
 }
 
 // SAFETY: a tensor of a model that is being loaded, which nobody computes with.
@@ -53,7 +58,8 @@ unsafe impl Send for Part {}
 unsafe impl Sync for Part {}
 
 impl Converting {
-    /// Adds a tensor that is read from `extent`, each part of it from where `source` says.
+    /// Adds a tensor that is read from `extent`, each part of it from where `source` says, and compared
+    /// with its checksum if there is one.
     ///
     /// # Safety
     /// `tensor` is the address of a live, allocated tensor of `extent`'s length that lives as long as
@@ -62,8 +68,13 @@ impl Converting {
         &mut self,
         extent: Extent,
         tensor: usize,
+        check: Option<Of>,
         source: impl Fn(Extent) -> Extent,
     ) {
+        let check = check.map(|of| {
+            self.checks.push(InTurn::new(Stream::from(of, 0)));
+            self.checks.len() - 1
+        });
         let tensor = ptr::with_exposed_provenance::<ggml_tensor>(tensor);
         // SAFETY: live, by contract; strings of ggml's are static.
         let (whole, buft) = unsafe {
@@ -95,7 +106,8 @@ impl Converting {
                 part_extent.offset += first * row_bytes;
                 part_extent.len = count * row_bytes;
             }
-            self.parts.push(Part { extent: source(part_extent), rows: part });
+            let check = check.map(|check| (check, part_extent.offset - extent.offset));
+            self.parts.push(Part { extent: source(part_extent), rows: part, check });
             first += count;
         }
     }
@@ -122,7 +134,7 @@ impl Converting {
                 scope.spawn(|| self.work(reader));
             }
             // Also if it panics.
-            let _stop = Stop(&self.stopped);
+            let _stop = Stop(self);
             wait()
         })
     }
@@ -147,7 +159,8 @@ impl Converting {
             && let Some(part) = self.parts.get(self.next.fetch_add(1, Ordering::Relaxed))
         {
             bytes.resize(part.extent.len as usize, 0);
-            let read = reader.read(part.extent, &mut bytes);
+            let read = reader.read(part.extent, &mut bytes).map_err(Error::from);
+            let read = read.and_then(|()| self.check(part, &bytes));
             if read.is_ok() {
                 let mut rows = part.rows;
                 // SAFETY: rows of a live tensor, and as many bytes as they take.
@@ -159,12 +172,43 @@ impl Converting {
             let mut state = self.state();
             match read {
                 Ok(()) => state.done += 1,
-                Err(error) => {
-                    state.failed.get_or_insert(error.into());
-                    self.stopped.store(true, Ordering::Relaxed);
-                }
+                Err(error) => _ = state.failed.get_or_insert(error),
+            }
+            let failed = state.failed.is_some();
+            drop(state);
+            if failed {
+                self.stop();
             }
             self.changed.notify_all();
+        }
+    }
+
+    /// Compares a part when those before it in its tensor have been; nothing when all has stopped.
+    fn check(&self, part: &Part, bytes: &[u8]) -> Result<()> {
+        let Some((check, at)) = part.check else { return Ok(()) };
+        let InTurn { state, changed } = &self.checks[check];
+        let state = state.lock().unwrap_or_else(PoisonError::into_inner);
+        // Parts are taken in order: what this one waits for is with another thread.
+        let early =
+            |(next, _): &mut (u64, Stream)| *next != at && !self.stopped.load(Ordering::Relaxed);
+        let waited = changed.wait_while(state, early);
+        let mut state = waited.unwrap_or_else(PoisonError::into_inner);
+        let (next, stream) = &mut *state;
+        if *next != at {
+            return Ok(());
+        }
+        *next += bytes.len() as u64;
+        changed.notify_all();
+        stream.update(bytes)
+    }
+
+    /// Nothing more is read.
+    fn stop(&self) {
+        self.stopped.store(true, Ordering::Relaxed);
+        for InTurn { state, changed } in &self.checks {
+            // So that nobody is between looking and waiting.
+            drop(state.lock().unwrap_or_else(PoisonError::into_inner));
+            changed.notify_all();
         }
     }
 
@@ -173,11 +217,24 @@ impl Converting {
     }
 }
 
-struct Stop<'a>(&'a AtomicBool);
+/// A tensor whose parts are compared one after the other, whichever threads have them.
+struct InTurn {
+    /// Where the next part begins in the tensor.
+    state: Mutex<(u64, Stream)>,
+    changed: Condvar,
+}
+
+impl InTurn {
+    fn new(stream: Stream) -> Self {
+        Self { state: Mutex::new((0, stream)), changed: Condvar::new() }
+    }
+}
+
+struct Stop<'a>(&'a Converting);
 
 impl Drop for Stop<'_> {
     fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.0.stop();
     }
 }
 
@@ -254,7 +311,9 @@ mod tests {
                 let parts = filled(repack, type_, (ne0, ne1), |tensor| {
                     let mut converting = Converting::default();
                     // SAFETY: a live tensor, which outlives this.
-                    unsafe { converting.add(extent, tensor.expose_provenance(), |extent| extent) };
+                    unsafe {
+                        converting.add(extent, tensor.expose_provenance(), None, |extent| extent);
+                    }
                     assert_eq!(converting.bytes(), bytes as u64);
                     assert_eq!(converting.parts.len() > 1, ne1 > 2048);
                     let wait = || converting.wait_timeout(Duration::from_secs(60));

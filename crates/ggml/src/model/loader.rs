@@ -106,12 +106,23 @@ pub(super) fn check_identity(
     Err(tierstream_io::Error::Changed { path, what: what.into() }.into())
 }
 
-/// A packed model's weights are all read by us, since llama.cpp would find zeros. It skips the layers
-/// that predict further tokens.
+/// A packed model's weights are all read by us, since llama.cpp would find zeros.
 pub(super) fn check_all_taken(
     file: &tierstream_gguf::Model,
     is_taken: impl Fn(&str) -> bool,
 ) -> Result<()> {
+    let stray = first_not_taken(file, is_taken)?;
+    stray.map_or(Ok(()), |tensor| {
+        let what = format!("llama.cpp reads the tensor {tensor} itself, which is packed");
+        Err(Error::SelfCheck(what))
+    })
+}
+
+/// A tensor that is none of ours to read. llama.cpp skips the layers that predict further tokens.
+pub(super) fn first_not_taken(
+    file: &tierstream_gguf::Model,
+    is_taken: impl Fn(&str) -> bool,
+) -> Result<Option<String>> {
     let layers = file.block_count()?.unwrap_or(0);
     let further = file.arch_u32("nextn_predict_layers")?.unwrap_or(0);
     let is_further = |name: &str| {
@@ -120,10 +131,7 @@ pub(super) fn check_all_taken(
         number.is_some_and(|layer: u32| layer >= layers.saturating_sub(further))
     };
     let stray = file.tensors().iter().find(|t| !is_taken(&t.name) && !is_further(&t.name));
-    stray.map_or(Ok(()), |tensor| {
-        let what = format!("llama.cpp reads the tensor {} itself, which is packed", tensor.name);
-        Err(Error::SelfCheck(what))
-    })
+    Ok(stray.map(|tensor| tensor.name.clone()))
 }
 
 /// The most bytes that loading may read, by a model's bytes that are llama.cpp's to read, those of its

@@ -47,8 +47,14 @@ fn stay_resident(placement: &dyn Fn() -> Placement) {
         let resident: Vec<_> = blocks.iter().map(|&b| (b, format!("reason {b}"))).collect();
         let (placement, reader) = (placement(), reader());
         let go_on = &mut |_| true;
-        let model =
-            Model::load_streamed(&file, &experts, &placement, reader.clone(), resident, go_on);
+        let model = Model::load_streamed(
+            &file,
+            &experts,
+            &placement,
+            (reader.clone(), None),
+            resident,
+            go_on,
+        );
         let model = model.unwrap();
         // And what lies between neighbours in the file.
         let ours = file.tensor_bytes() - model.expert_bytes();

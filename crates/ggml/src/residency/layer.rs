@@ -1,10 +1,13 @@
 //! What the pool is told of a model: the records of its MoE layers, and how they lie in slots.
 
+use std::sync::Arc;
+
 use tierstream_io::FileId;
 use tierstream_pool::{LayerSpec, Policy, Pool};
 
 use super::{PAGE, index32};
 use crate::abi::*;
+use crate::verified::Checksums;
 
 /// Parts smaller than this are read through the ring, where neighbours share a read: another
 /// request costs about as much as copying this many bytes.
@@ -160,6 +163,8 @@ pub(crate) struct Spec {
     pub(crate) staged: usize,
     pub(crate) policy: Policy,
     pub(crate) seed: u64,
+    /// What records are compared with when they are read.
+    pub(crate) checksums: Option<Arc<Checksums>>,
 }
 
 impl Spec {

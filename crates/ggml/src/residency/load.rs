@@ -1,14 +1,15 @@
 //! Reads of records to where kernels will find them.
 
 use std::ptr::{self, NonNull};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Once};
 
 use tierstream_io::{Chunk, Extent, FileId, Place, Priority, Sink, Ticket};
 
 use super::below::Below;
 use super::layer::Reading;
 use super::{Placed, Residency, Store, index32};
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::verified::{Chunks, First, Of, Stream};
 
 /// Parts of some records of a layer on their way.
 pub(super) enum Load {
@@ -140,7 +141,7 @@ impl Load {
     }
 
     /// Waits until all is where it was to go. Fails also if the file was written to since it was
-    /// opened.
+    /// opened, and if something does not have its checksum.
     pub(super) fn arrived(&self, residency: &Residency) -> Result<()> {
         self.wait(
             residency,
@@ -191,6 +192,7 @@ impl Reads {
                 files.push(source.file);
             }
             let reading = residency.layers[layer].reading(part);
+            let check = residency.checks.as_ref().map(|checks| &checks[layer][part]);
             for (record, p) in placed.iter().enumerate() {
                 extents.push(from(Extent {
                     file: source.file,
@@ -204,14 +206,34 @@ impl Reads {
                     bytes: source.bytes,
                     before: source.slot.position,
                     after: source.slot.room(source.bytes),
+                    check: check.map(|of| (of.clone(), p.expert as usize)),
                 });
             }
         }
         let residency = residency.clone();
         let arrival: Arc<dyn Arrive> = match &residency.store {
-            Store::Host { .. } => Arc::new(InMemory { targets, _residency: residency.clone() }),
+            Store::Host { .. } => {
+                // The reader's thread may have all hands full with new memory while a pool is filled,
+                // which somebody waits for and does nothing.
+                let checked =
+                    if priority == Priority::Bulk { Checked::Later } else { Checked::AtOnce };
+                let (failed, later) = (First::default(), Once::new());
+                Arc::new(InMemory {
+                    targets,
+                    checked,
+                    failed,
+                    later,
+                    _residency: residency.clone(),
+                })
+            }
             Store::Vram(_) => {
-                Arc::new(Upload { targets, residency: residency.clone(), failed: Mutex::default() })
+                let chunks = |target: &Target| {
+                    let (of, expert) = target.check.clone()?;
+                    Some(Chunks::new(Stream::from(of, expert)))
+                };
+                let checks = targets.iter().map(chunks).collect();
+                let failed = First::default();
+                Arc::new(Upload { targets, checks, residency: residency.clone(), failed })
             }
         };
         let ticket = Arc::new(residency.reader.submit(priority, extents, arrival.clone()));
@@ -231,7 +253,8 @@ impl Reads {
 
 /// Takes records to their slots.
 trait Arrive: Sink {
-    /// Waits until everything that has been read is there.
+    /// Waits until everything that has been read, with success, is there. Fails if it is not as it
+    /// should be.
     fn settle(&self) -> Result<()>;
 }
 
@@ -245,6 +268,8 @@ struct Target {
     /// Room of the slot in front of the part and behind it.
     before: usize,
     after: usize,
+    /// What it is compared with, and which share of that it is.
+    check: Option<(Of, usize)>,
 }
 
 impl Target {
@@ -260,8 +285,35 @@ impl Target {
 struct InMemory {
     /// Where each piece goes.
     targets: Vec<Target>,
+    checked: Checked,
+    /// What does not have its checksum.
+    failed: First,
+    /// Comparing what was left to who waits.
+    later: Once,
     /// Keeps the pool's memory while reads are under way.
     _residency: Arc<Residency>,
+}
+
+/// When parts of records are compared with their checksums.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Checked {
+    /// As each arrives, by the reader's thread, while others are read.
+    AtOnce,
+    /// When all have arrived, by who waits for them.
+    Later,
+}
+
+impl InMemory {
+    /// Compares a piece, all of which has arrived.
+    fn check(&self, piece: usize) {
+        let Target { data, bytes, check, .. } = &self.targets[piece];
+        let Some((of, share)) = check else { return };
+        // SAFETY: a part in a slot that is reserved, all of which has arrived: nobody writes to it any
+        // more, nor is the slot given away before this returns: the request is not finished before the
+        // reader's thread has called this, and who waits for it holds the slot.
+        let bytes = unsafe { std::slice::from_raw_parts(*data, *bytes) };
+        self.failed.note(of.check(*share, bytes));
+    }
 }
 
 // SAFETY: the targets are slots that this step has reserved and that nobody reads before the
@@ -290,21 +342,31 @@ impl Sink for InMemory {
         }
     }
 
-    fn done(&self, _piece: usize, _result: Result<(), tierstream_io::Error>) {}
+    /// What is not right is told to who asks for the record.
+    fn done(&self, piece: usize, result: Result<(), tierstream_io::Error>) {
+        if result.is_ok() && self.checked == Checked::AtOnce {
+            self.check(piece);
+        }
+    }
 }
 
 impl Arrive for InMemory {
     fn settle(&self) -> Result<()> {
-        Ok(())
+        if self.checked == Checked::Later {
+            self.later.call_once(|| (0..self.targets.len()).for_each(|piece| self.check(piece)));
+        }
+        self.failed.check()
     }
 }
 
 /// Slots on a GPU: chunks are copied there as they arrive.
 struct Upload {
     targets: Vec<Target>,
+    /// What each piece is compared by, on its way.
+    checks: Vec<Option<Chunks>>,
     residency: Arc<Residency>,
     /// What went wrong first; the reader has no place for it.
-    failed: Mutex<Option<Error>>,
+    failed: First,
 }
 
 // SAFETY: the targets are addresses on a device, which nobody reads or writes here.
@@ -316,18 +378,20 @@ impl Sink for Upload {
     fn chunk(&self, chunk: Chunk) {
         let Store::Vram(vram) = &self.residency.store else { return };
         let offset = self.residency.store.offset(self.targets[chunk.piece].at(&chunk));
-        if let Err(error) = vram.upload_chunk(chunk, offset) {
-            self.failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
-        }
+        let check = self.checks[chunk.piece].as_ref().map(|check| (check, chunk.share()));
+        self.failed.note(vram.upload_chunk(chunk, offset));
+        // The copy is under way meanwhile.
+        self.failed.note(check.map_or(Ok(()), |(check, chunk)| check.take(&chunk)));
     }
 
-    fn done(&self, _piece: usize, _result: Result<(), tierstream_io::Error>) {}
+    fn done(&self, piece: usize, _result: Result<(), tierstream_io::Error>) {
+        self.checks[piece].iter().for_each(Chunks::end);
+    }
 }
 
 impl Arrive for Upload {
     fn settle(&self) -> Result<()> {
-        let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        failed.map_or(Ok(()), Err)?;
+        self.failed.check()?;
         match &self.residency.store {
             Store::Host { .. } => Ok(()),
             Store::Vram(vram) => vram.settle(),

@@ -24,6 +24,8 @@ pub enum Action {
     Delay(Duration),
     /// The engine claims this many bytes, whatever arrived.
     WrongLength(usize),
+    /// This byte of the file arrives with all its bits turned over, and nobody is told.
+    Flip(u64),
 }
 
 /// Which reads, and what happens to them. Every condition that is set must hold.
@@ -66,6 +68,11 @@ impl Rule {
     /// Narrows to reads that are submitted while `switch` is set.
     pub fn switch(self, switch: Arc<AtomicBool>) -> Self {
         Self { switch: Some(switch), ..self }
+    }
+
+    /// Every read of this byte of a file, which arrives damaged.
+    pub fn flip(path: impl Into<PathBuf>, at: u64) -> Self {
+        Self::all(Action::Flip(at)).path(path).bytes(at..at + 1)
     }
 
     fn catches(&self, read: &RawRead, seen: &mut u64) -> bool {
@@ -120,6 +127,16 @@ impl Fault {
                 }
             }
             Action::WrongLength(bytes) => done.result = done.result.map(|_| bytes),
+            Action::Flip(at) => {
+                let mut offset = done.read.offset();
+                for mut target in done.read.targets() {
+                    let within = at.checked_sub(offset).and_then(|at| usize::try_from(at).ok());
+                    if let Some(byte) = within.and_then(|at| target.get_mut(at)) {
+                        *byte = !*byte;
+                    }
+                    offset += target.len() as u64;
+                }
+            }
             Action::Delay(by) => {
                 self.delay.hold(Instant::now() + by, done);
                 return None;

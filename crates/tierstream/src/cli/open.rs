@@ -2,11 +2,14 @@
 
 use std::borrow::Cow;
 use std::path::Path;
-use std::sync::Once;
+use std::sync::{Arc, Once};
 
 use tierstream::drive::Io;
 use tierstream::size::{Bytes, PoolShare};
-use tierstream::{Engine, Gpu, Keep, Miss, Options, Placement, Weights, demo, gguf, io_config};
+use tierstream::sums::Against;
+use tierstream::{
+    Engine, Gpu, Keep, Miss, Options, Placement, WeightSums, Weights, cache, demo, gguf, io_config,
+};
 
 use super::args::{LoadArgs, MachineArgs, Peer};
 use super::interrupt;
@@ -33,6 +36,7 @@ pub(crate) fn named(model: &Path) -> anyhow::Result<Cow<'_, Path>> {
 }
 
 /// The flags as the library takes them. Loads ggml's [`backends`] where a GPU is asked for.
+/// What weights are compared with is not among them: [`weight_sums`].
 pub(crate) fn options(args: &LoadArgs, experts: Option<PoolShare>) -> anyhow::Result<Options> {
     if args.machine.gpu.0.is_none() {
         let miss = args.miss;
@@ -53,9 +57,36 @@ pub(crate) fn options(args: &LoadArgs, experts: Option<PoolShare>) -> anyhow::Re
         placement: placement(&args.machine)?,
         vram_bytes: args.machine.vram.map(|b| b.0),
         preload: true,
+        weight_sums: None,
         io: io_config(args.machine.io),
         io_direct: args.machine.io == Io::Direct,
     })
+}
+
+/// With `--verify-weights`, what the weights in `path` are compared with. If nothing was recorded of
+/// them, that reads all of them.
+pub(crate) fn weight_sums(args: &LoadArgs, path: &Path) -> anyhow::Result<Option<Arc<WeightSums>>> {
+    if !args.verify_weights {
+        return Ok(None);
+    }
+    let progress = Progress::start("reading all weights, to record their checksums");
+    let records = cache::weight_sums();
+    let sums = WeightSums::of(path, records.as_deref(), args.machine.io, &mut |done| {
+        progress.set(done);
+        !interrupt::requested()
+    });
+    drop(progress);
+    anyhow::ensure!(!interrupt::requested(), "stopped while the weights were read");
+    let sums = sums?;
+    sums.notes().iter().for_each(output::note);
+    if let (Some(record), Against::FirstLoad) = (sums.record(), sums.against()) {
+        output::note(format!(
+            "there was nothing to compare the weights with; their checksums are recorded now, for \
+             the next load ({})",
+            record.display()
+        ));
+    }
+    Ok(Some(Arc::new(sums)))
 }
 
 /// Where to compute. Loads ggml's [`backends`] where that is a GPU.

@@ -1,12 +1,13 @@
 //! What a generation took: the line after the text, the block of `--verbose`, the JSON object.
 
 use std::fmt::Write;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 use tierstream::io::{AS_ASKED, Status};
 use tierstream::memory::Usage;
 use tierstream::size::Bytes;
+use tierstream::sums::Against;
 use tierstream::{Engine, Generation, LoadRate, Stop, Token};
 
 use super::output;
@@ -46,7 +47,19 @@ pub(crate) struct RunJson<'a> {
     experts: ExpertsJson,
     gpu: Option<GpuJson>,
     io: IoJson,
+    verified: Option<VerifiedJson>,
     peak_rss_bytes: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct VerifiedJson {
+    bytes: u64,
+    hash_s: f64,
+    against: &'static str,
+    recorded: Option<u64>,
+    record: Option<String>,
+    first_read_bytes: Option<u64>,
+    first_read_s: Option<f64>,
 }
 
 #[derive(Debug, Serialize)]
@@ -153,6 +166,7 @@ impl<'a> Report<'a> {
         ];
         rows.extend(self.load_rate().map(|rate| ("load rate", rate)));
         rows.extend(self.streaming());
+        rows.extend(self.verified().map(|text| ("verified", text)));
         rows.push(("seed", self.seed.to_string()));
         rows.push(("peak memory", Bytes(Usage::now().peak_rss_bytes).to_string()));
         lines(&rows)
@@ -278,8 +292,44 @@ impl<'a> Report<'a> {
                 shortage_bytes: model.pool_shortage_bytes(),
             }),
             io: IoJson::of(model.read_status(), self.engine.load_rate()),
+            verified: self.verified_json(),
             peak_rss_bytes: Usage::now().peak_rss_bytes,
         }
+    }
+
+    fn verified_json(&self) -> Option<VerifiedJson> {
+        let (sums, checked) = (self.engine.weight_sums()?, self.engine.model().checksums()?);
+        let since = |time: SystemTime| time.duration_since(UNIX_EPOCH).ok();
+        Some(VerifiedJson {
+            bytes: checked.bytes(),
+            hash_s: checked.time().as_secs_f64(),
+            against: sums.against().name(),
+            recorded: sums.recorded().and_then(since).map(|time| time.as_secs()),
+            record: sums.record().map(|path| path.display().to_string()),
+            first_read_bytes: sums.first_read().map(|(bytes, _)| bytes),
+            first_read_s: sums.first_read().map(|(_, time)| time.as_secs_f64()),
+        })
+    }
+
+    /// Bytes that were compared with their checksums, what these are, and what it took.
+    fn verified(&self) -> Option<String> {
+        let (sums, checked) = (self.engine.weight_sums()?, self.engine.model().checksums()?);
+        let (bytes, time) = (Bytes(checked.bytes()), duration(checked.time()));
+        let against = match sums.against() {
+            Against::Record => sums.source(),
+            Against::Pack => "of the packed file".to_owned(),
+            Against::FirstLoad => {
+                "recorded just before: there was nothing to compare with".to_owned()
+            }
+            Against::Sha256 => {
+                "recorded just before, when the file had the SHA-256 that its name says".to_owned()
+            }
+        };
+        let mut text = format!("{bytes} have the checksums {against}; hashing took {time}");
+        if let Some((bytes, time)) = sums.first_read() {
+            let _ = write!(text, ", reading all of it first {} ({})", duration(time), Bytes(bytes));
+        }
+        Some(text)
     }
 
     /// That the pool is smaller than it was to be, if it is.

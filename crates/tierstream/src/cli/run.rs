@@ -42,6 +42,7 @@ pub(crate) fn run(cli: &Cli, args: &Run) -> anyhow::Result<ExitCode> {
     let options = Options { seed: u64::from(seed), ..open::options(load, args.model.experts)? };
     // To the end of the report, which a signal must not cut.
     let running = Running::start(None);
+    let options = Options { weight_sums: open::weight_sums(load, &path)?, ..options };
     let mut engine = open::engine(load, &path, options)?;
     let prompt = match input {
         Input::Chat => {

@@ -116,6 +116,9 @@ pub(crate) fn show(cli: &Cli, args: &Show) -> anyhow::Result<ExitCode> {
         experts: args.model.experts,
     };
     let options = open::options(&args.model.load, args.model.experts)?;
+    if args.model.load.verify_weights {
+        output::note("--verify-weights has no effect: `show` reads no weights");
+    }
     let forecast = file.check_ggml().is_ok().then(|| forecast(&file, options)).flatten();
     let info = Info::new(&file, &asked, forecast.as_ref().map(Memory::from))?;
     if cli.json {

@@ -20,8 +20,9 @@ pub(crate) fn verify(cli: &Cli, args: &Verify) -> anyhow::Result<ExitCode> {
         seed: args.model.load.seed(),
     };
     let path = open::path(&args.model.load)?;
-    let options = open::options(&args.model.load, args.model.experts)?;
+    let mut options = open::options(&args.model.load, args.model.experts)?;
     open::backends();
+    options.weight_sums = open::weight_sums(&args.model.load, &path)?;
     let progress = Progress::start("loading");
     let outcome = verify_model(&path, options, &what, &mut |stage, done| {
         progress.label(match stage {

@@ -16,3 +16,4 @@ mod show;
 mod signals;
 mod support;
 mod verify;
+mod weights;

@@ -89,7 +89,7 @@ fn verify_looks_at_the_checksums() {
     let output = output(args);
     assert_eq!(output.status.code(), Some(1));
     let told = stderr(&output);
-    assert!(told.contains("the record of expert 63 of block 5"), "{told}");
+    assert!(told.contains("expert 63 of the tensor \"blk.5.ffn_"), "{told}");
     assert!(told.contains("checksum") && told.contains("hint: "), "{told}");
 }
 

@@ -26,8 +26,8 @@ pub(crate) const ENVIRONMENT: &str = "\
 Environment:
   TIERSTREAM_BACKENDS  ggml backends to load beside those in the program's folder: folders with
                        libggml-*.so, or libraries, separated by colons. They run as the program
-  TIERSTREAM_CACHE     folder of the demo model and of the chat's history [default:
-                       $XDG_CACHE_HOME/tierstream, or ~/.cache/tierstream]
+  TIERSTREAM_CACHE     folder of the demo model, of recorded checksums, and of the chat's history
+                       [default: $XDG_CACHE_HOME/tierstream, or ~/.cache/tierstream]
   NO_COLOR             if it is set and not empty, no colours";
 
 /// Run language models that are bigger than memory: experts stream from the drive.
@@ -111,6 +111,11 @@ pub(crate) struct LoadArgs {
     /// resident model), auto (what is faster here; rounds differently too)
     #[arg(long, value_name = "HOW", default_value_t)]
     pub(crate) miss: Miss,
+    /// Compare all weights with their checksums as they are read: with those that were recorded when
+    /// the model was first loaded with this flag, for which all of it is read once, or with a packed
+    /// model's own
+    #[arg(long)]
+    pub(crate) verify_weights: bool,
     /// Tokens of context [default: 4096, or what the model was trained with if that is less]
     #[arg(long, allow_negative_numbers = true, value_parser = whole(1..=16_777_216u32))]
     pub(crate) ctx: Option<u32>,

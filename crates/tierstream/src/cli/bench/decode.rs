@@ -146,6 +146,7 @@ pub(crate) fn turn(args: &BenchTurn) -> anyhow::Result<ExitCode> {
     options.ctx.get_or_insert(u32::try_from(tokens.len().next_multiple_of(256))?);
     peer_options(args.peer, &mut options);
     let path = open::path(&args.model.load)?;
+    options.weight_sums = open::weight_sums(&args.model.load, &path)?;
     let mut engine = open::engine(&args.model.load, &path, options)?;
     if let Some(file) = args.routing.as_ref().filter(|_| args.peer.is_none()) {
         engine.context().replay(Some(routing::read(file)?));
@@ -187,6 +188,7 @@ fn tokens(args: &BenchDecode, path: &Path, size: PoolShare) -> anyhow::Result<Ve
     options.preload = false;
     // The same ones however misses are served.
     options.miss = Miss::Copy;
+    options.weight_sums = open::weight_sums(&args.model, path)?;
     // What there is to note, the turns do.
     let mut engine = open::quiet_engine(path, options)?;
     Ok(bench::tokens(&mut engine, demo::PROMPT, n, args.model.seed())?)

@@ -104,6 +104,7 @@ fn model_command(
     command.args(["--prefetch", &m.prefetch.to_string()]);
     if peer.is_none() {
         command.args(["--miss", &m.miss.to_string()]);
+        command.args(m.verify_weights.then_some("--verify-weights"));
     }
     command.args(["--seed", &m.seed().to_string()]);
     let mut option = |flag: &str, value: Option<String>| {

@@ -95,6 +95,7 @@ pub(crate) fn turn(args: &BenchPrefillTurn) -> anyhow::Result<ExitCode> {
     options.ctx.get_or_insert(args.tokens.next_multiple_of(256));
     peer_options(args.peer, &mut options);
     let path = open::path(&args.model.load)?;
+    options.weight_sums = open::weight_sums(&args.model.load, &path)?;
     let mut engine = open::engine(&args.model.load, &path, options)?;
     let turn = bench::prefill(&mut engine, args.tokens as usize, args.model.load.seed())?;
     output::print(&format!("{}\n", serde_json::to_string(&turn)?))?;
