@@ -81,8 +81,8 @@ impl Cached {
     ///
     /// # Safety
     /// `address` is as far behind the start of a page as the extent is in its file. The pages are in a
-    /// buffer that is given back after this, all of what is mapped; nobody looks there, or writes, and
-    /// what else is on them is nobody's.
+    /// buffer that is given back after this, or [what it becomes](Self::into_mapped), is dropped; nobody
+    /// looks there, or writes, and what else is on them is nobody's.
     pub(crate) unsafe fn map(
         &self,
         extent: Extent,

@@ -284,6 +284,7 @@ impl Context {
             }
             done += batch.len();
         }
+        self.model.copy_weights();
         Ok(())
     }
 

@@ -22,7 +22,7 @@ use tierstream_io::PAGE;
 
 use crate::abi::*;
 use crate::error::{Error, Result};
-use crate::memory;
+use crate::memory::{self, HUGE_PAGE};
 use crate::placement::{Placement, cpu};
 use crate::weights::HiddenNames;
 
@@ -385,16 +385,20 @@ fn in_file_order(load: &Load, tensors: &[*mut ggml_tensor]) -> ggml_backend_buff
     buffer
 }
 
-/// Offsets from the start of a page for tensors with these places in files and lengths, in order, and
-/// the bytes of all. Neighbours in a file stay neighbours, as far behind the start of a page as
-/// there; others share no page. A tensor that would not lie on a multiple of `align` that way lies
-/// somewhere by itself.
+/// From this size on, bytes that lie together in a file do so in huge pages as there.
+const HUGE_RUN_BYTES: usize = 32 * HUGE_PAGE;
+
+/// Offsets from the start of a huge page for tensors with these places in files and lengths, in order,
+/// and the bytes of all. Neighbours in a file stay neighbours, as far behind the start of a page as
+/// there, and of a huge page where there are enough of them: the page cache has such, too, and they can
+/// be mapped as they are. Others share no page. A tensor that would not lie on a multiple of `align` that
+/// way lies somewhere by itself.
 fn lay_out(
     tensors: impl Iterator<Item = (Option<(usize, u64)>, usize)>,
     align: usize,
 ) -> (Vec<usize>, usize) {
-    let mut offsets = Vec::new();
-    let mut end = 0usize;
+    // What lies together: bytes from its start to each tensor, and to its end.
+    let mut runs: Vec<(Option<u64>, Vec<usize>, usize)> = Vec::new();
     let mut before: Option<(usize, u64)> = None;
     for (place, bytes) in tensors {
         // Of the page that it begins in.
@@ -405,16 +409,25 @@ fn lay_out(
             }
             _ => None,
         };
-        let offset = match (gap, place) {
-            (Some(gap), _) if gap < PAGE => end + gap,
-            (_, Some((_, offset))) => end.next_multiple_of(PAGE) + offset as usize % PAGE,
-            (_, None) => end.next_multiple_of(PAGE),
-        };
-        offsets.push(offset);
-        end = offset + bytes;
+        match (gap.filter(|gap| *gap < PAGE), runs.last_mut()) {
+            (Some(gap), Some((_, starts, end))) => {
+                starts.push(*end + gap);
+                *end += gap + bytes;
+            }
+            _ => runs.push((place.map(|(_, offset)| offset), vec![0], bytes)),
+        }
         before = place.map(|(file, offset)| (file, offset + bytes as u64));
     }
-    (offsets, end.next_multiple_of(PAGE))
+    let mut offsets = Vec::new();
+    let mut all = 0usize;
+    for (offset, starts, bytes) in runs {
+        // A huge page that is used in part costs memory.
+        let page = if bytes >= HUGE_RUN_BYTES { HUGE_PAGE } else { PAGE };
+        let start = all.next_multiple_of(page) + offset.map_or(0, |offset| offset as usize % page);
+        offsets.extend(starts.into_iter().map(|at| start + at));
+        all = start + bytes;
+    }
+    (offsets, all.next_multiple_of(PAGE))
 }
 
 #[cfg(test)]
@@ -480,6 +493,11 @@ mod tests {
         let places = [Some((0, 64)), Some((0, 64)), None, Some((0, 71))];
         let placed = places.into_iter().map(|place| (place, 100));
         assert_eq!(lay_out(placed, 32), (vec![64, PAGE + 64, 2 * PAGE, 3 * PAGE], 4 * PAGE));
+        // Many bytes together lie as in the file's huge pages.
+        let (first, large) = (3 * PAGE as u64, (HUGE_PAGE + 5 * PAGE) as u64);
+        let placed = [(Some((0, first)), 100), (Some((1, large)), HUGE_RUN_BYTES)];
+        let (offsets, _) = lay_out(placed.into_iter(), 32);
+        assert_eq!(offsets, [0, HUGE_PAGE + 5 * PAGE]);
     }
 
     /// A context with a tensor for each of these names, three rows of so many numbers each.

@@ -2,8 +2,13 @@
 
 use std::ptr;
 
+use tierstream_io::PAGE;
+
 use crate::abi::*;
 use crate::error::{Error, Result};
+
+/// Size of a huge page on the platforms that we know. Memory that begins at one costs less to look up.
+pub(crate) const HUGE_PAGE: usize = 2 << 20;
 
 /// Gives memory that was freed back to the system, so that what is resident is what is used.
 pub fn give_back_freed_memory() {
@@ -146,15 +151,28 @@ impl Drop for Memory {
     }
 }
 
-/// A buffer of host memory for the CPU's kernels: zeros, from a page's start on, and taking room only
+/// A buffer of host memory for the CPU's kernels: zeros, from a huge page's start on, and taking room only
 /// as it is touched. Null if the system refuses.
 pub(crate) fn mapped_buffer(bytes: usize) -> ggml_backend_buffer_t {
     let access = libc::PROT_READ | libc::PROT_WRITE;
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    let Some(room) = bytes.checked_add(HUGE_PAGE) else { return ptr::null_mut() };
     // SAFETY: a fresh mapping at an address of the kernel's choice overlaps nothing.
-    let base = unsafe { libc::mmap(ptr::null_mut(), bytes, access, flags, -1, 0) };
-    if base == libc::MAP_FAILED {
+    let map = unsafe { libc::mmap(ptr::null_mut(), room, access, flags, -1, 0) };
+    if map == libc::MAP_FAILED {
         return ptr::null_mut();
+    }
+    let before = map.align_offset(HUGE_PAGE);
+    let base = map.wrapping_byte_add(before);
+    let bytes = bytes.next_multiple_of(PAGE);
+    // SAFETY: whole pages of the mapping that nobody has seen, before and behind.
+    unsafe {
+        if before > 0 {
+            libc::munmap(map, before);
+        }
+        if room - before > bytes {
+            libc::munmap(base.wrapping_byte_add(bytes), room - before - bytes);
+        }
     }
     let advise = |advice| {
         // SAFETY: advice about a mapping of ours; a refusal is harmless.

@@ -85,7 +85,7 @@ pub(crate) struct Inner {
     /// Held while the pool is made.
     attaching: Mutex<()>,
     path: PathBuf,
-    /// Files that weights are mapped from. Dropped after the weights.
+    /// Files that weights are mapped from. Dropped before the weights.
     mapped: OnceLock<Vec<Mapped>>,
     /// Whether only the header was read: there are no weights to compute with.
     rehearsal: bool,
@@ -130,6 +130,8 @@ impl Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
+        // They may be copied to where the weights are, which is about to go.
+        drop(self.mapped.take());
         // SAFETY: contexts hold an `Arc` of this, so they are gone; the device, which the model's
         // buffers refer to, is dropped after.
         unsafe { llama_model_free(self.llama) };
@@ -496,6 +498,11 @@ impl Model {
             ))),
             _ => Ok(()),
         }
+    }
+
+    /// Something has been computed: weights that are mapped are copied to where they are read faster.
+    pub(crate) fn copy_weights(&self) {
+        self.inner.mapped.get().into_iter().flatten().for_each(Mapped::copy);
     }
 
     /// Looks whether the weights are still those that were loaded.

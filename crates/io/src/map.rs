@@ -12,7 +12,7 @@ use crate::ring::PAGE;
 
 /// Size of a transparent huge page on the platforms that we know. Only a wish: a wrong guess costs
 /// address space, not memory.
-const HUGE_PAGE: usize = 2 << 20;
+pub(crate) const HUGE_PAGE: usize = 2 << 20;
 
 /// Most NUMA nodes that Linux is built for.
 #[cfg(target_os = "linux")]

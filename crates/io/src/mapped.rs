@@ -4,7 +4,11 @@
 //! it (fcntl(2), "Leases"): whoever wants to write to the file, or to cut it, has to wait until it is
 //! given up, 45 s at most as systems come. That is done once there are copies of all pages, which are
 //! then no file's any more. Nobody waits for more than that: renaming and removing change no contents.
+//!
+//! Copies are made in any case when their owner finds time for that: reading anonymous memory in huge
+//! pages is faster than reading the page cache (BENCHMARKS.md tells how much).
 
+use std::ffi::c_void;
 use std::fmt;
 use std::fs;
 use std::io;
@@ -21,14 +25,21 @@ use rustix::mm::{Advice, MapFlags, ProtFlags};
 
 use crate::error::{Error, Result};
 use crate::file::File;
+use crate::map::HUGE_PAGE;
 use crate::ring::PAGE;
 use crate::sync::lock;
 
 /// How often it is looked whether somebody wants to write to the file.
 const LOOKED_EVERY: Duration = Duration::from_millis(200);
 
-/// Memory that is copied, or whose pages are got, at a time, in bytes.
+/// Time to spare when others wait.
+const MARGIN: Duration = Duration::from_secs(1);
+
+/// Memory whose pages are got at a time, in bytes.
 const STEP_BYTES: usize = 8 << 20;
+
+/// Memory that is copied at a time, in bytes: up to a multiple of it.
+const COPIED_BYTES: usize = 32 << 20;
 
 /// From `linux/fcntl.h`; the libc crate lacks it.
 const F_SETSIG: libc::c_int = 10;
@@ -57,6 +68,8 @@ struct State {
     mapped: Vec<Range<usize>>,
     /// Nobody can write to the file.
     is_leased: bool,
+    /// Copies are to be made though nobody wants to write.
+    is_to_copy: bool,
     is_over: bool,
 }
 
@@ -75,7 +88,8 @@ impl Mapped {
     }
 
     fn watch(handle: fs::File, path: Arc<Path>) -> io::Result<Self> {
-        let state = State { mapped: Vec::new(), is_leased: true, is_over: false };
+        let state =
+            State { mapped: Vec::new(), is_leased: true, is_to_copy: false, is_over: false };
         let shared = Arc::new(Shared {
             path,
             handle,
@@ -126,6 +140,16 @@ impl Mapped {
         let start = start.expose_provenance();
         state.mapped.push(start..start + bytes.next_multiple_of(PAGE));
         Ok(())
+    }
+
+    /// Has copies of all that is mapped made in its place, on a thread of its own. What is asked for
+    /// again is not done again.
+    pub fn copy(&self) {
+        let mut state = lock(&self.shared.state);
+        if !state.is_to_copy {
+            state.is_to_copy = true;
+            self.shared.changed.notify_all();
+        }
     }
 
     /// Whether nothing is mapped.
@@ -181,6 +205,19 @@ impl Drop for Mapped {
     }
 }
 
+#[cfg(test)]
+impl Mapped {
+    /// Until all is copied.
+    fn wait(&self) {
+        let state = lock(&self.shared.state);
+        let waited = self
+            .shared
+            .changed
+            .wait_while(state, |state| !state.mapped.is_empty() || state.is_leased);
+        drop(waited.unwrap());
+    }
+}
+
 impl fmt::Debug for Mapped {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Mapped").field("handle", &self.shared.handle).finish_non_exhaustive()
@@ -188,32 +225,62 @@ impl fmt::Debug for Mapped {
 }
 
 impl Shared {
-    /// Until it is over, or somebody wants to write to the file.
+    /// Until it is over, or nothing is mapped any more.
     fn watch(&self) {
         let mut state = lock(&self.state);
+        let mut has_failed = false;
         while !state.is_over {
-            if !is_leased(self.handle.as_raw_fd()) {
-                self.part(&state);
-                break;
+            let is_wanted = !is_leased(self.handle.as_raw_fd());
+            if is_wanted || state.is_to_copy && !has_failed {
+                // Nothing more is mapped from here on, and whoever drops this need not wait for all.
+                state.is_leased = false;
+                let mapped = std::mem::take(&mut state.mapped);
+                drop(state);
+                let rest = self.copy_all(mapped);
+                state = lock(&self.state);
+                state.mapped = rest;
+                let is_wanted = is_wanted || !is_leased(self.handle.as_raw_fd());
+                if state.mapped.is_empty() || is_wanted || state.is_over {
+                    break;
+                }
+                // Without memory it stays mapped.
+                has_failed = true;
             }
             let waited = self.changed.wait_timeout(state, LOOKED_EVERY);
             state = waited.unwrap_or_else(std::sync::PoisonError::into_inner).0;
         }
         state.is_leased = false;
-        let _ = fcntl(self.handle.as_raw_fd(), libc::F_SETLEASE, libc::F_UNLCK);
-    }
-
-    /// Has pages of its own in place of the file's.
-    fn part(&self, state: &State) {
-        let start = Instant::now();
-        let mut steps = state.mapped.iter().flat_map(|range| {
-            let step = |at| (at, STEP_BYTES.min(range.end - at));
-            range.clone().step_by(STEP_BYTES).map(step)
-        });
-        let copied = steps.all(|(at, bytes)| copy_in_place(at, bytes).is_ok());
-        if !copied || start.elapsed() + LOOKED_EVERY >= break_time() {
+        // Before whoever waits goes on.
+        if !state.is_over && !state.mapped.is_empty() {
             self.is_lost.store(true, Ordering::Release);
         }
+        let _ = fcntl(self.handle.as_raw_fd(), libc::F_SETLEASE, libc::F_UNLCK);
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// Copies all of `mapped`, and returns what it could not, or not in time, or need not any more.
+    fn copy_all(&self, mapped: Vec<Range<usize>>) -> Vec<Range<usize>> {
+        let mut wanted_since = None;
+        let mut rest = mapped.into_iter();
+        while let Some(range) = rest.next() {
+            let mut at = range.start;
+            while at < range.end {
+                if wanted_since.is_none() && !is_leased(self.handle.as_raw_fd()) {
+                    wanted_since = Some(Instant::now());
+                }
+                let is_late = wanted_since.is_some_and(|since: Instant| {
+                    since.elapsed() + LOOKED_EVERY + MARGIN >= break_time()
+                });
+                let end = ((at / COPIED_BYTES + 1) * COPIED_BYTES).min(range.end);
+                let is_over = lock(&self.state).is_over;
+                if is_late || is_over || copy_in_place(at, end - at).is_err() {
+                    return std::iter::once(at..range.end).chain(rest).collect();
+                }
+                at = end;
+            }
+        }
+        Vec::new()
     }
 }
 
@@ -224,23 +291,28 @@ fn copy_in_place(at: usize, bytes: usize) -> io::Result<()> {
     // SAFETY: a fresh mapping, which is filled from mapped memory of this size whose contents the lease
     // keeps, and then moved there: whoever reads meanwhile finds the one or the other, which are the same.
     unsafe {
-        let copy = rustix::mm::mmap_anonymous(
+        // As far behind the start of a huge page as where it goes, so that huge pages stay such.
+        let room = rustix::mm::mmap_anonymous(
             std::ptr::null_mut(),
-            bytes,
+            bytes + 2 * HUGE_PAGE,
             ProtFlags::READ | ProtFlags::WRITE,
             MapFlags::PRIVATE,
         )?;
+        let before = room.align_offset(HUGE_PAGE) + at % HUGE_PAGE;
+        let copy = room.wrapping_byte_add(before);
+        let unmap = |from: *mut c_void, to: *mut c_void| {
+            // What lies before and behind it, and nobody has seen.
+            if from < to {
+                let _ = rustix::mm::munmap(from, to.addr() - from.addr());
+            }
+        };
+        unmap(room, copy);
+        unmap(copy.wrapping_byte_add(bytes), room.wrapping_byte_add(bytes + 2 * HUGE_PAGE));
         let _ = rustix::mm::madvise(copy, bytes, Advice::LinuxHugepage);
         let _ = rustix::mm::madvise(copy, bytes, Advice::LinuxDontFork);
         std::ptr::copy_nonoverlapping(from, copy.cast(), bytes);
-        let moved = rustix::mm::mremap_fixed(
-            copy,
-            bytes,
-            bytes,
-            rustix::mm::MremapFlags::MAYMOVE,
-            from.cast(),
-        );
-        if let Err(errno) = moved {
+        let flags = rustix::mm::MremapFlags::MAYMOVE;
+        if let Err(errno) = rustix::mm::mremap_fixed(copy, bytes, bytes, flags, from.cast()) {
             let _ = rustix::mm::munmap(copy, bytes);
             return Err(errno.into());
         }
@@ -348,6 +420,36 @@ mod tests {
         assert!(fs::read(&path).unwrap() == bytes);
         // Nobody waits any more.
         fs::OpenOptions::new().append(true).open(&path).unwrap().write_all(b"x").unwrap();
+    }
+
+    #[test]
+    fn contents_stay_when_they_are_copied_and_then_nobody_waits() {
+        let (_dir, path, ..) = sample();
+        let bytes: Vec<u8> = (0..2 * HUGE_PAGE + 7 * PAGE + 9).map(|i| (i % 251) as u8).collect();
+        fs::write(&path, &bytes).unwrap();
+        let pages = Pages::new(4 * HUGE_PAGE).unwrap();
+        let file = File::open(&path).unwrap();
+        let mapped = Mapped::new(&file).unwrap().unwrap();
+        // SAFETY: memory of the test's.
+        let at = unsafe { pages.base().add(3 * PAGE) };
+        // SAFETY: as above.
+        unsafe { mapped.map(at, 0, bytes.len()) }.unwrap();
+        mapped.copy();
+        mapped.copy();
+        mapped.wait();
+        fs::write(&path, b"another").unwrap();
+        assert!(pages[3 * PAGE..][..bytes.len()] == bytes[..]);
+        mapped.check_intact().unwrap();
+        assert!(pages[..3 * PAGE].iter().all(|b| *b == 0));
+        drop(mapped);
+        // Who drops it does not wait for all to be copied.
+        let file = File::open(&path).unwrap();
+        let mapped = Mapped::new(&file).unwrap().unwrap();
+        // SAFETY: as above.
+        unsafe { mapped.map(pages.base(), 0, 7) }.unwrap();
+        mapped.copy();
+        drop(mapped);
+        assert!(pages[..7] == *b"another");
     }
 
     #[test]

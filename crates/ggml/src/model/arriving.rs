@@ -120,7 +120,7 @@ impl Arriving {
             let start = target.at.addr().get();
             let memory = start..start + extent.len as usize;
             if in_file_order {
-                // SAFETY: whole pages of a buffer of the model's, which is dropped before what is mapped
+                // SAFETY: whole pages of a buffer of the model's, which outlives what is mapped
                 // (`Inner::mapped`); they hold what is next to the piece in its file, or nothing.
                 if let Some(pages) = unsafe { cached.map(extent, target.at) }? {
                     mapped.push((pages, memory));
