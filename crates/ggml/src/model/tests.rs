@@ -38,7 +38,9 @@ fn stay_resident(placement: &dyn Fn() -> Placement) {
     let written = spec.write(dir.path().join("model.gguf")).unwrap();
     let file = tierstream_gguf::Model::open(&written.files[0]).unwrap();
     let experts = tierstream_gguf::Experts::group(&file).unwrap();
-    let reader = || Arc::new(Reader::new(Config::default()).unwrap());
+    // It has all reads, so that they can be counted.
+    let reader =
+        || Arc::new(Reader::new(Config { use_cache: false, ..Config::default() }).unwrap());
     let stock = Weights::Stock { mmap: true, repack: false, cpu_experts: false };
     let expected =
         logits(&Model::load(&file, stock, &Placement::Cpu, reader(), &mut |_| true).unwrap());
