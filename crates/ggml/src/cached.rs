@@ -1,8 +1,9 @@
 //! Weights that the page cache has: used where they are, or read from there. The drive has nothing to
 //! do with them.
 
+use std::cell::Cell;
 use std::io;
-use std::ops::Range;
+use std::ops::{AddAssign, Range};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -11,9 +12,33 @@ use tierstream_io::{Extent, FileId, PAGE, Reader, cache};
 
 use crate::error::{Error, Result};
 
+/// Weights that the page cache had.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct FromCache {
+    /// Bytes that were not read: the pages of the cache are mapped.
+    pub mapped_bytes: u64,
+    /// Bytes that were read from there.
+    pub copied_bytes: u64,
+}
+
+impl FromCache {
+    /// Of both kinds.
+    pub fn bytes(self) -> u64 {
+        self.mapped_bytes + self.copied_bytes
+    }
+}
+
+impl AddAssign for FromCache {
+    fn add_assign(&mut self, other: Self) {
+        self.mapped_bytes += other.mapped_bytes;
+        self.copied_bytes += other.copied_bytes;
+    }
+}
+
 /// What the page cache may be asked for: the files of a model that are read past it.
 pub(crate) struct Cached {
     files: Vec<File>,
+    taken: Cell<FromCache>,
 }
 
 struct File {
@@ -31,7 +56,7 @@ impl Cached {
     /// # Errors
     /// [`Error::Io`].
     pub(crate) fn new(reader: &Reader, files: &[FileId]) -> Result<Self> {
-        let mut cached = Self { files: Vec::new() };
+        let mut cached = Self { files: Vec::new(), taken: Cell::default() };
         if !reader.uses_cache() {
             return Ok(cached);
         }
@@ -68,9 +93,23 @@ impl Cached {
     /// `extent`, of the file by which it is to be read.
     pub(crate) fn source(&self, extent: Extent) -> Extent {
         match self.file_of(extent) {
-            Some(file) => Extent { file: file.through, ..extent },
+            Some(file) => {
+                self.take(FromCache { copied_bytes: extent.len, ..FromCache::default() });
+                Extent { file: file.through, ..extent }
+            }
             None => extent,
         }
+    }
+
+    fn take(&self, more: FromCache) {
+        let mut taken = self.taken.get();
+        taken += more;
+        self.taken.set(taken);
+    }
+
+    /// What it has been asked for, and had.
+    pub(crate) fn taken(&self) -> FromCache {
+        self.taken.get()
     }
 
     /// Puts the file's own pages at `address` if the cache has all of `extent`, and there is a lease.
@@ -103,6 +142,7 @@ impl Cached {
         // SAFETY: whole pages of a buffer, by contract.
         match unsafe { mapped.map(start, offset, bytes) } {
             Ok(()) => {
+                self.take(FromCache { mapped_bytes: extent.len, ..FromCache::default() });
                 let start = start.as_ptr().expose_provenance();
                 Ok(Some(start..start + bytes.next_multiple_of(PAGE)))
             }

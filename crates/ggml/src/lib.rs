@@ -47,6 +47,7 @@ mod workspace;
 
 pub use abort::on_abort;
 pub use backends::load_backends;
+pub use cached::FromCache;
 pub use context::{Cancel, Context, ContextOptions, Keep};
 pub use device::{DeviceInfo, devices, ggml_version};
 pub use error::{Error, Result};

@@ -29,7 +29,7 @@ pub(crate) use self::step::{Need, Placed, Step};
 use self::store::Store;
 use self::vram::Vram;
 use crate::abi::*;
-use crate::cached::Cached;
+use crate::cached::{Cached, FromCache};
 use crate::error::{Error, Result};
 use crate::memory::{self, Memory};
 use crate::model::{all_slots, pool_bytes};
@@ -337,12 +337,12 @@ impl Residency {
     /// Reads every record into its slot, in file order, if all fit; then kernels find each
     /// layer's experts in expert order and no look-up is needed. Where memory is short, only as many
     /// as there turns out to be room for. What the page cache has of `files` comes from there.
-    /// `progress` gets bytes done.
+    /// `progress` gets bytes done. Returns what the page cache had.
     pub(crate) fn load_all(
         self: &Arc<Self>,
         files: &[FileId],
         progress: &mut dyn FnMut(u64) -> bool,
-    ) -> Result<()> {
+    ) -> Result<FromCache> {
         let cached = Cached::new(&self.reader, files)?;
         let mut done = 0;
         let mut finish = |layer: usize, step: Step| -> Result<()> {
@@ -366,7 +366,8 @@ impl Residency {
                     for (layer, step) in under_way {
                         finish(layer, step)?;
                     }
-                    return self.give_way(error, 0, 0, &|| false);
+                    self.give_way(error, 0, 0, &|| false)?;
+                    return Ok(cached.taken());
                 }
                 acquired => acquired?,
             };
@@ -399,7 +400,7 @@ impl Residency {
         let identity = self.layers.iter().enumerate().map(in_order).collect();
         drop(pool);
         *self.identity.write().unwrap_or_else(PoisonError::into_inner) = identity;
-        Ok(())
+        Ok(cached.taken())
     }
 
     /// Finds and pins the resident records among `need` (distinct experts, at least one) and

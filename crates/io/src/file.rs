@@ -76,6 +76,7 @@ pub struct File {
     identity: Identity,
     state: DirectState,
     drops_behind: bool,
+    beside: bool,
 }
 
 impl File {
@@ -106,19 +107,19 @@ impl File {
         Self::reopen(path, reason.to_owned())
     }
 
-    /// The same file, whatever has become of its path, for reads through the page cache.
+    /// The same file, whatever has become of its path, for reads of what the page cache has of it.
     ///
     /// # Errors
     /// [`Error::Open`].
     #[cfg(target_os = "linux")]
-    pub(crate) fn through_cache(&self, reason: &str) -> Result<Self> {
+    pub(crate) fn through_cache(&self) -> Result<Self> {
         let opened = format!("/proc/self/fd/{}", self.handle.as_raw_fd());
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
         let handle = rustix::fs::open(opened, flags, Mode::empty());
         let handle = handle.map_err(|errno| open_error(&self.path)(errno.into()))?.into();
-        let state = DirectState::buffered(reason);
+        let state = DirectState::buffered("the page cache has it");
         let (path, identity) = (self.path.clone(), self.identity);
-        Ok(Self { path, handle, identity, state, drops_behind: false })
+        Ok(Self { path, handle, identity, state, drops_behind: false, beside: true })
     }
 
     /// Opens `path` for reads through the page cache that leave nothing there: whoever has read a
@@ -148,7 +149,7 @@ impl File {
         }
         block_again(&handle).map_err(|e| fail(e.into()))?;
         let identity = Identity::of(&stat);
-        Ok(Self { path: path.into(), handle, identity, state, drops_behind: false })
+        Ok(Self { path: path.into(), handle, identity, state, drops_behind: false, beside: false })
     }
 
     /// The path that the file was opened by.
@@ -174,6 +175,11 @@ impl File {
     /// How this file is read.
     pub fn direct_state(&self) -> &DirectState {
         &self.state
+    }
+
+    /// Whether it is open a second time, for reads of what the page cache has.
+    pub(crate) fn is_beside(&self) -> bool {
+        self.beside
     }
 
     /// Takes the pages of a range that was read out of the page cache, if the file was opened with

@@ -46,6 +46,9 @@ const SPREAD_BYTES: u64 = 4 << 20;
 /// compute buffers are usually smaller.
 const SURELY_ENOUGH_BYTES: u64 = 1 << 30;
 
+/// More than the program, its vocabulary and its books take.
+const PROGRAM_BYTES: u64 = 512 << 20;
+
 /// What a model needs of memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Requirement {
@@ -167,9 +170,34 @@ pub(crate) struct Budget {
 }
 
 impl Budget {
-    /// Refuses a model that cannot fit before its weights are read. Where the budget is far above
-    /// what is surely needed, that is left to [`Budget::pool_size`].
-    pub(crate) fn check_file(
+    /// Whether all of a model with experts fits, so that it needs no pool. Refuses a model that cannot fit
+    /// before its weights are read; where the budget is far above what is surely needed, that is left to
+    /// [`Budget::pool_size`].
+    pub(crate) fn holds_all(
+        &self,
+        file: &tierstream_gguf::Model,
+        experts: &Experts,
+        reader: &Arc<Reader>,
+        context: &ContextOptions,
+    ) -> Result<bool> {
+        let available = Usage::now().rss_bytes + memory::available_bytes();
+        let ram = self.ram.map_or_else(default_ram, |ram| ram.min(available));
+        if self.experts.is_some() || experts.is_empty() || ram < file.tensor_bytes() {
+            self.check_file(file, experts, reader, context)?;
+            return Ok(false);
+        }
+        if most_beside(file, context).is_some_and(|rest| ram >= file.tensor_bytes() + rest) {
+            return Ok(true);
+        }
+        let forecast = Forecast::rehearse(file, experts, reader, context)?;
+        let needed = forecast.requirement();
+        if let Some(ram) = self.ram {
+            needed.left_of(ram)?;
+        }
+        Ok(ram >= needed.fixed_bytes + needed.whole_pool_bytes + SPREAD_BYTES)
+    }
+
+    fn check_file(
         &self,
         file: &tierstream_gguf::Model,
         experts: &Experts,
@@ -178,8 +206,7 @@ impl Budget {
     ) -> Result<()> {
         let Some(ram) = self.ram else { return Ok(()) };
         let token_cycle: u64 = experts.token_cycle_bytes();
-        let weights: u64 = file.tensors().iter().map(|t| t.len).sum();
-        let surely = weights - experts.expert_bytes() + token_cycle;
+        let surely = file.tensor_bytes() - experts.expert_bytes() + token_cycle;
         if !experts.is_empty() && ram >= surely.saturating_add(SURELY_ENOUGH_BYTES) {
             return Ok(());
         }
@@ -206,7 +233,15 @@ impl Budget {
         let ram = match (self.ram, self.experts) {
             (Some(ram), _) => ram,
             (None, Some(_)) => return check_available(asked_bytes).map(|()| asked),
-            (None, None) => default_ram(requirement, notes),
+            (None, None) => {
+                let ram = default_ram();
+                if ram < requirement.fixed_bytes + requirement.whole_pool_bytes {
+                    let spare = Bytes(ram.saturating_sub(Usage::now().rss_bytes));
+                    let text = "of the memory that is available now";
+                    notes.push(format!("no --ram given: using {spare} {text}"));
+                }
+                ram
+            }
         };
         let left = requirement.left_of(ram)?;
         check_available(asked_bytes.min(left))?;
@@ -230,14 +265,21 @@ pub(crate) fn check_available(pool_bytes: u64) -> Result<()> {
 }
 
 /// The budget when none is given: what is resident, and most of what is available.
-fn default_ram(requirement: &Requirement, notes: &mut Vec<String>) -> u64 {
-    let spare = (memory::available_bytes() as f64 * DEFAULT_SHARE) as u64;
-    let ram = Usage::now().rss_bytes + spare;
-    if ram < requirement.fixed_bytes + requirement.whole_pool_bytes {
-        notes.push(format!(
-            "no --ram given: using {} of the memory that is available now",
-            Bytes(spare)
-        ));
-    }
-    ram
+fn default_ram() -> u64 {
+    Usage::now().rss_bytes + (memory::available_bytes() as f64 * DEFAULT_SHARE) as u64
+}
+
+/// More than what a model takes beside its weights, by its header: if that says enough of its attention.
+fn most_beside(file: &tierstream_gguf::Model, context: &ContextOptions) -> Option<u64> {
+    let key = |name: &str| file.arch_u32(name).ok().flatten().map(u64::from);
+    let (layers, heads) = (key("block_count")?, key("attention.head_count")?);
+    let width = key("embedding_length")? / heads.max(1);
+    let keys = key("attention.key_length").unwrap_or(width);
+    let values = key("attention.value_length").unwrap_or(width);
+    let (ctx, batch) = (u64::from(context.n_ctx), u64::from(context.n_batch));
+    let kv = layers * heads * (keys + values) * ctx * 2;
+    // Scores of all heads, logits, and some rows of the widest operation.
+    let vocab = file.tensors().iter().map(|t| t.dims.iter().copied().max().unwrap_or(0)).max()?;
+    let compute = batch * 4 * (heads * ctx + 4 * vocab);
+    Some(kv + compute + PROGRAM_BYTES)
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tierstream_ggml::{
-    Cancel, Context, ContextOptions, ExpertCounters, Gpu, Keep, Miss, Model, Placement,
+    Cancel, Context, ContextOptions, ExpertCounters, FromCache, Gpu, Keep, Miss, Model, Placement,
     PoolOptions, Prefetch, Sampler, Sampling, Token, Weights,
 };
 use tierstream_gguf::Experts;
@@ -63,7 +63,8 @@ pub struct Options {
     pub keep: Keep,
     /// Seed of the `random` policy.
     pub seed: u64,
-    /// How weights are loaded.
+    /// How weights are loaded. What is to be streamed is loaded as [`Weights::Resident`] if all of it fits, to
+    /// the same bits, unless `experts` sizes the pool, or there is a GPU, or nothing is to be preloaded.
     pub weights: Weights,
     /// Where the model computes.
     pub placement: Placement,
@@ -220,14 +221,15 @@ impl Engine {
         let gpu_start_time = vram.is_some().then(|| starting.elapsed());
         let reader = Arc::new(Reader::new(std::mem::take(&mut options.io))?);
         let limit = drive.limit_bytes_per_s();
-        let (engine, peak) = Watch::over(&reader, limit, progress, |watch| {
+        let loaded = Watch::over(&reader, limit, progress, |watch| {
             Self::load_watched(file, experts, &options, vram, reader.clone(), watch)
         });
+        let (engine, peak) = loaded.ok_or(tierstream_ggml::Error::Cancelled)?;
         let mut engine = engine?;
         engine.gpu_start_time = gpu_start_time;
         engine.load_time = start.elapsed();
         let reading = engine.load_time - gpu_start_time.unwrap_or_default();
-        engine.load_rate = drive.load_rate(&reader, reading, peak);
+        engine.load_rate = drive.load_rate(&reader, engine.model.from_cache(), reading, peak);
         Ok(engine)
     }
 
@@ -243,17 +245,20 @@ impl Engine {
         let trained = file.arch_u32("context_length")?.unwrap_or(0);
         let context = context_options(options, trained);
         let budget = Budget { ram: options.ram_bytes, experts: options.experts };
-        if options.weights == Weights::Streamed && vram.is_none() {
-            budget.check_file(&file, &experts, &reader, &context)?;
-        }
+        let weights = match options.weights {
+            Weights::Streamed if vram.is_none() => {
+                let fits = budget.holds_all(&file, &experts, &reader, &context)?;
+                if fits && options.preload { Weights::Resident } else { Weights::Streamed }
+            }
+            weights => weights,
+        };
         let sums = options.weight_sums.as_ref().map(|sums| sums.checksums(&file)).transpose()?;
-        let streamed = match options.weights {
+        let streamed = match weights {
             Weights::Streamed => experts.expert_bytes(),
-            Weights::Stock { .. } => 0,
+            Weights::Resident | Weights::Stock { .. } => 0,
         };
         watch.begin(LoadStage::Weights, file.tensor_bytes().saturating_sub(streamed), &reader);
-        let (weights, placement) = (options.weights, &options.placement);
-        let (from, told) = (reader.clone(), &mut heard);
+        let (placement, from, told) = (&options.placement, reader.clone(), &mut heard);
         let model = Model::load_verified(&file, weights, placement, from, sums, told)?;
         let context = match &vram {
             Some(vram) if model.is_streamed() && options.batch.is_none() => {
@@ -262,7 +267,7 @@ impl Engine {
             _ => Context::new(model.clone(), &context)?,
         };
         let requirement = Requirement::measured(&model, &context, &experts);
-        let mut notes = notes(&model, &experts);
+        let mut notes = notes(&model, weights, &experts);
         for (block, why) in context.unguessed_blocks() {
             notes.push(format!("--prefetch: nothing is read ahead for block {block}: {why}"));
         }
@@ -496,25 +501,34 @@ impl Drive {
     }
 
     /// What `reader` has read for a load, in `time`, and for a while as fast as `peak` bytes per second:
-    /// that is remembered, if it is the most so far that came past the page cache.
-    fn load_rate(mut self, reader: &Reader, time: Duration, peak: f64) -> Option<LoadRate> {
-        let bytes = reader.stats().bytes_wanted;
-        let gbps = bytes as f64 / 1e9 / time.as_secs_f64();
+    /// that is remembered, if it is the most so far that came past the page cache, which had none of it.
+    fn load_rate(
+        mut self,
+        reader: &Reader,
+        cached: FromCache,
+        time: Duration,
+        peak: f64,
+    ) -> Option<LoadRate> {
+        let bytes = reader.stats().bytes_wanted.saturating_sub(cached.copied_bytes);
+        let cached_bytes = cached.bytes();
+        let gbps = (bytes + cached_bytes) as f64 / 1e9 / time.as_secs_f64();
         // To compare a load with itself says nothing.
         let was_known = self.limit_bytes_per_s().is_some();
         if let Some((known, dir)) = &mut self.known
             && bytes >= TELLING_BYTES
+            && cached_bytes == 0
             && reader.status().direct
             && known.raise_limit((peak / 1e9).max(gbps))
         {
             // Without it, the next load does not know.
             let _ = known.save(dir);
         }
-        // How long a short load takes has little to do with the drive.
-        let tells = was_known && bytes >= TELLING_BYTES;
+        // How long a short load takes has little to do with the drive, nor one from memory.
+        let tells = was_known && bytes >= TELLING_BYTES && cached_bytes == 0;
         let limit = self.limit_bytes_per_s().filter(|_| tells);
         let limit_gbps = limit.map(|limit| limit / 1e9);
-        (bytes > 0).then_some(LoadRate { bytes, gbps, limit_gbps })
+        let any = bytes + cached_bytes > 0;
+        any.then_some(LoadRate { bytes, cached_bytes, gbps, limit_gbps })
     }
 }
 
@@ -560,12 +574,13 @@ fn miss_note(miss: Miss, context: &Context) -> Option<String> {
     ))
 }
 
-fn notes(model: &Model, experts: &Experts) -> Vec<String> {
+fn notes(model: &Model, weights: Weights, experts: &Experts) -> Vec<String> {
     let mut notes = Vec::new();
     if experts.is_empty() {
         notes.push("this model is dense: nothing to stream, it is resident as a whole".to_owned());
     }
-    for (block, why) in model.resident_blocks() {
+    let resident = model.resident_blocks().iter().filter(|_| weights == Weights::Streamed);
+    for (block, why) in resident {
         notes.push(format!("the experts of block {block} stay resident: {why}"));
     }
     if let Some(reason) = model.read_status().and_then(|status| status.reason) {

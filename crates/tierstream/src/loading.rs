@@ -42,18 +42,21 @@ pub struct Loading {
     pub limit_bytes_per_s: Option<f64>,
 }
 
-/// Is told how far a load is, twenty times a second, on a thread of its own; returning false stops the load.
+/// Is told how far a load is, twenty times a second and when it is over, on a thread of its own; returning false
+/// stops the load.
 pub type LoadProgress<'a> = &'a mut (dyn FnMut(Loading) -> bool + Send);
 
-/// What a load has taken from the drive.
+/// What a load has taken from the drive, or from the page cache.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LoadRate {
-    /// Bytes that were read, headers apart.
+    /// Bytes that were read from the drive, headers apart.
     pub bytes: u64,
-    /// These over the time of the load, in which a GPU's start does not count: 1e9 bytes per second.
+    /// Bytes that the page cache had.
+    pub cached_bytes: u64,
+    /// Both over the time of the load, in which a GPU's start does not count: 1e9 bytes per second.
     pub gbps: f64,
     /// The most that was seen of the drive, by `doctor`, earlier loads and, if it was faster, this one. None
-    /// where nothing was known before, or the load was too short to compare.
+    /// where nothing was known before, the load was too short to compare, or the page cache had some of it.
     pub limit_gbps: Option<f64>,
 }
 
@@ -109,13 +112,13 @@ struct State {
 
 impl Watch {
     /// Runs `load`, and tells `progress` meanwhile what `reader` has given out. Returns the most bytes per
-    /// second that it gave out for a while, too.
+    /// second that it gave out for a while, too. None if `progress` says no, if only at the end.
     pub(crate) fn over<T>(
         reader: &Reader,
         limit_bytes_per_s: Option<f64>,
         progress: LoadProgress<'_>,
         load: impl FnOnce(&Watch) -> T,
-    ) -> (T, f64) {
+    ) -> Option<(T, f64)> {
         let state = State {
             stage: LoadStage::Weights,
             total: 0,
@@ -136,7 +139,7 @@ impl Watch {
             let loaded = load(&watch);
             drop(ends);
             match telling.join() {
-                Ok(peak) => (loaded, peak),
+                Ok(peak) => (!watch.stopped.load(Ordering::Relaxed)).then_some((loaded, peak)),
                 Err(panic) => resume_unwind(panic),
             }
         })
@@ -293,7 +296,7 @@ mod tests {
                 thread::yield_now();
             }
         };
-        let ((), _) = Watch::over(&reader, Some(2e9), &mut progress, |watch| {
+        let told = Watch::over(&reader, Some(2e9), &mut progress, |watch| {
             watch.begin(LoadStage::Weights, 4000, &reader);
             read(1000).unwrap();
             wait_for(1000);
@@ -302,6 +305,7 @@ mod tests {
             watch.begin(LoadStage::Experts, 6000, &reader);
             read(6000).unwrap();
         });
+        assert!(told.is_some());
         let seen = seen.into_inner().unwrap();
         let of = |stage| -> Vec<u64> {
             seen.iter().filter(|l| l.stage == stage).map(|l| l.bytes_done).collect()
@@ -316,15 +320,16 @@ mod tests {
     #[test]
     fn who_says_no_is_heard_by_the_loader() {
         let reader = reader();
-        let (rounds, _) = Watch::over(&reader, None, &mut |_| false, |watch| {
-            (0..)
-                .take_while(|_| {
-                    thread::yield_now();
-                    watch.heard(0.0)
-                })
-                .count()
+        let mut rounds = 0;
+        let told = Watch::over(&reader, None, &mut |_| false, |watch| {
+            while watch.heard(0.0) {
+                rounds += 1;
+                thread::yield_now();
+            }
         });
-        assert!(rounds > 0);
+        assert!(told.is_none() && rounds > 0);
+        // One that is over before anybody was asked.
+        assert!(Watch::over(&reader, None, &mut |_| false, |_| ()).is_none());
     }
 
     #[test]

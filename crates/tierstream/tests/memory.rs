@@ -137,16 +137,28 @@ fn half_of_the_model_is_enough_and_is_kept_to() {
     case.check(case.bytes / 2, 2010, 32);
 }
 
-/// Slots are a little larger than records, which must not keep the last experts out.
+/// Without a pool, or with one that has a slot for each record: slots are a little larger than records,
+/// which must not keep the last experts out.
 #[test]
 fn a_model_that_fits_is_read_once() {
     let case = Case::new(&Spec::big(Arch::Qwen3Moe).quant(Quant::Q4_K_M).scale_to(300 * MIB), &[]);
-    for flags in [&["--ram", "2GiB"][..], &[], &["--experts", "100%"]] {
-        let args = ["--prompt-tokens", "1,2,3", "-n", "4", "--json"];
+    let mut texts = Vec::new();
+    for flags in [&["--ram", "2GiB"][..], &["--ram", "600MiB"], &[], &["--experts", "100%"]] {
+        let args = ["--prompt-tokens", "1,2,3", "-n", "4", "--temp", "0", "--json"];
         let report = json(&program("run", &case.path(), &[&args, flags].concat()));
-        assert!(number(&report["experts"]["requests"]) > 0);
-        assert_eq!(number(&report["experts"]["faults"]), 0, "{flags:?}");
+        let experts = &report["experts"];
+        assert_eq!(number(&experts["requests"]) > 0, flags.contains(&"--experts"), "{flags:?}");
+        assert_eq!((number(&experts["faults"]), number(&experts["bytes_read"])), (0, 0));
+        let loaded = number(&report["io"]["load_bytes"]) + number(&report["io"]["cached_bytes"]);
+        assert!((case.bytes - (8 << 20)..case.bytes + (8 << 20)).contains(&loaded), "{flags:?}");
+        if let ["--ram", ram] = flags {
+            let ram = if *ram == "2GiB" { 2 << 30 } else { mib(ram) };
+            assert!(number(&report["peak_rss_bytes"]) <= ram, "{flags:?}: {report}");
+        }
+        texts.push(report["tokens"].clone());
     }
+    // Whoever computes them, they are the same bits.
+    assert!(texts.iter().all(|text| *text == texts[0]), "{texts:?}");
 }
 
 #[test]

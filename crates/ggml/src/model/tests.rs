@@ -5,7 +5,7 @@ use tierstream_io::Config;
 use tierstream_synth::{Arch, Spec};
 
 use super::*;
-use crate::context::Keep;
+use crate::context::{Context, ContextOptions, Keep};
 
 fn logits(model: &Model) -> Vec<u32> {
     let options = ContextOptions { n_ctx: 256, n_batch: 16, ..ContextOptions::default() };
@@ -49,14 +49,8 @@ fn stay_resident(placement: &dyn Fn() -> Placement) {
         let resident: Vec<_> = blocks.iter().map(|&b| (b, format!("reason {b}"))).collect();
         let (placement, reader) = (placement(), reader());
         let go_on = &mut |_| true;
-        let model = Model::load_streamed(
-            &file,
-            &experts,
-            &placement,
-            (reader.clone(), None),
-            resident,
-            go_on,
-        );
+        let source = (reader.clone(), None);
+        let model = Model::load_ours(&file, &experts, &placement, source, resident, go_on);
         let model = model.unwrap();
         // And what lies between neighbours in the file.
         let ours = file.tensor_bytes() - model.expert_bytes();

@@ -110,7 +110,7 @@ pub struct Status {
     pub engine: &'static str,
     /// The engine that was asked for.
     pub requested: EngineKind,
-    /// Reads of every open file go past the page cache.
+    /// Reads of every open file go past the page cache, but for those of what it [has](Reader::open_cached).
     pub direct: bool,
     /// Why it is not all that was asked for.
     pub reason: Option<String>,
@@ -248,7 +248,7 @@ impl Reader {
     #[cfg(target_os = "linux")]
     pub fn open_cached(&self, id: FileId) -> Result<FileId> {
         let file = self.file(id)?;
-        self.add(file.through_cache("the page cache has it")?)
+        self.add(file.through_cache()?)
     }
 
     fn add(&self, file: File) -> Result<FileId> {
@@ -379,7 +379,8 @@ impl Reader {
         let mut reasons: Vec<String> = self.fallback.iter().cloned().collect();
         reasons.extend(engine.remark());
         reasons.extend(self.shared.ring.remark().map(str::to_owned));
-        match files.iter().find(|file| !file.direct_state().direct) {
+        let mut own = files.iter().filter(|file| !file.is_beside());
+        match own.clone().find(|file| !file.direct_state().direct) {
             Some(file) if self.is_as_asked(file) => {
                 reasons.push(AS_ASKED.to_owned());
             }
@@ -393,7 +394,7 @@ impl Reader {
         Status {
             engine: engine.name(),
             requested: self.requested,
-            direct: engine.direct() && files.iter().all(|file| file.direct_state().direct),
+            direct: engine.direct() && own.all(|file| file.direct_state().direct),
             reason: (!reasons.is_empty()).then(|| reasons.join("; ")),
             ring_bytes: self.shared.ring.bytes(),
             buffer_bytes: self.shared.ring.buffer_bytes(),

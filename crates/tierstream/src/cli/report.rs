@@ -13,7 +13,7 @@ use tierstream::{Engine, Generation, LoadRate, Stop, Token};
 use super::output;
 
 /// Why there are no experts to tell of.
-const NOT_STREAMED: &str = "nothing of this model streams";
+const NOT_STREAMED: &str = "none streamed: all of the model is in memory";
 /// Why there are no reads to tell of.
 const NOT_READ: &str = "llama.cpp has read this model";
 
@@ -94,6 +94,7 @@ struct IoJson {
     direct: bool,
     reason: Option<String>,
     load_bytes: u64,
+    cached_bytes: u64,
     load_gbps: Option<f64>,
     limit_gbps: Option<f64>,
     limit_share: Option<f64>,
@@ -111,6 +112,7 @@ impl IoJson {
             direct,
             reason,
             load_bytes: load.map_or(0, |load| load.bytes),
+            cached_bytes: load.map_or(0, |load| load.cached_bytes),
             load_gbps: load.map(|load| load.gbps),
             limit_gbps,
             limit_share: load.zip(limit_gbps).map(|(load, limit)| load.gbps / limit),
@@ -183,12 +185,18 @@ impl<'a> Report<'a> {
     /// How fast the load has read, by which path, and how near that is to what the drive can do.
     fn load_rate(&self) -> Option<String> {
         let (load, status) = (self.engine.load_rate()?, self.engine.model().read_status()?);
-        let (bytes, rate) = (Bytes(load.bytes), output::rate(load.gbps * 1e9));
+        let (bytes, rate) = (Bytes(load.bytes + load.cached_bytes), output::rate(load.gbps * 1e9));
         let limit = load.limit_gbps.map_or_else(String::new, |limit| {
             let share = percent(load.gbps / limit);
             format!(", {share} of the {} seen of this drive", output::rate(limit * 1e9))
         });
         let way = read_way(status.engine, status.direct, None);
+        let cached = Bytes(load.cached_bytes);
+        let way = match (load.bytes, load.cached_bytes) {
+            (_, 0) => way,
+            (0, _) => "all of it was in the page cache".to_owned(),
+            _ => format!("{cached} of it were in the page cache, the rest {way}"),
+        };
         Some(format!("{rate} for {bytes}{limit} ({way})"))
     }
 

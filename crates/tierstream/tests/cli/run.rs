@@ -46,6 +46,7 @@ fn verbose_prints_ollamas_timings_and_ours() {
         settings.add_filter(r"\((\d+ of )?\d[\d.]*( per token)?\)", "(N)");
         settings.add_filter(r"faults: ( +)\d+", "faults: ${1}N");
         settings.add_filter(r"(uring|pread), (direct|through the page cache)( \(.*\)$)?", "PATH");
+        settings.add_filter(r"\(all of it was in the page cache\)", "(PATH)");
         settings.add_filter(r" (MiB|KiB|GiB|B)\b", " UNIT");
         settings.add_filter(r"[0-9.]+ GB/s", "N GB/s");
         settings.add_filter(r"N(ms|µs|s)\b", "TIME");
