@@ -579,8 +579,8 @@ fn notes(model: &Model, weights: Weights, experts: &Experts) -> Vec<String> {
     if experts.is_empty() {
         notes.push("this model is dense: nothing to stream, it is resident as a whole".to_owned());
     }
-    let resident = model.resident_blocks().iter().filter(|_| weights == Weights::Streamed);
-    for (block, why) in resident {
+    let streams = weights == Weights::Streamed;
+    for (block, why) in model.resident_blocks().iter().filter(|_| streams) {
         notes.push(format!("the experts of block {block} stay resident: {why}"));
     }
     if let Some(reason) = model.read_status().and_then(|status| status.reason) {

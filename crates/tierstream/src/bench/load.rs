@@ -92,10 +92,10 @@ impl Start {
 /// # Errors
 /// As [`Engine::load`]; [`Error::Request`] if some of the weights have not been loaded.
 pub fn engine(path: &Path, options: Options, seed: u32) -> Result<(Load, Vec<String>)> {
-    let streamed = options.weights == Weights::Streamed;
+    let ours = !matches!(options.weights, Weights::Stock { .. });
     let start = Start::now();
     let mut engine = Engine::load(path, options, &mut |_| true)?;
-    let io = engine.model().read_status().filter(|_| streamed);
+    let io = engine.model().read_status().filter(|_| ours);
     let mut load = start.loaded(engine.file().tensor_bytes(), io);
     if let Some(share) = engine.model().pool_share().filter(|&share| share < 1.0) {
         let percent = share * 100.0;

@@ -10,7 +10,6 @@ use tierstream::bench::load::{Load, Start, engine, raw, touch_free_memory};
 use tierstream::bench::{self, ReadPath};
 use tierstream::drive::Io;
 use tierstream::io::{EngineKind, Reader};
-use tierstream::size::PoolShare;
 use tierstream::{Options, Placement, Weights, default_threads, gguf, io_config, io_config_for};
 use tierstream_safetensors::{Checkpoint, Loader};
 
@@ -184,7 +183,7 @@ fn options(args: &BenchLoadTurn) -> anyhow::Result<Options> {
     let placement = open::placement(&args.machine)?;
     let on_cpu = matches!(placement, Placement::Cpu);
     let mut options = Options {
-        experts: (on_cpu && !dense).then_some(PoolShare::Share(1.0)),
+        weights: if on_cpu { Weights::Resident } else { Weights::Streamed },
         placement,
         vram_bytes: args.machine.vram.map(|bytes| bytes.0),
         threads: args.machine.threads,
