@@ -46,6 +46,8 @@ struct File {
     opened: Arc<tierstream_io::File>,
     /// The same file, for reads through the cache.
     through: FileId,
+    /// What the cache had of it, as [`cache::cached_ranges`] tells.
+    ranges: Vec<Range<u64>>,
     /// To map parts of it, if there is a lease.
     mapped: Option<Mapped>,
 }
@@ -62,9 +64,12 @@ impl Cached {
         }
         for &direct in files {
             let opened = reader.file(direct)?;
-            let is_there = cache::cached_bytes(opened.handle()).is_ok_and(|bytes| bytes > 0);
-            if is_there && let Ok(through) = reader.open_cached(direct) {
-                cached.files.push(File { direct, opened, through, mapped: None });
+            // A kernel that does not say is one that has nothing.
+            let ranges = cache::cached_ranges(opened.handle()).unwrap_or_default();
+            if !ranges.is_empty()
+                && let Ok(through) = reader.open_cached(direct)
+            {
+                cached.files.push(File { direct, opened, through, ranges, mapped: None });
             }
         }
         Ok(cached)
@@ -85,9 +90,10 @@ impl Cached {
     /// The file with all of `extent` in the cache, if there is one.
     fn file_of(&self, extent: Extent) -> Option<&File> {
         let file = self.files.iter().find(|file| file.direct == extent.file)?;
-        let bytes = usize::try_from(extent.len).ok()?;
-        let is_cached = cache::is_cached(file.opened.handle(), extent.offset, bytes);
-        is_cached.is_ok_and(|is_cached| is_cached).then_some(file)
+        let next = file.ranges.partition_point(|range| range.end <= extent.offset);
+        let range = file.ranges.get(next)?;
+        let has_all = range.start <= extent.offset && extent.offset + extent.len <= range.end;
+        has_all.then_some(file)
     }
 
     /// `extent`, of the file by which it is to be read.

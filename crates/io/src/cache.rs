@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::num::NonZeroU64;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::ptr::{self, NonNull};
@@ -21,24 +22,32 @@ const STEP_BYTES: usize = 256 << 20;
 /// # Errors
 /// What the system says.
 pub fn cached_bytes(file: &File) -> io::Result<u64> {
-    let len = file.metadata()?.len();
     let mut cached = 0;
-    for offset in (0..len).step_by(STEP_BYTES) {
-        let bytes = usize::try_from(len - offset).unwrap_or(STEP_BYTES).min(STEP_BYTES);
-        cached += (cached_pages(file, offset, bytes)? * PAGE) as u64;
-    }
+    let len = each_step(file, |_, pages| cached += (count(pages) * PAGE) as u64)?;
     Ok(cached.min(len))
 }
 
-/// Whether the page cache has all of so many bytes of `file`; not if the kernel does not tell.
+/// Which bytes of `file` the page cache has, in whole pages and in order, no two ranges next to each other.
+/// None if the kernel does not tell.
 ///
 /// # Errors
 /// What the system says.
-pub fn is_cached(file: &File, offset: u64, bytes: usize) -> io::Result<bool> {
-    let start = offset - offset % PAGE as u64;
-    let bytes = bytes + usize::try_from(offset - start).unwrap_or(0);
-    let pages = bytes.div_ceil(PAGE);
-    Ok(bytes > 0 && tells(file)? && cached_pages(file, start, bytes)? == pages)
+pub fn cached_ranges(file: &File) -> io::Result<Vec<Range<u64>>> {
+    let mut ranges: Vec<Range<u64>> = Vec::new();
+    if !tells(file)? {
+        return Ok(ranges);
+    }
+    each_step(file, |offset, pages| {
+        for (index, _) in pages.iter().enumerate().filter(|(_, page)| **page & 1 == 1) {
+            let start = offset + (index * PAGE) as u64;
+            let end = start + PAGE as u64;
+            match ranges.last_mut() {
+                Some(last) if last.end == start => last.end = end,
+                _ => ranges.push(start..end),
+            }
+        }
+    })?;
+    Ok(ranges)
 }
 
 /// Whether the kernel tells us what it has of `file`.
@@ -63,10 +72,25 @@ fn tells(file: &File) -> io::Result<bool> {
 /// # Errors
 /// What the system says.
 pub fn cached_in(file: &File, offset: u64, len: usize) -> io::Result<usize> {
-    if len == 0 { Ok(0) } else { Ok(cached_pages(file, offset, len)? * PAGE) }
+    if len == 0 { Ok(0) } else { Ok(count(&pages(file, offset, len)?) * PAGE) }
 }
 
-fn cached_pages(file: &File, offset: u64, bytes: usize) -> io::Result<usize> {
+/// What [`pages`] tells of all of `file`, some at a time, with the offset of the first. Returns the file's bytes.
+fn each_step(file: &File, mut look: impl FnMut(u64, &[u8])) -> io::Result<u64> {
+    let len = file.metadata()?.len();
+    for offset in (0..len).step_by(STEP_BYTES) {
+        let bytes = usize::try_from(len - offset).unwrap_or(STEP_BYTES).min(STEP_BYTES);
+        look(offset, &pages(file, offset, bytes)?);
+    }
+    Ok(len)
+}
+
+fn count(pages: &[u8]) -> usize {
+    pages.iter().filter(|page| **page & 1 == 1).count()
+}
+
+/// A byte for each page, whose lowest bit says whether it is there.
+fn pages(file: &File, offset: u64, bytes: usize) -> io::Result<Vec<u8>> {
     // SAFETY: a mapping of its own that overlaps nothing. Nobody reads its memory.
     let map = unsafe {
         rustix::mm::mmap(ptr::null_mut(), bytes, ProtFlags::READ, MapFlags::SHARED, file, offset)
@@ -81,7 +105,7 @@ fn cached_pages(file: &File, offset: u64, bytes: usize) -> io::Result<usize> {
     if result != 0 {
         return Err(error);
     }
-    Ok(pages.iter().filter(|page| **page & 1 == 1).count())
+    Ok(pages)
 }
 
 /// Asks the kernel to drop the pages that lie wholly in a range of `file`. It keeps what somebody maps
@@ -105,4 +129,29 @@ pub fn evict_in(file: &File, offset: u64, len: u64) -> io::Result<()> {
 pub fn evict(file: &File) -> io::Result<()> {
     file.sync_data()?;
     Ok(rustix::fs::fadvise(file, 0, None, Advice::DontNeed)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use super::*;
+
+    #[test]
+    fn what_is_there_is_told_in_ranges() {
+        let page = PAGE as u64;
+        let mut temp = tempfile::tempfile().unwrap();
+        io::Write::write_all(&mut temp, &vec![1; 40 * PAGE + 5]).unwrap();
+        assert_eq!(cached_ranges(&temp).unwrap(), [0..41 * page]);
+        evict(&temp).unwrap();
+        if cached_bytes(&temp).unwrap() > 0 {
+            return assert_eq!(cached_ranges(&temp).unwrap(), [0..41 * page], "tmpfs");
+        }
+        assert_eq!(cached_ranges(&temp).unwrap(), []);
+        rustix::fs::fadvise(&temp, 0, None, Advice::Random).unwrap();
+        for at in [3, 4, 40] {
+            temp.read_at(&mut [0], at * page).unwrap();
+        }
+        assert_eq!(cached_ranges(&temp).unwrap(), [3 * page..5 * page, 40 * page..41 * page]);
+    }
 }
