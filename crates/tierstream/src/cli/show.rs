@@ -363,8 +363,12 @@ impl Info {
         }
         let least = Bytes(self.pool_bytes_min);
         writeln!(f, "The smallest pool that works: {least}, the records that one token uses.")?;
-        match self.ram_bytes_min_estimate {
-            Some(least) => writeln!(f, "The smallest --ram that works: about {}.", Bytes(least)),
+        if let Some(least) = self.ram_bytes_min_estimate {
+            writeln!(f, "The smallest --ram that works: about {}.", Bytes(least))?;
+        }
+        let whole = self.budgets.iter().find(|b| b.experts_percent >= 100.0);
+        match whole.and_then(|whole| whole.ram_bytes_estimate) {
+            Some(bytes) => writeln!(f, "From about {} on, nothing has to stream.", Bytes(bytes)),
             None => Ok(()),
         }
     }
