@@ -47,7 +47,17 @@ impl Where {
         reader: Arc<Reader>,
         progress: &mut dyn FnMut(f32) -> bool,
     ) -> Result<Model> {
-        Model::load(file, Weights::Streamed, &self.placement(), reader, progress)
+        self.load_as(Weights::Streamed, file, reader, progress)
+    }
+
+    fn load_as(
+        &self,
+        weights: Weights,
+        file: &tierstream_gguf::Model,
+        reader: Arc<Reader>,
+        progress: &mut dyn FnMut(f32) -> bool,
+    ) -> Result<Model> {
+        Model::load(file, weights, &self.placement(), reader, progress)
     }
 
     /// Nothing of a load is left.
@@ -78,17 +88,19 @@ fn read_here() -> u64 {
 /// Loads, checks who has read what, and that the output is that of stock llama.cpp.
 fn check(path: &Path, what: &str) {
     for at in Where::both() {
-        check_at(&at, path, &format!("{at:?}, {what}"));
+        for weights in [Weights::Streamed, Weights::Resident] {
+            check_as(weights, &at, path, &format!("{at:?}, {weights:?}, {what}"));
+        }
     }
 }
 
-fn check_at(at: &Where, path: &Path, what: &str) {
+fn check_as(weights: Weights, at: &Where, path: &Path, what: &str) {
     let file = tierstream_gguf::Model::open(path).unwrap();
     let experts = tierstream_gguf::Experts::group(&file).unwrap();
     let reader = reader();
     let before = read_here();
     let mut told = Vec::new();
-    let model = at.load(&file, reader.clone(), &mut |done| {
+    let model = at.load_as(weights, &file, reader.clone(), &mut |done| {
         told.push(done);
         true
     });
@@ -98,19 +110,21 @@ fn check_at(at: &Where, path: &Path, what: &str) {
     let headers: u64 = file.files().iter().map(|f| f.data_offset).sum();
     let most = 3 * headers + (300 << 10);
     assert!(read <= most, "{what}: {read} of {most} bytes");
-    // We: everything but the experts, once, and what lies between neighbours. Embeddings that are the
+    // We: everything but the experts that are streamed, once, and what lies between neighbours. Embeddings that are the
     // output's weights too are in both memories.
     let embeddings = file.tensor("token_embd.weight").unwrap().len;
     let is_tied = file.tensor("output.weight").is_none();
     let tied = if is_tied && model.gpu().is_some() { embeddings } else { 0 };
-    let ours = file.tensor_bytes() - experts.expert_bytes() + tied;
+    let streams = weights == Weights::Streamed && !experts.is_empty();
+    let streamed = if streams { experts.expert_bytes() } else { 0 };
+    let ours = file.tensor_bytes() - streamed + tied;
     let most = ours + file.tensors().len() as u64 * file.alignment();
     let wanted = reader.stats().bytes_wanted;
     assert!((ours..most).contains(&wanted), "{what}: {wanted} bytes instead of {ours}");
     assert!(told.is_sorted() && told.last() == Some(&1.0), "{what}: {told:?}");
-    assert_eq!(model.is_streamed(), !experts.is_empty(), "{what}");
-    assert!(model.resident_blocks().is_empty(), "{what}");
-    // A dense model needs no reads any more, and tells how it was read.
+    assert_eq!(model.is_streamed(), streams, "{what}");
+    assert!(!streams || model.resident_blocks().is_empty(), "{what}");
+    // A resident model needs no reads any more, and tells how it was read.
     assert_eq!(model.read_status().map(|s| s.engine), Some(reader.status().engine), "{what}");
     drop(reader);
     if let Where::Gpu(device) = at {
