@@ -20,6 +20,7 @@ use crate::error::{Error, Result};
 use crate::loading::{LoadProgress, LoadRate, LoadStage, Watch};
 use crate::machine::Filesystem;
 use crate::numa;
+use crate::reading::{RING_BYTES, hold_records};
 use crate::size::PoolShare;
 use crate::vram::{Vram, VramBudget};
 use crate::weights::WeightSums;
@@ -29,9 +30,6 @@ pub const DEFAULT_CTX: u32 = 4096;
 
 /// Tokens of a prompt that are computed at once, if nobody says otherwise.
 const DEFAULT_BATCH: u32 = 512;
-
-/// Most bytes of the ring that reads go through.
-const RING_BYTES: usize = 16 << 20;
 
 /// A load of fewer bytes than this tells nothing of a drive.
 const TELLING_BYTES: u64 = 256 << 20;
@@ -218,6 +216,9 @@ impl Engine {
         let drive = Drive::of(&file, &mut options)?;
         let starting = Instant::now();
         let vram = Vram::before(&options)?;
+        if vram.is_some() && options.ram_bytes == Some(0) {
+            hold_records(&mut options.io, &file, &experts);
+        }
         let gpu_start_time = vram.is_some().then(|| starting.elapsed());
         let reader = Arc::new(Reader::new(std::mem::take(&mut options.io))?);
         let limit = drive.limit_bytes_per_s();

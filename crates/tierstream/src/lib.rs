@@ -38,6 +38,7 @@ pub mod memory;
 pub mod numa;
 mod packing;
 mod random;
+mod reading;
 pub mod size;
 mod verify;
 mod vram;

@@ -4,7 +4,9 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use tierstream::{Engine, Error, Generate, Gpu, Options, Placement, Sampling, Token};
+use tierstream::{Keep, gguf, io, pack, size::PoolShare};
 use tierstream_cuda::standin::{Config, StandIn};
+use tierstream_synth::{Arch, Quant, Spec};
 
 const BUDGET_BYTES: u64 = 2 << 30;
 
@@ -88,6 +90,42 @@ fn the_least_budget_of_a_load_works() {
     let mut engine = engine(&device, least).unwrap();
     generate(&mut engine, |_| {});
     assert!(engine.model().vram_bytes().unwrap() <= least);
+}
+
+/// Straight from the drive, through buffers that hold a record.
+#[test]
+fn a_miss_of_a_packed_model_is_one_read() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let mut spec = Spec::big(Arch::Qwen3Moe).quant(Quant::Q4_K_M).experts(32, 4);
+    spec.n_layer = 2;
+    let path = spec.write(dir.path().join("model.gguf")).unwrap().files.remove(0);
+    let packed = dir.path().join("model.tspack");
+    let reader = std::sync::Arc::new(io::Reader::new(io::Config::default()).unwrap());
+    let model = gguf::Model::open(&path).unwrap();
+    let options = pack::Options { experts_only: false };
+    pack::Writer::new(&model, &packed, options, reader).unwrap().write(&mut |_| true).unwrap();
+
+    let faults_and_reads = |path: &Path| {
+        let device = StandIn::new(Config::default()).unwrap();
+        let options = Options {
+            placement: Placement::Gpu(Gpu::stand_in(device.device()).unwrap()),
+            ram_bytes: Some(0),
+            experts: Some(PoolShare::Share(0.25)),
+            ..Options::default()
+        };
+        let mut engine = Engine::load(path, options, &mut |_| true).unwrap();
+        let reader = engine.model().reader().unwrap().clone();
+        let (before, faults) = (reader.stats().reads, engine.expert_counters().faults);
+        for token in 1..30 {
+            engine.context().decode(&[token], Keep::Last, |_, _| {}).unwrap();
+        }
+        (engine.expert_counters().faults - faults, reader.stats().reads - before)
+    };
+    let (faults, reads) = faults_and_reads(&path);
+    assert!(faults > 50 && reads > 2 * faults, "{faults} {reads}");
+    let (faults, reads) = faults_and_reads(&packed);
+    // Neighbours come with one.
+    assert!(faults > 50 && reads <= faults, "{faults} {reads}");
 }
 
 #[test]
