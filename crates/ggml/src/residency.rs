@@ -200,7 +200,10 @@ impl Residency {
             }
             classes.push(Class { parts });
         }
-        let checks = spec.checksums.as_ref().map(|all| checks(&spec.layers, all)).transpose()?;
+        let checks = match &spec.checksums {
+            Some(all) => checks(&spec.layers, all)?,
+            None => None,
+        };
         Ok(Self {
             layers: spec.layers,
             classes,
@@ -650,14 +653,14 @@ fn index32(index: usize) -> u32 {
     u32::try_from(index).expect("a GGUF has fewer than 2^32 layers")
 }
 
-/// What the records of `layers` are compared with.
-fn checks(layers: &[Layer], checksums: &Arc<Checksums>) -> Result<Vec<Vec<Of>>> {
+/// What the records of `layers` are compared with, if they are.
+fn checks(layers: &[Layer], checksums: &Arc<Checksums>) -> Result<Option<Vec<Vec<Of>>>> {
     let of = |layer: &Layer, part: &Part| {
-        let of = checksums.of(&part.name)?;
+        let Some(of) = checksums.of(&part.name)? else { return Ok(None) };
         let is_right =
             of.shares() == layer.experts as usize && of.share_bytes() == part.bytes as u64;
         let wrong = || Error::Internal(format!("checksums of {} are no experts'", part.name));
-        if is_right { Ok(of) } else { Err(wrong()) }
+        if is_right { Ok(Some(of)) } else { Err(wrong()) }
     };
     layers.iter().map(|layer| layer.parts.iter().map(|part| of(layer, part)).collect()).collect()
 }

@@ -51,7 +51,7 @@ struct Expected {
 
 impl Checksums {
     /// `sums` are those of each tensor of `file`, in their order: of all its bytes, or of as many equal
-    /// shares as there are. XXH3, 64 bits, seed 0.
+    /// shares as there are; none if it is not compared. XXH3, 64 bits, seed 0.
     ///
     /// # Errors
     /// [`Error::Internal`] for sums of another model.
@@ -64,12 +64,12 @@ impl Checksums {
         for (tensor, sums) in file.tensors().iter().zip(sums) {
             let count = sums.len() as u64;
             let extents = tensor.extents().len() as u64;
-            let is_cut = count > 0 && tensor.len.is_multiple_of(count);
-            if !is_cut || extents > 1 && extents != count {
+            let is_cut = count == 0 || tensor.len.is_multiple_of(count);
+            if !is_cut || count > 0 && extents > 1 && extents != count {
                 let what = format!("{} has {count} checksums", tensor.name);
                 return Err(Error::Internal(what));
             }
-            let share_bytes = tensor.len / count;
+            let share_bytes = tensor.len / count.max(1);
             let block = tensor.name.strip_prefix("blk.").and_then(|n| n.split('.').next());
             let expected = Expected {
                 name: tensor.name.clone(),
@@ -99,12 +99,13 @@ impl Checksums {
         Duration::from_nanos(self.nanoseconds.load(Ordering::Relaxed))
     }
 
-    /// Of this tensor.
-    pub(crate) fn of(self: &Arc<Self>, tensor: &str) -> Result<Of> {
+    /// Of this tensor, if it is compared.
+    pub(crate) fn of(self: &Arc<Self>, tensor: &str) -> Result<Option<Of>> {
         let expected = self.tensors.get(tensor);
         let expected =
             expected.ok_or_else(|| Error::Internal(format!("no checksum of {tensor}")))?;
-        Ok(Of { all: self.clone(), expected: expected.clone() })
+        let of = || Of { all: self.clone(), expected: expected.clone() };
+        Ok((!expected.sums.is_empty()).then(of))
     }
 
     fn count(&self, bytes: usize, since: Instant) {

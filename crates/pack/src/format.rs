@@ -10,7 +10,7 @@ use crate::cursor::Cursor;
 pub const MAGIC: [u8; 8] = *b"TSPACK\r\n";
 
 /// The version that is written, and the only one that is read.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// Sections, records, their parts and tensors begin at multiples of this, bytes: what direct reads,
 /// whatever the drive, and a GPU's DMA are content with.

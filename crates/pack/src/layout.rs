@@ -13,18 +13,22 @@ use crate::format::{ALIGN, Checksum, Dense, File, Front, Index, Layer, Section};
 pub(crate) struct Layout {
     pub(crate) front: Front,
     pub(crate) index: Index,
-    /// What is written behind the index, in the order of the file.
+    /// What is written behind the index, in the order of the file; of experts alone, before that what is
+    /// only read, for its checksum.
     pub(crate) units: Vec<Unit>,
 }
 
-/// A range of the packed file with a checksum of its own.
+/// A range with a checksum of its own, of the packed file or of one that the model was made of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Unit {
     pub(crate) of: Of,
+    /// In the file that it lies in.
     pub(crate) offset: u64,
     pub(crate) len: u64,
     /// What it is made of, and where that begins in it. Zeros lie between.
     pub(crate) pieces: Vec<(Extent, u64)>,
+    /// Whether it lies in a file that the model was made of.
+    pub(crate) elsewhere: bool,
 }
 
 /// What a unit is: an entry of the index.
@@ -103,7 +107,8 @@ impl Layout {
             checksum: 0,
         };
         layout.place(model, end_of(&index), experts_only);
-        let file_len = layout.units.last().map_or(end_of(&index), |unit| unit.offset + unit.len);
+        let last = layout.units.last().filter(|unit| !unit.elsewhere);
+        let file_len = last.map_or(end_of(&index), |unit| unit.offset + unit.len);
         let file_len = file_len.next_multiple_of(ALIGN);
         layout.front = Front { experts_only, file_len, headers, index };
         layout
@@ -144,9 +149,10 @@ impl Layout {
                 true => (index32(tensor.file) + 1, tensor.offset),
                 false => (0, at),
             };
+            let pieces = tensor.extents().map(|extent| (extent, 0)).collect();
+            let (of, offset, len) = (Of::Dense(n), entry.offset, tensor.len);
+            self.units.push(Unit { of, offset, len, pieces, elsewhere: experts_only });
             if !experts_only {
-                let pieces = tensor.extents().map(|extent| (extent, 0)).collect();
-                self.units.push(Unit { of: Of::Dense(n), offset: at, len: tensor.len, pieces });
                 at += tensor.len.next_multiple_of(ALIGN);
             }
         }
@@ -159,16 +165,12 @@ impl Layout {
                     let offset = tensor.offset + expert as u64 * len;
                     let pieces = vec![(Extent { file: tensor.file, offset, len }, 0)];
                     let of = Of::Part { layer: n, expert, part };
-                    self.units.push(Unit { of, offset: at + start, len, pieces });
+                    let offset = at + start;
+                    self.units.push(Unit { of, offset, len, pieces, elsewhere: false });
                 }
                 at += layer.stride;
             }
         }
-    }
-
-    /// Bytes of all units.
-    pub(crate) fn unit_bytes(&self) -> u64 {
-        self.units.iter().map(|unit| unit.len).sum()
     }
 
     /// The two sections and the first block, with the units' checksums.

@@ -328,7 +328,8 @@ fn places(
         }
         let (offset, len) = (dense.offset, tensor.len);
         let pieces = vec![(Extent { file, offset, len }, 0)];
-        units.push((Unit { of: Of::Dense(n), offset, len, pieces }, dense.checksum));
+        let unit = Unit { of: Of::Dense(n), offset, len, pieces, elsewhere: file != 0 };
+        units.push((unit, dense.checksum));
     }
     for (n, layer) in index.layers.iter().enumerate() {
         let experts = layer.experts() as u64;
@@ -358,7 +359,7 @@ fn places(
             let len = model.tensors()[tensor as usize].len / experts;
             let pieces = vec![(Extent { file: 0, offset, len }, 0)];
             let of = Of::Part { layer: n, expert, part };
-            units.push((Unit { of, offset, len, pieces }, checksum));
+            units.push((Unit { of, offset, len, pieces, elsewhere: false }, checksum));
         }
     }
     check_units(front, &units)?;
@@ -384,9 +385,8 @@ fn sums(model: &Model, index: &Index) -> Vec<Vec<u64>> {
 /// What lies in the packed file begins at whole blocks, behind the index, ends in the file, and shares
 /// no byte with anything else.
 fn check_units(front: &Front, units: &[Summed]) -> Result<(), Broken> {
-    let own = |(unit, _): &&Summed| unit.pieces.iter().all(|(extent, _)| extent.file == 0);
-    let mut ranges: Vec<(u64, u64)> =
-        units.iter().filter(own).map(|(unit, _)| (unit.offset, unit.len)).collect();
+    let own = units.iter().filter(|(unit, _)| !unit.elsewhere);
+    let mut ranges: Vec<(u64, u64)> = own.map(|(unit, _)| (unit.offset, unit.len)).collect();
     ranges.sort_unstable();
     let mut end = front.data_offset();
     for (offset, len) in ranges {

@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::feed::{self, Feed, Piece};
 use crate::format::Checksum;
 use crate::journal::Journal;
-use crate::layout::{Layout, Sections};
+use crate::layout::{Layout, Sections, Unit};
 
 /// Bytes that are written between two entries of the journal: what an interruption costs at most.
 const SYNC_EVERY_BYTES: u64 = 256 << 20;
@@ -32,7 +32,7 @@ pub struct Options {
 /// How far it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress {
-    /// Bytes that are written, those of an earlier attempt among them.
+    /// Bytes that are written, or read for their checksums, those of an earlier attempt among them.
     pub done_bytes: u64,
     /// Of those, bytes of an earlier attempt.
     pub resumed_bytes: u64,
@@ -51,7 +51,7 @@ pub struct Packed {
     pub records: u64,
     /// Bytes that were written by an earlier attempt.
     pub resumed_bytes: u64,
-    /// Bytes of weights, without what aligns them.
+    /// Bytes of weights in it, without what aligns them.
     pub total_bytes: u64,
 }
 
@@ -178,8 +178,10 @@ impl Writer {
         };
         self.copy(&file, &partial, &mut begun, progress)?;
         let sums = std::mem::take(&mut begun.sums);
-        let resumed_bytes = self.bytes_of(begun.resumed);
-        let (file_bytes, total_bytes) = (self.file_bytes(), self.layout.unit_bytes());
+        let units = &self.layout.units;
+        let written = |units: &[Unit]| units.iter().filter(|u| !u.elsewhere).map(|u| u.len).sum();
+        let (resumed_bytes, total_bytes) = (written(&units[..begun.resumed]), written(units));
+        let file_bytes = self.file_bytes();
         let records = self.layout.index.layers.iter().map(|l| l.experts() as u64).sum();
         let Sections { front, headers, index } = self.layout.finish(&sums, &self.headers);
         let finish = || -> io::Result<()> {
@@ -256,8 +258,8 @@ impl Writer {
         if file.len()? != self.file_bytes() {
             return Ok(false);
         }
-        let Some((last, expected)) = self.layout.units[..sums.len()].iter().zip(sums).next_back()
-        else {
+        let units = self.layout.units[..sums.len()].iter().zip(sums);
+        let Some((last, expected)) = units.rev().find(|(unit, _)| !unit.elsewhere) else {
             return Ok(true);
         };
         let mut sum = Checksum::new();
@@ -308,7 +310,7 @@ impl Writer {
     ) -> Result<()> {
         let units = &self.layout.units;
         let resumed_bytes = self.bytes_of(begun.resumed);
-        let total_bytes = self.layout.unit_bytes();
+        let total_bytes = self.bytes_of(units.len());
         let mut feed = Feed::new(self.reader.clone(), self.files.clone());
         feed.add((begun.resumed..units.len()).flat_map(|n| {
             let unit = &units[n];
@@ -319,8 +321,10 @@ impl Writer {
         while progress(Progress { done_bytes, resumed_bytes, total_bytes })
             && let Some((piece, bytes)) = feed.next()?
         {
-            let offset = units[piece.unit].offset + piece.start;
-            file.write_at(&bytes, offset).map_err(&error)?;
+            let unit = &units[piece.unit];
+            if !unit.elsewhere {
+                file.write_at(&bytes, unit.offset + piece.start).map_err(&error)?;
+            }
             sum.update(&bytes);
             done_bytes += bytes.len() as u64;
             unsynced_bytes += bytes.len() as u64;
@@ -349,8 +353,12 @@ impl Writer {
         }
         file.sync().map_err(&error)?;
         let new = begun.sums[known..].to_vec();
-        let (first, last) = (&self.layout.units[known], &self.layout.units[begun.sums.len() - 1]);
-        file.forget(first.offset, last.offset + last.len - first.offset);
+        let new_units = &self.layout.units[known..begun.sums.len()];
+        let mut written = new_units.iter().filter(|unit| !unit.elsewhere);
+        if let Some(first) = written.next() {
+            let last = written.next_back().unwrap_or(first);
+            file.forget(first.offset, last.offset + last.len - first.offset);
+        }
         begun.journal.add(&new).map_err(error)
     }
 

@@ -253,7 +253,10 @@ impl Engine {
             }
             weights => weights,
         };
-        let sums = options.weight_sums.as_ref().map(|sums| sums.checksums(&file)).transpose()?;
+        let sums = match &options.weight_sums {
+            Some(sums) => Some(sums.checksums(&file)?),
+            None => WeightSums::of_other_files(&file)?,
+        };
         let streamed = match weights {
             Weights::Streamed => experts.expert_bytes(),
             Weights::Resident | Weights::Stock { .. } => 0,

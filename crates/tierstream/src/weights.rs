@@ -39,20 +39,40 @@ impl WeightSums {
     ) -> Result<Self> {
         if tierstream_pack::is_packed(path) {
             let pack = Pack::open(path)?;
-            let reference = Reference {
-                sums: pack.checksums().to_vec(),
-                against: Against::Pack,
-                record: None,
-                recorded: None,
-                first: None,
-                notes: Vec::new(),
-            };
-            return Ok(Self { reference, files: pack.model().files().to_vec() });
+            return Ok(Self {
+                reference: Self::packed(&pack),
+                files: pack.model().files().to_vec(),
+            });
         }
         let model = Model::open(path)?;
         let reader = Arc::new(Reader::new(io_config(io))?);
         let reference = tierstream_sums::reference(&model, records, &reader, progress)?;
         Ok(Self { reference, files: model.files().to_vec() })
+    }
+
+    /// Those of the weights that a packed `file` of experts alone leaves in other files, which may have been
+    /// exchanged for such of the same length and header: they are always compared. None for other models.
+    pub(crate) fn of_other_files(file: &Model) -> Result<Option<Arc<Checksums>>> {
+        if file.originals().is_none() || file.files().len() == 1 {
+            return Ok(None);
+        }
+        let pack = Pack::open(&file.files()[0].path)?;
+        let sums = pack.model().tensors().iter().zip(pack.checksums());
+        let sums = sums.map(|(tensor, sums)| if tensor.file == 0 { &[][..] } else { sums });
+        let reference =
+            Reference { sums: sums.map(<[u64]>::to_vec).collect(), ..Self::packed(&pack) };
+        Self { reference, files: pack.model().files().to_vec() }.checksums(file).map(Some)
+    }
+
+    fn packed(pack: &Pack) -> Reference {
+        Reference {
+            sums: pack.checksums().to_vec(),
+            against: Against::Pack,
+            record: None,
+            recorded: None,
+            first: None,
+            notes: Vec::new(),
+        }
     }
 
     /// Where they come from.

@@ -71,7 +71,10 @@ impl Arriving {
                 let what = format!("llama.cpp has a tensor {name} of {bytes} bytes, the file not");
                 return Err(Error::SelfCheck(what));
             };
-            let check = checksums.as_ref().map(|checksums| checksums.of(name)).transpose()?;
+            let check = match &checksums {
+                Some(checksums) => checksums.of(name)?,
+                None => None,
+            };
             if let (At::Host { address, .. }, Some(check)) = (place, &check) {
                 checked.push((*address..address + source.len as usize, check.clone()));
             }

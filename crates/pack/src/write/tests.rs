@@ -275,6 +275,7 @@ struct Source {
     dir: tempfile::TempDir,
     model: Model,
     reader: Arc<Reader>,
+    options: Options,
 }
 
 const TARGET: &str = "model.tspack";
@@ -291,13 +292,13 @@ impl Source {
         (spec.n_layer, spec.vocab, spec.seed) = (2, 256, seed);
         let written = spec.write(dir.path().join("model.gguf")).unwrap();
         let model = Model::open(&written.files[0]).unwrap();
-        Self { dir, model, reader: Arc::new(Reader::new(Config::default()).unwrap()) }
+        let reader = Arc::new(Reader::new(Config::default()).unwrap());
+        Self { dir, model, reader, options: Options::default() }
     }
 
     fn writer(&self) -> Writer {
         let target = Path::new(TARGET);
-        let options = Options::default();
-        let writer = Writer::new(&self.model, target, options, self.reader.clone()).unwrap();
+        let writer = Writer::new(&self.model, target, self.options, self.reader.clone()).unwrap();
         Writer { sync_every_bytes: 100_000, ..writer }
     }
 
@@ -311,13 +312,34 @@ impl Source {
 #[test]
 fn what_was_written_has_its_checksums() {
     let source = Source::new();
-    let bytes = source.packed(&Memory::new(1 << 30, 1));
-    let path = source.dir.path().join(TARGET);
-    std::fs::write(&path, bytes).unwrap();
-    let pack = Pack::open(&path).unwrap();
-    let checked = pack.check(&source.reader, &mut |_| true).unwrap();
-    let layers = source.writer().layout.index.layers;
-    assert_eq!(checked.records, layers.iter().map(|l| l.experts() as u64).sum::<u64>());
+    let tensors = source.model.tensors().len() as u64 - 2 * 3;
+    for experts_only in [false, true] {
+        let path = source.dir.path().join(format!("{experts_only}.tspack"));
+        let (reader, options) = (source.reader.clone(), Options { experts_only });
+        let writer = Writer::new(&source.model, &path, options, reader).unwrap();
+        let packed = writer.write(&mut |_| true).unwrap();
+        let pack = Pack::open(&path).unwrap();
+        let checked = pack.check(&source.reader, &mut |_| true).unwrap();
+        assert_eq!((checked.records, checked.tensors), (2 * 6, tensors));
+        assert_eq!(checked.bytes, source.model.tensor_bytes());
+        let dense = Experts::group(&source.model).unwrap().dense_bytes();
+        assert_eq!(packed.total_bytes, checked.bytes - if experts_only { dense } else { 0 });
+    }
+    // What the last one leaves in the model's file is looked at there.
+    let norm = source.model.tensor("output_norm.weight").unwrap();
+    let path = &source.model.files()[0].path;
+    let mut bytes = std::fs::read(path).unwrap();
+    bytes[norm.offset as usize] ^= 1;
+    std::fs::write(path, bytes).unwrap();
+    let pack = Pack::open(&source.dir.path().join("true.tspack")).unwrap();
+    let reader = Arc::new(Reader::new(Config::default()).unwrap());
+    match pack.check(&reader, &mut |_| true) {
+        Err(Error::Checksum { path: told, what, offset }) => {
+            assert_eq!((&told, offset), (path, norm.offset));
+            assert!(what.contains("output_norm"), "{what}");
+        }
+        other => panic!("{other:?}"),
+    }
 }
 
 /// Stops packing after so many changes of the disk, and lets the power come back.
@@ -329,7 +351,13 @@ fn lose_power(source: &Source, disk: &Memory, after: u64) -> Memory {
 
 #[test]
 fn power_may_be_lost_at_every_change() {
-    let source = Source::new();
+    for experts_only in [false, true] {
+        let options = Options { experts_only };
+        lose_power_at_every_change(&Source { options, ..Source::new() });
+    }
+}
+
+fn lose_power_at_every_change(source: &Source) {
     let undisturbed = Memory::new(1 << 30, 1);
     let expected = source.packed(&undisturbed);
     let changes = undisturbed.0.made.get();
@@ -339,7 +367,7 @@ fn power_may_be_lost_at_every_change() {
         // The last steps are the ones that give it its name.
         let seeds = if after + 8 > changes { 20 } else { 3 };
         for seed in 1..=seeds {
-            let disk = lose_power(&source, &Memory::new(1 << 30, seed * 7919 + after), after);
+            let disk = lose_power(source, &Memory::new(1 << 30, seed * 7919 + after), after);
             // Nor is it one under another name, should somebody give it the final one.
             let partial = disk.bytes(Path::new("model.tspack.partial")).unwrap_or_default();
             let has_front = partial.starts_with(&expected[..crate::ALIGN as usize]);

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use tierstream::gguf;
 use tierstream_synth::{Arch, Spec};
 
 use crate::support::{PROMPT, demo, json, output, signal, stderr, stdout, tierstream};
@@ -76,16 +77,21 @@ fn the_answer_as_json() {
 
 #[test]
 fn verify_looks_at_the_checksums() {
-    let dir = folder();
-    let target = packed(dir.path(), &[]);
+    for flags in [&[][..], &["--experts-only"]] {
+        let dir = folder();
+        look_at_the_checksums(&packed(dir.path(), flags));
+    }
+}
+
+fn look_at_the_checksums(target: &Path) {
     let args = ["verify", target.to_str().unwrap(), "--tokens", "4", "-t", "1"];
     let outcome = json(&args);
     assert_eq!(outcome["identical"], true);
     assert_eq!(outcome["checksums"]["records"], 384);
-    let mut bytes = fs::read(&target).unwrap();
+    let mut bytes = fs::read(target).unwrap();
     let last = bytes.len() - 5000;
     bytes[last] ^= 1;
-    fs::write(&target, bytes).unwrap();
+    fs::write(target, bytes).unwrap();
     let output = output(args);
     assert_eq!(output.status.code(), Some(1));
     let told = stderr(&output);
@@ -149,10 +155,12 @@ fn a_pack_of_experts_needs_the_model() {
     let dir = folder();
     let copy = dir.path().join("model.gguf");
     fs::copy(demo(), &copy).unwrap();
-    let run = || {
+    let run_with = |flags: &[&str]| {
         let target = dir.path().join("packs/model.tspack");
-        output(["run", target.to_str().unwrap(), PROMPT, "-n", "2", "-t", "1"])
+        let args = ["run", target.to_str().unwrap(), PROMPT, "-n", "2", "-t", "1"];
+        output([&args, flags].concat())
     };
+    let run = || run_with(&[]);
     fs::create_dir(dir.path().join("packs")).unwrap();
     let packs = dir.path().join("packs");
     let packed =
@@ -168,6 +176,20 @@ fn a_pack_of_experts_needs_the_model() {
     {
         fs::write(&copy, content).unwrap();
         assert!(stderr(&run()).contains(what), "{:?}", run());
+    }
+    // Other weights behind the same header: those that the pack lacks are compared.
+    let model = gguf::Model::open(&demo()).unwrap();
+    for (tensor, is_needed) in [("token_embd.weight", true), ("blk.3.ffn_up_exps.weight", false)] {
+        let tensor = model.tensor(tensor).unwrap();
+        let mut other = bytes.clone();
+        other[(tensor.offset + tensor.len / 2) as usize] ^= 1;
+        fs::write(&copy, &other).unwrap();
+        for flags in [&[][..], &["--experts", "25%"]] {
+            let output = run_with(flags);
+            assert_eq!(output.status.success(), !is_needed, "{output:?}");
+            let told = stderr(&output).contains("the checksum that the packed file has for it");
+            assert_eq!(told, is_needed, "{output:?}");
+        }
     }
     fs::remove_file(&copy).unwrap();
     assert!(stderr(&run()).contains("../model.gguf"), "{:?}", run());

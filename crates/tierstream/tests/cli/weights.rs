@@ -143,9 +143,16 @@ fn damaged_weights_are_named_with_file_and_bytes() {
 
 #[test]
 fn a_packed_model_is_compared_with_its_own_checksums() {
+    for flags in [&[][..], &["--experts-only"]] {
+        compare_packed(flags);
+    }
+}
+
+fn compare_packed(flags: &[&str]) {
     let case = Case::new();
     let target = case.dir.path().join("model.tspack");
-    let packed = case.output("pack", &case.model, &["-o", target.to_str().unwrap()]);
+    let to = ["-o", target.to_str().unwrap()];
+    let packed = case.output("pack", &case.model, &[&to, flags].concat());
     assert!(packed.status.success(), "{packed:?}");
     let verified = &case.json(&target)["verified"];
     assert_eq!(verified["against"], "pack");
