@@ -273,6 +273,8 @@ impl Context {
         let mut done = 0;
         for batch in tokens.chunks(size) {
             let last = done + batch.len() == tokens.len();
+            // Before, so that what is lost is not computed with; and after, so that nobody gets what was.
+            self.model.check_weights()?;
             self.decode_batch(batch, keep, last)?;
             self.model.check_weights()?;
             let first = match keep {

@@ -43,6 +43,8 @@ mod pages;
 pub mod plan;
 mod reader;
 mod ring;
+#[cfg(target_os = "linux")]
+mod sigbus;
 mod sink;
 #[cfg(test)]
 #[path = "../tests/support/skip.rs"]

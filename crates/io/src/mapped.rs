@@ -5,6 +5,11 @@
 //! given up, 45 s at most as systems come. That is done once there are copies of all pages, which are
 //! then no file's any more. Nobody waits for more than that: renaming and removing change no contents.
 //!
+//! A process that stands still for longer loses the lease without being asked. So the file's size and time
+//! of change are looked at after copies were made, and whenever somebody wants to know whether all is as it
+//! was: [`Mapped::check_intact`]. What the drive does not give back, or was cut, reads as zeros by then
+//! (`sigbus.rs`), and is no reason to end the program.
+//!
 //! Copies are made in any case when their owner finds time for that: reading anonymous memory in huge
 //! pages is faster than reading the page cache (BENCHMARKS.md tells how much).
 
@@ -14,6 +19,7 @@ use std::fs;
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -27,6 +33,7 @@ use crate::error::{Error, Result};
 use crate::file::File;
 use crate::map::HUGE_PAGE;
 use crate::ring::PAGE;
+use crate::sigbus::Watched;
 use crate::sync::lock;
 
 /// How often it is looked whether somebody wants to write to the file.
@@ -38,11 +45,15 @@ const MARGIN: Duration = Duration::from_secs(1);
 /// Memory whose pages are got at a time, in bytes.
 const STEP_BYTES: usize = 8 << 20;
 
-/// Memory that is copied at a time, in bytes: up to a multiple of it.
-const COPIED_BYTES: usize = 32 << 20;
+/// Memory that is copied at a time, in bytes: up to a multiple of it. So much more than the weights is
+/// resident meanwhile.
+pub const COPIED_BYTES: usize = 4 << 20;
 
 /// From `linux/fcntl.h`; the libc crate lacks it.
 const F_SETSIG: libc::c_int = 10;
+
+/// Why what was mapped is not to be relied on.
+const LOST: &str = "it was written to while it was mapped, or a page of it could not be read";
 
 /// A file with parts mapped in memory, which keep their contents whatever happens to it.
 ///
@@ -56,16 +67,24 @@ struct Shared {
     path: Arc<Path>,
     /// Opened for this alone: a lease is of the opening.
     handle: fs::File,
+    /// As it was when there was a lease.
+    was: (u64, i64, i64),
+    /// How long the system lets those wait who want to write.
+    break_time: Duration,
     state: Mutex<State>,
     /// Told when it is to end.
     changed: Condvar,
     /// The contents may be others than they were.
-    is_lost: AtomicBool,
+    is_lost: Arc<AtomicBool>,
 }
 
 struct State {
     /// Addresses, whole pages.
     mapped: Vec<Range<usize>>,
+    /// The same, and those that were copied.
+    watched: Watched,
+    /// All that was mapped has been copied, and was still the same after that.
+    is_safe: bool,
     /// Nobody can write to the file.
     is_leased: bool,
     /// Copies are to be made though nobody wants to write.
@@ -84,18 +103,27 @@ impl Mapped {
         let leased = lease(file);
         // From here on it stays as it is.
         file.check_unchanged()?;
-        Ok(leased.and_then(|handle| Self::watch(handle, file.shared_path())))
+        Ok(leased.and_then(|handle| Self::watch(handle, file.shared_path(), break_time())))
     }
 
-    fn watch(handle: fs::File, path: Arc<Path>) -> io::Result<Self> {
-        let state =
-            State { mapped: Vec::new(), is_leased: true, is_to_copy: false, is_over: false };
+    fn watch(handle: fs::File, path: Arc<Path>, break_time: Duration) -> io::Result<Self> {
+        let is_lost = Arc::new(AtomicBool::new(false));
+        let state = State {
+            mapped: Vec::new(),
+            watched: Watched::new(Arc::clone(&is_lost))?,
+            is_safe: false,
+            is_leased: true,
+            is_to_copy: false,
+            is_over: false,
+        };
         let shared = Arc::new(Shared {
             path,
+            was: state_of(&handle)?,
             handle,
+            break_time,
             state: Mutex::new(state),
             changed: Condvar::new(),
-            is_lost: AtomicBool::new(false),
+            is_lost,
         });
         let watched = Arc::clone(&shared);
         let thread = std::thread::Builder::new().name("io-lease".to_owned());
@@ -138,7 +166,9 @@ impl Mapped {
             let _ = rustix::mm::madvise(start.cast(), bytes, Advice::LinuxDontFork);
         }
         let start = start.expose_provenance();
-        state.mapped.push(start..start + bytes.next_multiple_of(PAGE));
+        let pages = start..start + bytes.next_multiple_of(PAGE);
+        state.watched.add(pages.clone());
+        state.mapped.push(pages);
         Ok(())
     }
 
@@ -157,17 +187,21 @@ impl Mapped {
         lock(&self.shared.state).mapped.is_empty()
     }
 
-    /// Looks whether all that is mapped has the contents that it had. If there was no memory, or no
-    /// time, for copies when somebody wanted to write to the file, it may not.
+    /// Looks whether all that was read where it is mapped had the contents that it had at first. If there
+    /// was no memory, or no time, for copies when somebody wanted to write to the file, it may not have had
+    /// them, nor if the drive failed.
     ///
     /// # Errors
-    /// [`Error::Changed`].
+    /// [`Error::Changed`], from then on.
     pub fn check_intact(&self) -> Result<()> {
-        if !self.shared.is_lost.load(Ordering::Acquire) {
+        let shared = &self.shared;
+        if !lock(&shared.state).is_safe && shared.has_changed() {
+            shared.is_lost.store(true, Ordering::Release);
+        }
+        if !shared.is_lost.load(Ordering::Acquire) {
             return Ok(());
         }
-        let what = "it is written to while it is mapped, and there is no copy of its contents";
-        Err(Error::Changed { path: Arc::clone(&self.shared.path), what: what.into() })
+        Err(Error::Changed { path: Arc::clone(&shared.path), what: LOST.into() })
     }
 }
 
@@ -225,6 +259,11 @@ impl fmt::Debug for Mapped {
 }
 
 impl Shared {
+    /// Whether the file is not what it was any more.
+    fn has_changed(&self) -> bool {
+        state_of(&self.handle).is_ok_and(|now| now != self.was)
+    }
+
     /// Until it is over, or nothing is mapped any more.
     fn watch(&self) {
         let mut state = lock(&self.state);
@@ -237,7 +276,13 @@ impl Shared {
                 let mapped = std::mem::take(&mut state.mapped);
                 drop(state);
                 let rest = self.copy_all(mapped);
+                // The lease may have run out before it was looked at.
+                let is_same = !self.has_changed();
+                if !is_same {
+                    self.is_lost.store(true, Ordering::Release);
+                }
                 state = lock(&self.state);
+                state.is_safe = is_same && rest.is_empty();
                 state.mapped = rest;
                 let is_wanted = is_wanted || !is_leased(self.handle.as_raw_fd());
                 if state.mapped.is_empty() || is_wanted || state.is_over {
@@ -270,11 +315,11 @@ impl Shared {
                     wanted_since = Some(Instant::now());
                 }
                 let is_late = wanted_since.is_some_and(|since: Instant| {
-                    since.elapsed() + LOOKED_EVERY + MARGIN >= break_time()
+                    since.elapsed() + LOOKED_EVERY + MARGIN >= self.break_time
                 });
                 let end = ((at / COPIED_BYTES + 1) * COPIED_BYTES).min(range.end);
                 let is_over = lock(&self.state).is_over;
-                if is_late || is_over || copy_in_place(at, end - at).is_err() {
+                if is_late || is_over || self.copy_in_place(at, end - at).is_err() {
                     return std::iter::once(at..range.end).chain(rest).collect();
                 }
                 at = end;
@@ -282,10 +327,25 @@ impl Shared {
         }
         Vec::new()
     }
+
+    /// Puts a copy in anonymous memory in place of so many bytes of mapped pages. If that fails, they are
+    /// as they were, or known to be lost.
+    fn copy_in_place(&self, at: usize, bytes: usize) -> io::Result<()> {
+        copy_in_place(at, bytes).inspect_err(|_| {
+            let at = std::ptr::without_provenance_mut(at);
+            let (protection, flags) =
+                (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | MapFlags::FIXED_NOREPLACE);
+            // SAFETY: where nothing is, or it is refused.
+            let was_hole = unsafe { rustix::mm::mmap_anonymous(at, bytes, protection, flags) };
+            if was_hole.is_ok() {
+                self.is_lost.store(true, Ordering::Release);
+            }
+        })
+    }
 }
 
-/// Puts a copy in anonymous memory in place of so many bytes of mapped pages. (Writing to each page
-/// makes copies too, but those go when the file is cut.)
+/// The same, without care for what is there if it fails: the kernel may have unmapped what was. (Writing to
+/// each page makes copies too, but those go when the file is cut.)
 fn copy_in_place(at: usize, bytes: usize) -> io::Result<()> {
     let from = std::ptr::with_exposed_provenance_mut::<u8>(at);
     // SAFETY: a fresh mapping, which is filled from mapped memory of this size whose contents the lease
@@ -324,6 +384,12 @@ fn copy_in_place(at: usize, bytes: usize) -> io::Result<()> {
 fn break_time() -> Duration {
     let seconds = fs::read_to_string("/proc/sys/fs/lease-break-time");
     Duration::from_secs(seconds.ok().and_then(|s| s.trim().parse().ok()).unwrap_or(45))
+}
+
+/// Bytes of a file, and when it was last written to, which is told no later than what was written.
+fn state_of(file: &fs::File) -> io::Result<(u64, i64, i64)> {
+    let stat = file.metadata()?;
+    Ok((stat.size(), stat.mtime(), stat.mtime_nsec()))
 }
 
 /// The file once more, with a lease on it.
@@ -367,7 +433,18 @@ mod tests {
     }
 
     fn map(file: &File, pages: &Pages, offset: usize, bytes: usize) -> Mapped {
-        let mapped = Mapped::new(file).unwrap().unwrap();
+        map_within(file, pages, offset, bytes, break_time())
+    }
+
+    fn map_within(
+        file: &File,
+        pages: &Pages,
+        offset: usize,
+        bytes: usize,
+        break_time: Duration,
+    ) -> Mapped {
+        let handle = lease(file).unwrap();
+        let mapped = Mapped::watch(handle, file.shared_path(), break_time).unwrap();
         // SAFETY: memory of the test's, which is dropped after.
         unsafe { mapped.map(pages.base(), offset as u64, bytes) }.unwrap();
         mapped
@@ -397,6 +474,70 @@ mod tests {
             unsafe { mapped.map(pages.base(), 0, PAGE) }.unwrap_err();
             drop(mapped);
         }
+    }
+
+    /// As the kernel takes it away from who has not given it up in time.
+    fn lose_lease(mapped: &Mapped) {
+        fcntl(mapped.shared.handle.as_raw_fd(), libc::F_SETLEASE, libc::F_UNLCK).unwrap();
+    }
+
+    fn assert_lost(mapped: &Mapped) {
+        // From then on, whoever looks.
+        for _ in 0..2 {
+            let lost = mapped.check_intact().unwrap_err();
+            assert!(matches!(&lost, Error::Changed { what, .. } if **what == *LOST), "{lost:?}");
+        }
+    }
+
+    #[test]
+    fn what_changed_because_the_lease_ran_out_is_told() {
+        let change: [fn(&fs::File); 2] =
+            [|file| file.write_all_at(&[7; 5000], 10).unwrap(), |file| file.set_len(0).unwrap()];
+        for change in change {
+            let (_dir, path, bytes, pages) = sample();
+            let file = File::open(&path).unwrap();
+            let mapped = map(&file, &pages, 0, bytes.len());
+            mapped.check_intact().unwrap();
+            lose_lease(&mapped);
+            // Nobody waits for copies.
+            change(&fs::OpenOptions::new().write(true).open(&path).unwrap());
+            assert_lost(&mapped);
+            // Whatever it is: to read it is no end.
+            let _ = pages[..bytes.len()] == bytes[..];
+            assert_lost(&mapped);
+        }
+        // If it is the same, that it ran out does no harm.
+        let (_dir, path, bytes, pages) = sample();
+        let file = File::open(&path).unwrap();
+        let mapped = map(&file, &pages, 0, bytes.len());
+        lose_lease(&mapped);
+        mapped.wait();
+        fs::write(&path, b"another").unwrap();
+        assert!(pages[..bytes.len()] == bytes[..]);
+        mapped.check_intact().unwrap();
+    }
+
+    #[test]
+    fn what_there_was_no_time_to_copy_is_told() {
+        let (_dir, path, bytes, pages) = sample();
+        let file = File::open(&path).unwrap();
+        let mapped = map_within(&file, &pages, 0, bytes.len(), Duration::ZERO);
+        fs::write(&path, b"another").unwrap();
+        assert_lost(&mapped);
+        let _ = pages[..bytes.len()] == bytes[..];
+    }
+
+    #[test]
+    fn removing_and_renaming_change_nothing() {
+        let (_dir, path, bytes, pages) = sample();
+        let file = File::open(&path).unwrap();
+        let mapped = map(&file, &pages, 0, bytes.len());
+        let other = path.with_extension("other");
+        fs::rename(&path, &other).unwrap();
+        mapped.check_intact().unwrap();
+        fs::remove_file(&other).unwrap();
+        mapped.check_intact().unwrap();
+        assert!(pages[..bytes.len()] == bytes[..]);
     }
 
     #[test]
