@@ -39,6 +39,8 @@ impl AddAssign for FromCache {
 pub(crate) struct Cached {
     files: Vec<File>,
     taken: Cell<FromCache>,
+    /// Why it is not asked, or nothing is mapped.
+    why: Option<String>,
 }
 
 struct File {
@@ -58,18 +60,24 @@ impl Cached {
     /// # Errors
     /// [`Error::Io`].
     pub(crate) fn new(reader: &Reader, files: &[FileId]) -> Result<Self> {
-        let mut cached = Self { files: Vec::new(), taken: Cell::default() };
+        let mut cached = Self { files: Vec::new(), taken: Cell::default(), why: None };
         if !reader.uses_cache() {
             return Ok(cached);
         }
         for &direct in files {
             let opened = reader.file(direct)?;
-            // A kernel that does not say is one that has nothing.
-            let ranges = cache::cached_ranges(opened.handle()).unwrap_or_default();
-            if !ranges.is_empty()
-                && let Ok(through) = reader.open_cached(direct)
-            {
-                cached.files.push(File { direct, opened, through, ranges, mapped: None });
+            let path = opened.path().display();
+            match cache::cached_ranges(opened.handle()) {
+                Ok(ranges) if ranges.is_empty() => {}
+                Ok(ranges) => match reader.open_cached(direct) {
+                    Ok(through) => {
+                        cached.files.push(File { direct, opened, through, ranges, mapped: None });
+                    }
+                    Err(error) => cached.why = Some(format!("nothing comes from there: {error}")),
+                },
+                Err(error) => {
+                    cached.why = Some(format!("what it has of {path} is not known: {error}"));
+                }
             }
         }
         Ok(cached)
@@ -82,9 +90,21 @@ impl Cached {
     /// [`Error::Io`] if one was written to since it was opened.
     pub(crate) fn leased(mut self) -> Result<Self> {
         for file in &mut self.files {
-            file.mapped = Mapped::new(&file.opened)?.ok();
+            match Mapped::new(&file.opened)? {
+                Ok(mapped) => file.mapped = Some(mapped),
+                Err(error) => {
+                    let path = file.opened.path().display();
+                    let what = format!("{path} is copied from there and not mapped");
+                    self.why = Some(format!("{what}: no lease on it: {error}"));
+                }
+            }
         }
         Ok(self)
+    }
+
+    /// Why it is not asked for all that it may have, or that is not mapped.
+    pub(crate) fn why(&self) -> Option<String> {
+        self.why.as_ref().map(|why| format!("the page cache: {why}"))
     }
 
     /// The file with all of `extent` in the cache, if there is one.

@@ -53,8 +53,8 @@ pub(crate) struct Inner {
     /// Held while the pool is made.
     attaching: Mutex<()>,
     path: PathBuf,
-    /// What of the weights the page cache had.
-    cached: Mutex<FromCache>,
+    /// What of the weights the page cache had, and why not all was taken from there that it may have had.
+    cached: Mutex<(FromCache, Option<String>)>,
     /// Files that weights are mapped from. Dropped before the weights.
     mapped: OnceLock<Vec<Mapped>>,
     /// Whether only the header was read: there are no weights to compute with.
@@ -84,8 +84,10 @@ unsafe impl Send for Inner {}
 unsafe impl Sync for Inner {}
 
 impl Inner {
-    fn note_cached(&self, more: FromCache) {
-        *self.cached.lock().unwrap_or_else(PoisonError::into_inner) += more;
+    fn note_cached(&self, (more, why): (FromCache, Option<String>)) {
+        let mut cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
+        cached.0 += more;
+        cached.1 = why.or_else(|| cached.1.take());
     }
 
     /// Keeps what weights are mapped from as long as they live.
@@ -376,7 +378,12 @@ impl Model {
 
     /// What of the weights that were loaded the page cache had, so that the drive was not asked for it.
     pub fn from_cache(&self) -> FromCache {
-        *self.inner.cached.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.cached.lock().unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    /// Why the page cache was not asked, or what it has is copied and not mapped; none if all is as it can be.
+    pub fn cache_remark(&self) -> Option<String> {
+        self.inner.cached.lock().unwrap_or_else(PoisonError::into_inner).1.clone()
     }
 
     /// The model's files as that reader knows them.

@@ -340,12 +340,12 @@ impl Residency {
     /// Reads every record into its slot, in file order, if all fit; then kernels find each
     /// layer's experts in expert order and no look-up is needed. Where memory is short, only as many
     /// as there turns out to be room for. What the page cache has of `files` comes from there.
-    /// `progress` gets bytes done. Returns what the page cache had.
+    /// `progress` gets bytes done. Returns what the page cache had, and why it was not asked.
     pub(crate) fn load_all(
         self: &Arc<Self>,
         files: &[FileId],
         progress: &mut dyn FnMut(u64) -> bool,
-    ) -> Result<FromCache> {
+    ) -> Result<(FromCache, Option<String>)> {
         let cached = Cached::new(&self.reader, files)?;
         let mut done = 0;
         let mut finish = |layer: usize, step: Step| -> Result<()> {
@@ -370,7 +370,7 @@ impl Residency {
                         finish(layer, step)?;
                     }
                     self.give_way(error, 0, 0, &|| false)?;
-                    return Ok(cached.taken());
+                    return Ok((cached.taken(), cached.why()));
                 }
                 acquired => acquired?,
             };
@@ -403,7 +403,7 @@ impl Residency {
         let identity = self.layers.iter().enumerate().map(in_order).collect();
         drop(pool);
         *self.identity.write().unwrap_or_else(PoisonError::into_inner) = identity;
-        Ok(cached.taken())
+        Ok((cached.taken(), cached.why()))
     }
 
     /// Finds and pins the resident records among `need` (distinct experts, at least one) and

@@ -31,15 +31,15 @@ pub fn cached_bytes(file: &File) -> io::Result<u64> {
 }
 
 /// Which bytes of `file` the page cache has, in whole pages and in order, no two ranges next to each other.
-/// None if the kernel does not tell.
 ///
 /// # Errors
-/// What the system says.
+/// [`io::ErrorKind::PermissionDenied`] if the kernel does not tell us; what the system says.
 pub fn cached_ranges(file: &File) -> io::Result<Vec<Range<u64>>> {
-    let mut ranges: Vec<Range<u64>> = Vec::new();
     if !tells(file)? {
-        return Ok(ranges);
+        let who = "the kernel tells it to those alone who own the file or may write to it";
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, who));
     }
+    let mut ranges: Vec<Range<u64>> = Vec::new();
     let mut add = |start: u64, pages: usize| {
         let end = start + (pages * PAGE) as u64;
         match ranges.last_mut() {

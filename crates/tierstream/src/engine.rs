@@ -308,6 +308,7 @@ impl Engine {
         if vram.is_some() {
             notes.extend(miss_note(options.miss, &context));
         }
+        notes.extend(model.cache_remark());
         let loaded = model.expert_counters();
         Ok(Engine {
             file,
@@ -587,8 +588,6 @@ fn notes(model: &Model, weights: Weights, experts: &Experts) -> Vec<String> {
     for (block, why) in model.resident_blocks().iter().filter(|_| streams) {
         notes.push(format!("the experts of block {block} stay resident: {why}"));
     }
-    if let Some(reason) = model.read_status().and_then(|status| status.reason) {
-        notes.push(reason);
-    }
+    notes.extend(model.read_status().and_then(|status| status.reason));
     notes
 }

@@ -40,6 +40,9 @@ mod packing;
 mod random;
 mod reading;
 pub mod size;
+#[cfg(test)]
+#[path = "../../io/tests/support/skip.rs"]
+mod skip;
 mod verify;
 mod vram;
 mod weights;

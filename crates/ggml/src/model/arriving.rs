@@ -134,7 +134,7 @@ impl Arriving {
             fresh.push(memory);
             pieces.push((cached.source(extent), Target::Host(target)));
         }
-        model.note_cached(cached.taken());
+        model.note_cached((cached.taken(), cached.why()));
         model.hold_mapped(cached.into_mapped());
         let ahead = Ahead::start(fresh);
         let read_bytes = pieces.iter().map(|(extent, _)| extent.len).sum::<u64>();
