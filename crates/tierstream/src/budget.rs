@@ -11,6 +11,7 @@
 //! | compute buffers | allocated with the context for its largest graph, untouched; llama.cpp tells the size |
 //! | gathered rows, ggml's work buffer | allocated with the context, untouched; sized by the shapes of that graph (`workspace.rs` in the crate `ggml`) |
 //! | rows of logits after the first | counted for a whole batch where all are kept |
+//! | what is copied of mapped weights at a time | if some are mapped |
 //! | sampler, the pool's books, batches, pages of the program that are used later | an allowance: `growth_bytes` |
 //!
 //! A [`Rehearsal`] tells the same without loading: what it does not take is added.
@@ -20,6 +21,7 @@ use std::sync::Arc;
 use tierstream_ggml::{Context, ContextOptions, Model, PoolSize, Rehearsal};
 use tierstream_gguf::Experts;
 use tierstream_io::Reader;
+use tierstream_io::mapped::COPIED_BYTES;
 
 use crate::engine::{Options, context_options};
 use crate::error::{Error, Result};
@@ -66,8 +68,10 @@ impl Requirement {
     /// Of a loaded model that has no pool yet, in this process.
     pub(crate) fn measured(model: &Model, context: &Context, experts: &Experts) -> Self {
         let resident = resident_bytes();
+        let copied = if model.from_cache().mapped_bytes > 0 { COPIED_BYTES as u64 } else { 0 };
+        let growth_bytes = growth_bytes(model, experts) + copied;
         Self {
-            fixed_bytes: resident + context.compute_bytes() + growth_bytes(model, experts),
+            fixed_bytes: resident + context.compute_bytes() + growth_bytes,
             least_pool_bytes: model.least_pool_bytes(),
             whole_pool_bytes: model.whole_pool_bytes(),
             state_bytes: context.state_bytes(),

@@ -11,7 +11,7 @@ use tierstream_pack::Pack;
 use tierstream_sums::{Against, Reference, date};
 
 use crate::drive::Io;
-use crate::engine::io_config;
+use crate::engine::io_config_for;
 use crate::error::{Error, Result};
 
 /// The checksums of a model's weights, for [`Options::weight_sums`](crate::Options::weight_sums).
@@ -45,7 +45,8 @@ impl WeightSums {
             });
         }
         let model = Model::open(path)?;
-        let reader = Arc::new(Reader::new(io_config(io))?);
+        let paths: Vec<_> = model.files().iter().map(|file| file.path.clone()).collect();
+        let reader = Arc::new(Reader::new(io_config_for(io, &paths)?)?);
         let reference = tierstream_sums::reference(&model, records, &reader, progress)?;
         Ok(Self { reference, files: model.files().to_vec() })
     }

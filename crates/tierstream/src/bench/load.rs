@@ -38,6 +38,9 @@ pub struct Load {
     pub peak_rss_bytes: u64,
     /// The path of the reads, where they are ours.
     pub io: Option<ReadPath>,
+    /// Of the weights, what the page cache had, and we took from there.
+    #[serde(default)]
+    pub cached_bytes: u64,
 }
 
 /// Writes to so many bytes of memory that nobody uses, as far as there are, and lets go of them. A
@@ -83,6 +86,7 @@ impl Start {
             ready_rss_bytes: self.ready_rss_bytes,
             peak_rss_bytes: Usage::now().peak_rss_bytes,
             io: io.map(ReadPath::from),
+            cached_bytes: 0,
         }
     }
 }
@@ -102,6 +106,8 @@ pub fn engine(path: &Path, options: Options, seed: u32) -> Result<(Load, Vec<Str
         let text = format!("only {percent:.0} % of the experts fit, and the rest is not loaded");
         return Err(Error::Request(text));
     }
+    // What lies between weights is mapped with them.
+    load.cached_bytes = engine.model().from_cache().bytes().min(load.bytes);
     load.gpu_start_s = engine.gpu_start_time().map(|time| time.as_secs_f64());
     let token = drawn_tokens(1, engine.model().vocab().len(), seed);
     engine.context().decode(&token, Keep::Last, |_, _| {})?;

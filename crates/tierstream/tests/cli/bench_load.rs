@@ -124,3 +124,20 @@ fn several_models_share_their_rounds() {
     assert_eq!((&rows[2]["model"], &rows[2]["method"]), (&other.into(), &"raw".into()));
     assert_eq!(object["models"].as_array().unwrap().len(), 2);
 }
+
+#[test]
+fn packed_models_are_loaded_by_us_alone() {
+    let dir = folder();
+    let model = demo();
+    for flag in [None, Some("--experts-only")] {
+        let target = dir.path().join(format!("{}.tspack", flag.is_some()));
+        let (model, target) = (model.to_str().unwrap(), target.to_str().unwrap());
+        let packed = output(["pack", model, "-o", target].into_iter().chain(flag));
+        assert!(packed.status.success(), "{packed:?}");
+        let args = ["bench", "load", target, "--warm", "--rounds", "1", "--against", "mmap"];
+        let output = output(args);
+        assert!(stderr(&output).contains("which is packed: left out"), "{output:?}");
+        // All of it is in the page cache, and that is told.
+        assert!(stdout(&output).contains("what the page cache had: up to 100.0 %"), "{output:?}");
+    }
+}

@@ -9,8 +9,9 @@ use anyhow::Context;
 use serde::Serialize;
 use tierstream::bench::{self, median_min_max};
 use tierstream::drive::{self, Measured, Reads};
-use tierstream::gguf::{Experts, Model};
+use tierstream::gguf::Experts;
 use tierstream::io::EngineKind;
+use tierstream::pack;
 use tierstream::size::Bytes;
 
 use super::cache::{Caches, Emptied, State, cached_share};
@@ -122,7 +123,7 @@ fn cells(args: &BenchIo) -> anyhow::Result<Vec<Cell>> {
 
 /// Bytes of the largest record of the model in `path`, if it is one with experts.
 fn record_bytes(path: &Path) -> u64 {
-    let experts = Model::open(path).and_then(|model| Experts::group(&model)).ok();
+    let experts = pack::open(path).ok().and_then(|model| Experts::group(&model).ok());
     let layers = |e: &Experts| (0..e.layers().len()).filter_map(|at| e.record_bytes(at)).max();
     experts.as_ref().and_then(layers).unwrap_or(RECORD_BYTES)
 }

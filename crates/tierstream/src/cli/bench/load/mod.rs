@@ -10,7 +10,8 @@ use tierstream::bench::load::{Load, Start, engine, raw, touch_free_memory};
 use tierstream::bench::{self, ReadPath};
 use tierstream::drive::Io;
 use tierstream::io::{EngineKind, Reader};
-use tierstream::{Options, Placement, Weights, default_threads, gguf, io_config, io_config_for};
+use tierstream::{Options, Placement, Weights, gguf, pack};
+use tierstream::{default_threads, io_config, io_config_for};
 use tierstream_safetensors::{Checkpoint, Loader};
 
 use self::method::{Method, Python};
@@ -178,7 +179,7 @@ fn checkpoint(path: &Path, io: Io) -> anyhow::Result<Load> {
 
 /// All weights in memory, for one and the same kernels, whoever loads them.
 fn options(args: &BenchLoadTurn) -> anyhow::Result<Options> {
-    let file = gguf::Model::open(&args.model).map_err(tierstream::Error::from)?;
+    let file = pack::open(&args.model).map_err(tierstream::Error::from)?;
     let dense = gguf::Experts::group(&file).map_err(tierstream::Error::from)?.is_empty();
     let placement = open::placement(&args.machine)?;
     let on_cpu = matches!(placement, Placement::Cpu);

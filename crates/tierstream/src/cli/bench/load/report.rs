@@ -10,7 +10,7 @@ use super::super::cache::State;
 use super::Report;
 use super::method::Method;
 use super::subject::Subject;
-use crate::cli::report::read_way;
+use crate::cli::report::{percent, read_way};
 
 /// A measurement, as it was made.
 #[derive(Debug, Serialize)]
@@ -157,10 +157,17 @@ pub(super) fn text(report: &Report) -> Result<String, std::fmt::Error> {
             row.version,
         )?;
     }
-    for (name, path) in [("reads", &report.io), ("raw reads", &report.raw_io)] {
+    let cached = report.rounds.iter().map(|m| m.load.cached_bytes as f64 / m.load.bytes as f64);
+    for (name, path, cached) in
+        [("reads", &report.io, cached.fold(0.0, f64::max)), ("raw reads", &report.raw_io, 0.0)]
+    {
         if let Some(path) = path {
             let way = read_way(&path.engine, path.direct, path.reason.as_deref());
-            writeln!(out, "{name}: {way}")?;
+            write!(out, "{name}: {way}")?;
+            if cached > 0.0 {
+                write!(out, ", but for what the page cache had: up to {}", percent(cached))?;
+            }
+            writeln!(out)?;
         }
     }
     Ok(out)
@@ -192,7 +199,8 @@ mod tests {
     fn subject(name: &str) -> Subject {
         let methods = vec![Method::Raw, Method::Tierstream, Method::Peer(LoadPeer::Mmap)];
         let (path, is_safetensors, bytes) = (PathBuf::from(name), false, 4 << 30);
-        Subject { path, methods, is_safetensors, data: Vec::new(), bytes, copy: None }
+        let (is_packed, data) = (false, Vec::new());
+        Subject { path, methods, is_safetensors, is_packed, data, bytes, copy: None }
     }
 
     fn load(seconds: f64, token: Option<f64>) -> Load {
@@ -205,6 +213,7 @@ mod tests {
             ready_rss_bytes: 10 << 20,
             peak_rss_bytes: 4_100_000_000,
             io: None,
+            cached_bytes: 0,
         }
     }
 

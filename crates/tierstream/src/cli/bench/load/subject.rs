@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use tierstream::bench::load::Data;
 use tierstream::drive::Scratch;
-use tierstream::{Error, gguf};
+use tierstream::{Error, gguf, pack};
 use tierstream_safetensors::Checkpoint;
 
 use super::copy;
@@ -12,13 +12,18 @@ use super::method::Method;
 use crate::cli::args::BenchLoad;
 use crate::cli::{open, output};
 
+/// What lies less apart than this is read with what lies between.
+const NEAR_BYTES: u64 = 64 << 10;
+
 /// A model that is loaded.
 pub(super) struct Subject {
     pub(super) path: PathBuf,
     /// Who loads it.
     pub(super) methods: Vec<Method>,
     pub(super) is_safetensors: bool,
-    /// The part of each file that holds weights.
+    /// Whether it is a packed model.
+    pub(super) is_packed: bool,
+    /// The parts of files that hold weights, in order.
     pub(super) data: Vec<Data>,
     /// The weights, without what lies between them.
     pub(super) bytes: u64,
@@ -40,9 +45,11 @@ impl Subject {
         subject.methods = vec![Method::Raw, Method::Tierstream];
         for &peer in &args.against {
             let method = Method::Peer(peer);
+            let (name, path) = (method.name(), subject.path.display());
             if subject.is_safetensors && method.package().is_none() {
-                let (name, path) = (method.name(), subject.path.display());
                 output::note(format!("{name} is llama.cpp's, which cannot load {path}: left out"));
+            } else if subject.is_packed {
+                output::note(format!("{name} cannot load {path}, which is packed: left out"));
             } else if !subject.methods.contains(&method) {
                 subject.methods.push(method);
             }
@@ -58,26 +65,48 @@ impl Subject {
     /// What the headers of the model tell.
     pub(super) fn headers(path: &Path) -> anyhow::Result<Self> {
         let is_safetensors = is_safetensors(path);
-        let data = |path: &Path, offset, end| Data { path: path.into(), offset, end };
+        let is_packed = pack::is_packed(path);
         let (data, bytes) = if is_safetensors {
             let checkpoint = Checkpoint::open(path)?;
             let files = checkpoint.files().iter();
+            let data = |path: &Path, offset, end| Data { path: path.into(), offset, end };
             let data = files.map(|f| data(&f.path, f.data_offset, f.len)).collect();
             (data, checkpoint.tensor_bytes())
         } else {
-            let model = gguf::Model::open(path).map_err(Error::from)?;
-            let files = model.files().iter().filter(|f| f.data_offset < f.len);
-            let data = files.map(|f| data(&f.path, f.data_offset, f.len)).collect();
-            (data, model.tensor_bytes())
+            let model = pack::open(path).map_err(Error::from)?;
+            (weights(&model), model.tensor_bytes())
         };
-        Ok(Self { path: path.into(), methods: Vec::new(), is_safetensors, data, bytes, copy: None })
+        let (path, methods) = (path.into(), Vec::new());
+        Ok(Self { path, methods, is_safetensors, is_packed, data, bytes, copy: None })
     }
 
     /// The files that are read.
     pub(super) fn files_for(&self, method: Method) -> Vec<PathBuf> {
         match &self.copy {
             Some(copy) if method.package().is_some() => vec![copy.path()],
-            _ => self.data.iter().map(|data| data.path.clone()).collect(),
+            _ => {
+                let mut files: Vec<_> = self.data.iter().map(|data| data.path.clone()).collect();
+                files.dedup();
+                files
+            }
         }
     }
+}
+
+/// Where weights lie, those that a drive reads as one as one.
+fn weights(model: &gguf::Model) -> Vec<Data> {
+    let extents = model.tensors().iter().flat_map(|tensor| tensor.extents());
+    let mut extents: Vec<_> = extents.map(|e| (e.file, e.offset, e.offset + e.len)).collect();
+    extents.sort_unstable();
+    let mut data: Vec<Data> = Vec::new();
+    for (file, offset, end) in extents {
+        let path = &model.files()[file].path;
+        match data.last_mut() {
+            Some(last) if last.path == *path && offset < last.end + NEAR_BYTES => {
+                last.end = last.end.max(end);
+            }
+            _ => data.push(Data { path: path.clone(), offset, end }),
+        }
+    }
+    data
 }
