@@ -178,7 +178,7 @@ fn a_pack_of_experts_needs_the_model() {
         assert!(stderr(&run()).contains(what), "{:?}", run());
     }
     // Other weights behind the same header: those that the pack lacks are compared.
-    let model = gguf::Model::open(&demo()).unwrap();
+    let model = gguf::Model::open(demo()).unwrap();
     for (tensor, is_needed) in [("token_embd.weight", true), ("blk.3.ffn_up_exps.weight", false)] {
         let tensor = model.tensor(tensor).unwrap();
         let mut other = bytes.clone();
