@@ -6,7 +6,7 @@
 //! read that succeeds was one. (NVIDIA, "cuFile API Reference Guide".)
 
 use std::env;
-use std::ffi::{c_int, c_void};
+use std::ffi::{CString, c_char, c_int, c_void};
 use std::fmt;
 use std::fs;
 use std::io::{self, BufRead, BufReader};
@@ -32,6 +32,8 @@ const GPU_PAGE: u64 = 64 << 10;
 const LIBRARY_VARIABLE: &str = "TIERSTREAM_CUFILE";
 /// The library's own switch of its compatibility mode.
 const COMPAT_VARIABLE: &str = "CUFILE_ALLOW_COMPAT_MODE";
+/// The library's own: where it writes what went wrong.
+const LOG_VARIABLE: &str = "CUFILE_LOGFILE_PATH";
 
 /// Where libcufile, and the kernel's part in such reads, are looked for.
 #[derive(Debug, Clone)]
@@ -181,6 +183,12 @@ impl Cufile {
         let set = |parameter, value| unsafe { set(parameter, value) };
         let off = set(ALLOW_COMPAT_MODE, false);
         self.api.check(off, "libcufile keeps its compatibility mode")?;
+        if let (Some(set), None) = (self.api.set_string, env::var_os(LOG_VARIABLE)) {
+            // It would leave a cufile.log in the current folder whenever something is refused.
+            let folder = CString::new(env::temp_dir().into_os_string().into_encoded_bytes());
+            // SAFETY: as documented: a parameter's number, and a string that outlives the call.
+            let _ = folder.map(|folder| unsafe { set(LOG_DIR, folder.as_ptr()) });
+        }
         for parameter in OTHER_WAYS_AROUND {
             // Libraries that do not know one refuse it.
             let _ = set(parameter, false);
@@ -449,6 +457,8 @@ const OPAQUE_FD: c_int = 1;
 const ALLOW_COMPAT_MODE: c_int = 1;
 const USE_PCIP2PDMA: c_int = 7;
 const OTHER_WAYS_AROUND: [c_int; 3] = [2, 12, 13];
+/// `CUFILE_PARAM_LOG_DIR`, of `CUFileStringConfigParameter_t`
+const LOG_DIR: c_int = 2;
 
 /// The functions of the library that are called here, and live as long as the program.
 #[derive(Debug, Clone, Copy)]
@@ -462,6 +472,7 @@ struct Api {
     read: unsafe extern "C" fn(Handle, *mut c_void, usize, i64, i64) -> isize,
     /// Since CUDA 12.9.
     set_bool: Option<unsafe extern "C" fn(c_int, bool) -> Status>,
+    set_string: Option<unsafe extern "C" fn(c_int, *const c_char) -> Status>,
 }
 
 impl Api {
@@ -481,6 +492,7 @@ impl Api {
                 buf_deregister: *library.get("cuFileBufDeregister").map_err(lacks)?,
                 read: *library.get("cuFileRead").map_err(lacks)?,
                 set_bool: library.get("cuFileSetParameterBool").ok().map(|set| *set),
+                set_string: library.get("cuFileSetParameterString").ok().map(|set| *set),
             })
         }
     }

@@ -17,12 +17,14 @@ use self::loader::{
     call_loader, check_all_taken, check_identities, first_not_taken, most_read_bytes, open,
     thread_read_bytes,
 };
+pub use self::past_host::GdsRead;
 pub use self::size::PoolSize;
 use self::size::slots_for;
 pub(crate) use self::size::{all_slots, pool_bytes, slots_within};
 use crate::abi::*;
 use crate::context::{Context, ContextOptions};
 use crate::error::{Error, Result};
+use crate::gds::Gds;
 use crate::loading::{Captured, capture, types_of};
 use crate::log;
 use crate::placement::{Gpu, Placement};
@@ -38,6 +40,7 @@ mod checking;
 mod converting;
 mod layers;
 mod loader;
+mod past_host;
 mod shown;
 mod size;
 
@@ -58,6 +61,26 @@ pub enum Weights {
         /// With a GPU: keep the experts in host memory, and compute with them there.
         cpu_experts: bool,
     },
+}
+
+/// What reads the weights, and what they are compared with.
+#[derive(Debug, Clone)]
+pub struct Source {
+    /// Reads the files.
+    pub reader: Arc<Reader>,
+    /// All weights are compared with these as they are read: now, and expert records whenever they are
+    /// read later.
+    pub checksums: Option<Arc<Checksums>>,
+    /// Reads the weights that go to a GPU with the load, past host memory, but for those that the page
+    /// cache has or that are compared with checksums.
+    pub gds: Option<Gds>,
+}
+
+impl Source {
+    /// By a reader alone.
+    pub fn of(reader: Arc<Reader>) -> Self {
+        Self { reader, checksums: None, gds: None }
+    }
 }
 
 /// Reports how much of the load is done, 0 to 1; returning false stops it.
@@ -87,6 +110,8 @@ pub(crate) struct Inner {
     path: PathBuf,
     /// Files that weights are mapped from. Dropped before the weights.
     mapped: OnceLock<Vec<Mapped>>,
+    /// What the load has read past host memory, if it was to.
+    gds_read: OnceLock<GdsRead>,
     /// Whether only the header was read: there are no weights to compute with.
     rehearsal: bool,
 }
@@ -125,6 +150,12 @@ impl Inner {
     /// Keeps what weights are mapped from as long as they live.
     fn hold_mapped(&self, mapped: Vec<Mapped>) {
         assert!(self.mapped.set(mapped).is_ok(), "weights are loaded once");
+    }
+}
+
+impl Inner {
+    fn note_gds_read(&self, read: GdsRead) {
+        assert!(self.gds_read.set(read).is_ok(), "weights are loaded once");
     }
 }
 
@@ -176,28 +207,25 @@ impl Model {
         reader: Arc<Reader>,
         progress: Progress<'_>,
     ) -> Result<Model> {
-        Self::load_verified(file, weights, placement, reader, None, progress)
+        Self::load_from(file, weights, placement, Source::of(reader), progress)
     }
 
-    /// The same, and compares all weights with `checksums` as they are read: now, and expert records
-    /// whenever they are read later.
+    /// The same with all that `source` has.
     ///
     /// # Errors
     /// As [`Model::load`]; [`Error::Checksum`] for weights that do not have theirs,
     /// [`Error::NotVerified`] for such that llama.cpp reads by itself. Later, when records are read, a
     /// decode fails with the former, and the next one is independent of it.
-    pub fn load_verified(
+    pub fn load_from(
         file: &tierstream_gguf::Model,
         weights: Weights,
         placement: &Placement,
-        reader: Arc<Reader>,
-        checksums: Option<Arc<Checksums>>,
+        source: Source,
         progress: Progress<'_>,
     ) -> Result<Model> {
         log::init();
         precheck::check(file)?;
         let experts = tierstream_gguf::Experts::group(file)?;
-        let sums = checksums;
         match weights {
             Weights::Stock { repack, cpu_experts, .. } if file.originals().is_some() => {
                 if cpu_experts || repack && !experts.is_empty() {
@@ -205,9 +233,9 @@ impl Model {
                 }
                 let why = || "the whole model is".to_owned();
                 let resident = experts.layers().iter().map(|l| (l.layer, why())).collect();
-                Self::load_streamed(file, &experts, placement, (reader, sums), resident, progress)
+                Self::load_streamed(file, &experts, placement, source, resident, progress)
             }
-            Weights::Stock { .. } if sums.is_some() => {
+            Weights::Stock { .. } if source.checksums.is_some() => {
                 Err(Error::NotVerified { path: first_path(file), tensor: None })
             }
             Weights::Stock { mmap, repack, cpu_experts } => {
@@ -215,7 +243,7 @@ impl Model {
                 Self::load_stock(file, how, placement, progress)
             }
             Weights::Streamed => {
-                Self::load_streamed(file, &experts, placement, (reader, sums), Vec::new(), progress)
+                Self::load_streamed(file, &experts, placement, source, Vec::new(), progress)
             }
         }
     }
@@ -225,10 +253,11 @@ impl Model {
         file: &tierstream_gguf::Model,
         experts: &tierstream_gguf::Experts,
         placement: &Placement,
-        (reader, checksums): (Arc<Reader>, Option<Arc<Checksums>>),
+        source: Source,
         mut resident: Vec<Resident>,
         progress: Progress<'_>,
     ) -> Result<Model> {
+        let Source { reader, checksums, gds } = source;
         let files = file.files().iter().map(|f| open(&reader, f)).collect::<Result<Vec<_>>>()?;
         let uploads = placement.gpu().map(|gpu| Uploads::new(gpu, &reader)).transpose()?;
         // Layers that turn out to use their experts in a way that the proxy cannot serve are
@@ -264,8 +293,9 @@ impl Model {
             model.check_load(file, &captured, before)?;
             // The drive is busy while graphs are built.
             let (inner, unread) = (model.inner.clone(), &captured.unread);
+            let (uploads, gds) = (uploads.clone(), gds.as_ref());
             let arriving =
-                Arriving::start(inner, file, unread, reader.clone(), &files, uploads.clone())?;
+                Arriving::start(inner, file, unread, reader.clone(), &files, uploads, gds)?;
             let lost = || arriving.failed();
             let foreign = model.probe().map_err(|error| lost().unwrap_or(error))?;
             if foreign.is_empty() {
@@ -331,12 +361,13 @@ impl Model {
             attaching: Mutex::new(()),
             path,
             mapped: OnceLock::new(),
+            gds_read: OnceLock::new(),
             rehearsal: false,
         };
         let model = Model { inner: Arc::new(inner) };
         model.check_load(file, &captured, before)?;
         let inner = model.inner.clone();
-        let arriving = Arriving::start(inner, file, &captured.unread, reader, &files, None)?;
+        let arriving = Arriving::start(inner, file, &captured.unread, reader, &files, None, None)?;
         arriving.wait(file.tensor_bytes(), progress)?;
         Ok(model)
     }
@@ -380,6 +411,7 @@ impl Model {
             attaching: Mutex::new(()),
             path,
             mapped: OnceLock::new(),
+            gds_read: OnceLock::new(),
             rehearsal: false,
         };
         let model = Model { inner: Arc::new(inner) };
@@ -447,6 +479,7 @@ impl Model {
             attaching: Mutex::new(()),
             path,
             mapped: OnceLock::new(),
+            gds_read: OnceLock::new(),
             rehearsal,
         };
         Ok((Model { inner: Arc::new(inner) }, captured))
@@ -763,6 +796,11 @@ impl Model {
     /// The path that reads of the model take, or took when it was loaded; none if llama.cpp has read it.
     pub fn read_status(&self) -> Option<Status> {
         self.reader().map(|reader| reader.status()).or_else(|| self.inner.read.clone())
+    }
+
+    /// What the load has read to a GPU past host memory, and what not; none if it was not to.
+    pub fn gds_read(&self) -> Option<&GdsRead> {
+        self.inner.gds_read.get()
     }
 
     /// The model's files as that reader knows them.

@@ -53,7 +53,7 @@ fn stay_resident(placement: &dyn Fn() -> Placement) {
             &file,
             &experts,
             &placement,
-            (reader.clone(), None),
+            Source::of(reader.clone()),
             resident,
             go_on,
         );
