@@ -108,6 +108,17 @@ pub struct Cufile {
     compat_off: bool,
 }
 
+/// The library, and what of the kernel supports it.
+impl fmt::Display for Cufile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let with = match self.support {
+            Support::NvidiaFs => "with nvidia-fs",
+            Support::P2pDma => "without nvidia-fs",
+        };
+        write!(f, "{} {with}", self.library.display())
+    }
+}
+
 impl Cufile {
     /// Looks for the library, then for the kernel's part.
     ///
@@ -128,11 +139,6 @@ impl Cufile {
             }
         }
         Err(no_gds(format!("libcufile cannot be loaded ({})", tried.join("; "))))
-    }
-
-    /// The name that the library was loaded by.
-    pub fn library(&self) -> &Path {
-        &self.library
     }
 
     /// Starts it, for reads to `device`, with its compatibility mode off.

@@ -25,8 +25,13 @@ pub(crate) const THREADS: usize = 8;
 pub(crate) const BLOCK_BYTES: u64 = 4 << 20;
 
 /// How both ways are measured.
-const SHAPE: Shape =
-    Shape { block_bytes: BLOCK_BYTES, blocks: 16, rounds_max: 6, time: Duration::from_millis(400) };
+const SHAPE: Shape = Shape {
+    block_bytes: BLOCK_BYTES,
+    blocks: THREADS,
+    rounds_min: 4,
+    rounds_max: 12,
+    time: Duration::from_millis(400),
+};
 
 /// A libcufile that is started, for one GPU. Clones are the same; it ends with the last of them.
 #[derive(Debug, Clone)]
@@ -83,11 +88,13 @@ impl Gds {
         let id = reader.open(path)?;
         let source = self.source(&reader.file(id)?)?;
         let size = source.opened.size();
-        let turns = 2 * shape.rounds_max;
-        let step = size / shape.block_bytes / (turns * shape.blocks) as u64;
-        if step == 0 {
+        let blocks = size / shape.block_bytes;
+        let rounds = (blocks / (2 * shape.blocks) as u64).min(shape.rounds_max as u64) as usize;
+        if rounds < shape.rounds_min {
             return Ok(None);
         }
+        let turns = 2 * rounds;
+        let step = blocks / (turns * shape.blocks) as u64;
         // Each turn all over the file, and no block twice.
         let places = |turn: usize| -> Vec<u64> {
             let nth = (0..shape.blocks).map(|block| (block * turns + turn) as u64);
@@ -101,7 +108,7 @@ impl Gds {
         let gbps = |start: Instant| bytes / 1e9 / start.elapsed().as_secs_f64();
         let begun = Instant::now();
         let mut measured = GdsTurns::default();
-        for round in 0..shape.rounds_max {
+        for round in 0..rounds {
             let so_far = begun.elapsed();
             if round > 0 && so_far + so_far / round as u32 > shape.time {
                 break;
@@ -145,6 +152,8 @@ struct Shape {
     block_bytes: u64,
     /// Of a turn.
     blocks: usize,
+    /// Of a file that has no blocks for so many, nothing can be told.
+    rounds_min: usize,
     rounds_max: usize,
     /// No round begins that would end later.
     time: Duration,
@@ -239,7 +248,8 @@ mod tests {
         let shape = Shape {
             block_bytes: 64 << 10,
             blocks: 4,
-            rounds_max: 3,
+            rounds_min: 3,
+            rounds_max: 5,
             time: Duration::from_secs(600),
         };
         let dir = tempfile::tempdir().unwrap();
@@ -264,7 +274,7 @@ mod tests {
         assert_eq!(measure().unwrap(), (None, 0));
         assert_eq!(stub.get("reads"), 0);
 
-        std::fs::write(&path, vec![7; 2 << 20]).unwrap();
+        std::fs::write(&path, vec![7; 3 << 19]).unwrap();
         let (turns, through_ring) = measure().unwrap();
         let turns = turns.unwrap();
         assert_eq!((turns.cufile_gbps.len(), turns.ring_gbps.len()), (3, 3));
