@@ -279,7 +279,7 @@ impl GdsFile {
     /// each to a buffer of its own. What copied from the buffer has to be done.
     ///
     /// # Errors
-    /// What the system or the library says.
+    /// What the system or the library says; with an [`Error`] of this crate inside, what the driver does.
     pub fn read(&self, offset: u64, bytes: usize, to: &Buffer) -> io::Result<usize> {
         let Opened { api, device } = &*self.opened;
         let is_ours = Arc::ptr_eq(&self.opened, &to.opened);

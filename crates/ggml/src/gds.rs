@@ -166,7 +166,7 @@ fn past_host(lanes: &[Lane], source: &Source, offsets: &[u64], len: u64, to: &Bl
         for lane in lanes {
             scope.spawn(|| {
                 while let Some(&offset) = offsets.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let read = lane.read(source, offset, len).map_err(Error::from);
+                    let read = lane.read(source, offset, len);
                     failed.note(read.and_then(|at| lane.copy(at, to.span(0, len)?)));
                 }
             });
@@ -194,27 +194,26 @@ impl Lane {
     /// Returns where they begin there.
     ///
     /// # Errors
-    /// As the reader's.
-    pub(crate) fn read(
-        &self,
-        source: &Source,
-        offset: u64,
-        len: u64,
-    ) -> tierstream_io::Result<u64> {
+    /// [`Error::Io`] as the reader's, [`Error::Gpu`] if the GPU is lost.
+    pub(crate) fn read(&self, source: &Source, offset: u64, len: u64) -> Result<u64> {
         let Source { file, opened } = source;
         let (before, page) = (offset % PAGE as u64, PAGE as u64);
         let end = (offset + len).next_multiple_of(page).min(opened.size());
         let bytes = end.saturating_sub(offset - before);
         let got = match bytes {
             0 => 0,
-            _ => file
-                .read(offset - before, bytes as usize, &self.buffer)
-                .map_err(|source| read_error(opened, offset, len, source))?,
+            _ => file.read(offset - before, bytes as usize, &self.buffer).map_err(|error| {
+                match error.get_ref().and_then(|source| source.downcast_ref()) {
+                    Some(gpu) => Error::from(tierstream_cuda::Error::clone(gpu)),
+                    None => read_error(opened, offset, len, error).into(),
+                }
+            })?,
         };
         let got = (got as u64).saturating_sub(before);
         if got < len {
             let path = opened.path().into();
-            return Err(tierstream_io::Error::Truncated { path, offset, wanted: len, got });
+            let error = tierstream_io::Error::Truncated { path, offset, wanted: len, got };
+            return Err(error.into());
         }
         Ok(before)
     }

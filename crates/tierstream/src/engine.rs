@@ -232,7 +232,7 @@ impl Engine {
         let starting = Instant::now();
         let vram = Vram::before(&options)?;
         let gpu_start_time = vram.is_some().then(|| starting.elapsed());
-        let (gds, gpu_way) = drive.to_gpu(&file, &options)?.unzip();
+        let (gds, gpu_way) = drive.way_to_gpu(&file, &options)?.unzip();
         let reader = Arc::new(Reader::new(std::mem::take(&mut options.io))?);
         let limit = drive.limit_bytes_per_s();
         let (engine, peak) = Watch::over(&reader, limit, progress, |watch| {
@@ -518,7 +518,7 @@ impl Drive {
     }
 
     /// How the weights of a load reach the GPU, if it is one of ours to a GPU.
-    fn to_gpu(
+    fn way_to_gpu(
         &mut self,
         file: &tierstream_gguf::Model,
         options: &Options,

@@ -212,7 +212,7 @@ impl Shared {
                 // If it is the drive's fault, the ring's read tells.
                 Err(error) => {
                     self.given_up.store(true, Ordering::Relaxed);
-                    self.plan.refuse(error.into())?;
+                    self.plan.refuse(error)?;
                 }
             }
         }
