@@ -32,8 +32,8 @@ impl Uploads {
     /// Pins the ring of `reader`, for copies to `gpu`.
     ///
     /// # Errors
-    /// What the driver says: [`Error::OutOfGpuMemory`](crate::Error::OutOfGpuMemory) if so much
-    /// cannot be pinned, [`Error::Gpu`](crate::Error::Gpu).
+    /// What the driver says: [`Error::OutOfGpuMemory`] if so much
+    /// cannot be pinned, [`Error::Gpu`].
     pub(crate) fn new(gpu: &Gpu, reader: &Reader) -> Result<Arc<Self>> {
         let stream = gpu.device().stream()?;
         let ring = reader.ring().clone();
