@@ -46,6 +46,12 @@ pub enum Error {
         /// The same in words.
         text: Cow<'static, str>,
     },
+    /// Files cannot be read straight to a GPU here.
+    #[error("no GPUDirect Storage: {reason}")]
+    NoGds {
+        /// Why not.
+        reason: String,
+    },
     /// Memory is to be unmapped that copies still use, or that a [`Span`](crate::Span) stands for.
     #[error("granule {granule} is in use")]
     Busy {

@@ -32,6 +32,7 @@
 mod device;
 mod driver;
 mod error;
+mod gds;
 mod host;
 mod memory;
 mod modules;
@@ -44,6 +45,7 @@ mod sync;
 
 pub use device::{Device, Info, Memory};
 pub use error::{Error, Result};
+pub use gds::{Buffer, Cufile, Gds, GdsFile, Places};
 pub use host::{Pinned, Registered, Shared};
 pub use memory::{Block, Span};
 pub use modules::load_modules_eagerly;

@@ -8,7 +8,8 @@ use tierstream_io::mapped::Mapped;
 use tierstream_io::{FileId, Reader, Status};
 use tierstream_pool::Policy;
 
-pub use self::load::{Progress, Weights};
+pub use self::load::{Progress, Source, Weights};
+pub use self::past_host::GdsRead;
 pub use self::size::PoolSize;
 use self::size::slots_for;
 pub(crate) use self::size::{all_slots, pool_bytes, slots_within};
@@ -28,6 +29,7 @@ mod converting;
 mod layers;
 mod load;
 mod loader;
+mod past_host;
 mod shown;
 mod size;
 
@@ -57,6 +59,8 @@ pub(crate) struct Inner {
     cached: Mutex<(FromCache, Option<String>)>,
     /// Files that weights are mapped from. Dropped before the weights.
     mapped: OnceLock<Vec<Mapped>>,
+    /// What the load has read past host memory, if it was to.
+    gds_read: OnceLock<GdsRead>,
     /// Whether only the header was read: there are no weights to compute with.
     rehearsal: bool,
 }
@@ -88,6 +92,10 @@ impl Inner {
         let mut cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
         cached.0 += more;
         cached.1 = why.or_else(|| cached.1.take());
+    }
+
+    fn note_gds_read(&self, read: GdsRead) {
+        assert!(self.gds_read.set(read).is_ok(), "weights are loaded once");
     }
 
     /// Keeps what weights are mapped from as long as they live.
@@ -374,6 +382,11 @@ impl Model {
     /// The path that reads of the model take, or took when it was loaded; none if llama.cpp has read it.
     pub fn read_status(&self) -> Option<Status> {
         self.reader().map(|reader| reader.status()).or_else(|| self.inner.read.clone())
+    }
+
+    /// What the load has read to a GPU past host memory, and what not; none if it was not to.
+    pub fn gds_read(&self) -> Option<&GdsRead> {
+        self.inner.gds_read.get()
     }
 
     /// What of the weights that were loaded the page cache had, so that the drive was not asked for it.

@@ -152,6 +152,12 @@ impl Gpu {
         &self.device.info().name
     }
 
+    /// Its name, and where on the bus it is: no other GPU of this machine has both.
+    pub fn description(&self) -> String {
+        let bus = self.device.info().pci_bus_id.as_deref().unwrap_or("nowhere");
+        format!("{} at {bus}", self.name())
+    }
+
     /// The NUMA node that it is attached to, if the kernel says.
     pub fn numa_node(&self) -> Option<u32> {
         self.device.info().numa_node

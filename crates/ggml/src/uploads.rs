@@ -9,11 +9,12 @@ use std::ops::Deref;
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tierstream_cuda::{Event, Registered, Span, Stream};
-use tierstream_io::{Chunk, Reader, Ring};
+use tierstream_cuda::{Block, Event, Registered, Span, Stream};
+use tierstream_io::{Chunk, Reader, Ring, Sink};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::placement::Gpu;
+use crate::verified::First;
 
 /// Copies from the ring that nobody has waited for. The reader needs the other buffers.
 const COPIES_IN_FLIGHT: usize = 4;
@@ -31,8 +32,8 @@ impl Uploads {
     /// Pins the ring of `reader`, for copies to `gpu`.
     ///
     /// # Errors
-    /// What the driver says: [`Error::OutOfGpuMemory`](crate::Error::OutOfGpuMemory) if so much
-    /// cannot be pinned, [`Error::Gpu`](crate::Error::Gpu).
+    /// What the driver says: [`Error::OutOfGpuMemory`] if so much
+    /// cannot be pinned, [`Error::Gpu`].
     pub(crate) fn new(gpu: &Gpu, reader: &Reader) -> Result<Arc<Self>> {
         let stream = gpu.device().stream()?;
         let ring = reader.ring().clone();
@@ -86,6 +87,39 @@ impl fmt::Debug for Uploads {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Uploads").field("gpu", &self.gpu).finish_non_exhaustive()
     }
+}
+
+/// Takes pieces to a GPU's memory, each to its block, from a place there on.
+pub(crate) struct ToBlocks {
+    uploads: Arc<Uploads>,
+    blocks: Vec<(Block, u64)>,
+    failed: First,
+}
+
+impl ToBlocks {
+    pub(crate) fn new(uploads: &Arc<Uploads>, blocks: Vec<(Block, u64)>) -> Arc<Self> {
+        Arc::new(Self { uploads: uploads.clone(), blocks, failed: First::default() })
+    }
+
+    /// Waits for the copies of what has arrived.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub(crate) fn settle(&self) -> Result<()> {
+        self.failed.check()?;
+        self.uploads.settle()
+    }
+}
+
+impl Sink for ToBlocks {
+    fn chunk(&self, chunk: Chunk) {
+        let (block, start) = &self.blocks[chunk.piece];
+        let to = block.span(start + chunk.offset, chunk.len() as u64);
+        self.failed
+            .note(to.map_err(Error::from).and_then(|to| self.uploads.upload_chunk(chunk, to)));
+    }
+
+    fn done(&self, _: usize, _: tierstream_io::Result<()>) {}
 }
 
 /// A chunk as the bytes of a copy.

@@ -20,7 +20,7 @@ use proptest::test_runner::TestRunner;
 use tierstream_cuda::standin::{self, StandIn};
 use tierstream_ggml::{
     ChecksumSource, Checksums, Context, ContextOptions, Error, Gpu, Keep, Mismatch, Model,
-    Placement, PoolOptions, PoolSize, Prefetch, Result, Weights,
+    Placement, PoolOptions, PoolSize, Prefetch, Result, Source, Weights,
 };
 use tierstream_gguf::Tensor;
 use tierstream_io::wrap::{Action, Fault, Rule};
@@ -103,9 +103,9 @@ impl Case {
             Where::Gpu(room) => (gpu(), room, None),
             Where::GpuAbove(room) => (gpu(), room, Some(PoolSize::Share(0.5))),
         };
-        let (weights, sums) = (Weights::Streamed, Some(self.checksums()));
+        let source = Source { checksums: Some(self.checksums()), ..Source::of(reader) };
         let model =
-            Model::load_verified(&self.file, weights, &placement, reader, sums, &mut go_on)?;
+            Model::load_from(&self.file, Weights::Streamed, &placement, source, &mut go_on)?;
         let size = match room {
             Room::Preloaded => PoolSize::Share(1.0),
             Room::Share(share) => PoolSize::Share(share),
@@ -268,8 +268,8 @@ fn a_damaged_byte_of_a_dense_model_is_found_and_named() {
 fn packed_experts_that_are_resident_are_compared_one_by_one() {
     let case = Case::packed(&experts());
     let load = |reader| {
-        let sums = Some(case.checksums());
-        Model::load_verified(&case.file, STOCK, &Placement::Cpu, reader, sums, &mut go_on)
+        let source = Source { checksums: Some(case.checksums()), ..Source::of(reader) };
+        Model::load_from(&case.file, STOCK, &Placement::Cpu, source, &mut go_on)
     };
     let model = load(reader()).unwrap();
     assert!(model.checksums().unwrap().bytes() == case.file.tensor_bytes());
@@ -386,8 +386,8 @@ fn prompts_in_waves_are_compared_too() {
 #[test]
 fn what_llama_reads_by_itself_is_not_said_to_be_verified() {
     let case = Case::new(&experts());
-    let sums = Some(case.checksums());
-    let load = Model::load_verified(&case.file, STOCK, &Placement::Cpu, reader(), sums, &mut go_on);
+    let source = Source { checksums: Some(case.checksums()), ..Source::of(reader()) };
+    let load = Model::load_from(&case.file, STOCK, &Placement::Cpu, source, &mut go_on);
     assert!(matches!(load.map(drop), Err(Error::NotVerified { tensor: None, .. })));
 }
 

@@ -19,11 +19,14 @@ use crate::machine::Filesystem;
 use crate::random::Random;
 use crate::size::Bytes;
 
+pub(crate) use self::gpu::GpuLoad;
+pub use self::gpu::{GpuProbe, GpuReads, GpuWay, Measure};
 pub(crate) use self::known::{Identity, Known};
 pub use self::probe::Probe;
 pub(crate) use self::way::settle;
 pub use self::way::{Io, Way};
 
+mod gpu;
 mod known;
 mod probe;
 mod way;

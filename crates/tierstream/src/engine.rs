@@ -7,15 +7,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tierstream_ggml::{
-    Cancel, Context, ContextOptions, ExpertCounters, FromCache, Gpu, Keep, Miss, Model, Placement,
-    PoolOptions, Prefetch, Sampler, Sampling, Token, Weights,
+    Cancel, Context, ContextOptions, CufilePlaces, ExpertCounters, FromCache, Gds, Gpu, Keep, Miss,
+    Model, Placement, PoolOptions, Prefetch, Sampler, Sampling, Source, Token, Weights,
 };
 use tierstream_gguf::Experts;
 use tierstream_io::Reader;
 use tierstream_pool::Policy;
 
 use crate::budget::{Budget, Requirement};
-use crate::drive::{self, Identity, Io, Known};
+use crate::drive::{self, GpuLoad, GpuReads, GpuWay, Identity, Io, Known};
 use crate::error::{Error, Result};
 use crate::loading::{LoadProgress, LoadRate, LoadStage, Watch};
 use crate::machine::Filesystem;
@@ -77,6 +77,10 @@ pub struct Options {
     pub io: tierstream_io::Config,
     /// Reads go past the page cache wherever the filesystem lets them.
     pub io_direct: bool,
+    /// With a GPU: how the weights that are loaded reach its memory.
+    pub gpu_reads: GpuReads,
+    /// Where libcufile is looked for, by which they may.
+    pub cufile: CufilePlaces,
 }
 
 impl Default for Options {
@@ -99,6 +103,8 @@ impl Default for Options {
             weight_sums: None,
             io: io_config(Io::Auto),
             io_direct: false,
+            gpu_reads: GpuReads::default(),
+            cufile: CufilePlaces::here(),
         }
     }
 }
@@ -116,13 +122,20 @@ pub fn io_config(io: Io) -> tierstream_io::Config {
 /// The same for reading the files at `paths`: see [`drive::Way`].
 ///
 /// # Errors
-/// When one of them cannot be opened.
+/// When one of them cannot be opened. [`Error::Cufile`]: no GPU has to do with this.
 pub fn io_config_for(io: Io, paths: &[PathBuf]) -> Result<tierstream_io::Config> {
+    check_cpu(io.gpu_reads())?;
     let mut config = io_config(io);
     if io == Io::Auto {
         drive::settle(&mut config, paths)?;
     }
     Ok(config)
+}
+
+/// Refuses reads to a GPU where there is none.
+fn check_cpu(reads: GpuReads) -> Result<()> {
+    let reason = "it reads to a GPU, and none is to be used".to_owned();
+    if reads == GpuReads::Cufile { Err(Error::Cufile { reason }) } else { Ok(()) }
 }
 
 /// A loaded model with one context.
@@ -134,6 +147,7 @@ pub struct Engine {
     load_time: Duration,
     gpu_start_time: Option<Duration>,
     load_rate: Option<LoadRate>,
+    gpu_way: Option<GpuWay>,
     notes: Vec<String>,
     /// Counters after the load, which are not the requests'.
     loaded: ExpertCounters,
@@ -213,24 +227,29 @@ impl Engine {
         let start = Instant::now();
         let file = tierstream_pack::open(path)?;
         let experts = Experts::group(&file)?;
-        let drive = Drive::of(&file, &mut options)?;
+        let mut drive = Drive::of(&file, &mut options)?;
         let starting = Instant::now();
         let vram = Vram::before(&options)?;
         if vram.is_some() && options.ram_bytes == Some(0) {
             hold_records(&mut options.io, &file, &experts);
         }
         let gpu_start_time = vram.is_some().then(|| starting.elapsed());
+        let (gds, gpu_way) = drive.way_to_gpu(&file, &options)?.unzip();
         let reader = Arc::new(Reader::new(std::mem::take(&mut options.io))?);
         let limit = drive.limit_bytes_per_s();
         let loaded = Watch::over(&reader, limit, progress, |watch| {
-            Self::load_watched(file, experts, &options, vram, reader.clone(), watch)
+            let source = Source { gds: gds.flatten(), ..Source::of(reader.clone()) };
+            Self::load_watched(file, experts, &options, vram, source, watch)
         });
         let (engine, peak) = loaded.ok_or(tierstream_ggml::Error::Cancelled)?;
         let mut engine = engine?;
         engine.gpu_start_time = gpu_start_time;
         engine.load_time = start.elapsed();
         let reading = engine.load_time - gpu_start_time.unwrap_or_default();
-        engine.load_rate = drive.load_rate(&reader, engine.model.from_cache(), reading, peak);
+        let past_host = engine.model.gds_read().map_or(0, |read| read.bytes);
+        let read = (past_host, engine.model.from_cache());
+        engine.load_rate = drive.load_rate(&reader, read, reading, peak);
+        engine.gpu_way = gpu_way;
         Ok(engine)
     }
 
@@ -239,9 +258,10 @@ impl Engine {
         experts: Experts,
         options: &Options,
         vram: Option<Vram>,
-        reader: Arc<Reader>,
+        mut source: Source,
         watch: &Watch,
     ) -> Result<Engine> {
+        let reader = source.reader.clone();
         let mut heard = |share| watch.heard(share);
         let trained = file.arch_u32("context_length")?.unwrap_or(0);
         let context = context_options(options, trained);
@@ -253,7 +273,7 @@ impl Engine {
             }
             weights => weights,
         };
-        let sums = match &options.weight_sums {
+        source.checksums = match &options.weight_sums {
             Some(sums) => Some(sums.checksums(&file)?),
             None => WeightSums::of_other_files(&file)?,
         };
@@ -262,8 +282,8 @@ impl Engine {
             Weights::Resident | Weights::Stock { .. } => 0,
         };
         watch.begin(LoadStage::Weights, file.tensor_bytes().saturating_sub(streamed), &reader);
-        let (placement, from, told) = (&options.placement, reader.clone(), &mut heard);
-        let model = Model::load_verified(&file, weights, placement, from, sums, told)?;
+        let placement = &options.placement;
+        let model = Model::load_from(&file, weights, placement, source, &mut heard)?;
         let context = match &vram {
             Some(vram) if model.is_streamed() && options.batch.is_none() => {
                 vram.context(&model, &context)?
@@ -318,6 +338,7 @@ impl Engine {
             load_time: Duration::ZERO,
             gpu_start_time: None,
             load_rate: None,
+            gpu_way: None,
             notes,
             loaded,
             requirement,
@@ -466,6 +487,12 @@ impl Engine {
         self.load_rate
     }
 
+    /// How the weights were to reach the GPU, and why; none without one, or where llama.cpp has read
+    /// them. [`Model::gds_read`] tells what really came past host memory.
+    pub fn gpu_way(&self) -> Option<&GpuWay> {
+        self.gpu_way.as_ref()
+    }
+
     /// What the pool has done since the load.
     pub fn expert_counters(&self) -> ExpertCounters {
         self.model.expert_counters().since(&self.loaded)
@@ -501,20 +528,49 @@ impl Drive {
         Ok(Self { known })
     }
 
+    /// How the weights of a load reach the GPU, if it is one of ours to a GPU.
+    fn way_to_gpu(
+        &mut self,
+        file: &tierstream_gguf::Model,
+        options: &Options,
+    ) -> Result<Option<(Option<Gds>, GpuWay)>> {
+        let Some(gpu) = options.placement.gpu() else {
+            check_cpu(options.gpu_reads)?;
+            return Ok(None);
+        };
+        if options.weights != Weights::Streamed {
+            return Ok(None);
+        }
+        let io = &options.io;
+        let config = tierstream_io::Config {
+            engine: io.engine,
+            ring_bytes: io.ring_bytes,
+            cached: io.cached.clone(),
+            numa_node: io.numa_node,
+            ..tierstream_io::Config::default()
+        };
+        let (path, places) = (&file.files()[0].path, &options.cufile);
+        let load = GpuLoad { path, gpu, places, verified: options.weight_sums.is_some() };
+        let known = self.known.as_mut().map(|(known, dir)| (known, dir.as_path()));
+        load.choose(options.gpu_reads, known, config).map(Some)
+    }
+
     fn limit_bytes_per_s(&self) -> Option<f64> {
         self.known.as_ref()?.0.limit_gbps().map(|gbps| gbps * 1e9)
     }
 
     /// What `reader` has read for a load, in `time`, and for a while as fast as `peak` bytes per second:
     /// that is remembered, if it is the most so far that came past the page cache, which had none of it.
+    /// Beside it, what came past host memory, and from the page cache.
     fn load_rate(
         mut self,
         reader: &Reader,
-        cached: FromCache,
+        (past_host, cached): (u64, FromCache),
         time: Duration,
         peak: f64,
     ) -> Option<LoadRate> {
-        let bytes = reader.stats().bytes_wanted.saturating_sub(cached.copied_bytes);
+        let wanted = reader.stats().bytes_wanted;
+        let bytes = wanted.saturating_sub(cached.copied_bytes) + past_host;
         let cached_bytes = cached.bytes();
         let gbps = (bytes + cached_bytes) as f64 / 1e9 / time.as_secs_f64();
         // To compare a load with itself says nothing.
@@ -589,5 +645,10 @@ fn notes(model: &Model, weights: Weights, experts: &Experts) -> Vec<String> {
         notes.push(format!("the experts of block {block} stay resident: {why}"));
     }
     notes.extend(model.read_status().and_then(|status| status.reason));
+    if let Some(failed) = model.gds_read().and_then(|read| read.failed.as_ref()) {
+        notes.push(format!(
+            "cuFile did not read all that goes to the GPU, the rest came through host memory: {failed}"
+        ));
+    }
     notes
 }

@@ -123,6 +123,12 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
+    /// `--io cufile` where cuFile cannot read.
+    #[error("--io cufile: {reason}")]
+    Cufile {
+        /// Why not.
+        reason: String,
+    },
     /// The request makes no sense.
     #[error("{0}")]
     Request(String),
@@ -223,6 +229,11 @@ impl Error {
             Error::PoolTooSmall { least_bytes, .. } => {
                 Some(format!("give it --experts {}", round_up_mib(*least_bytes)))
             }
+            Error::Cufile { .. } => Some(
+                "--io auto takes the faster way to a GPU that there is, and --io direct the one \
+                 through host memory"
+                    .to_owned(),
+            ),
             Error::NotAvailable { .. } => Some(
                 "without --ram and --experts, the pool takes what fits into the memory that is free"
                     .to_owned(),

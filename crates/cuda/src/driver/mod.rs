@@ -61,6 +61,9 @@ pub(crate) trait Driver: Send + Sync {
     /// Free and total memory of the device.
     fn memory(&self) -> Outcome<Memory>;
 
+    /// Calls with this device as the thread's current one, as other libraries want it.
+    fn as_current(&self, call: &mut dyn FnMut()) -> Outcome<()>;
+
     /// Pinned host memory, aligned to a page, of unknown contents.
     fn pin(&self, bytes: usize) -> Outcome<NonNull<u8>>;
     /// Frees what `pin` gave.

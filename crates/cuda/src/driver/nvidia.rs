@@ -248,6 +248,12 @@ impl Driver for Nvidia {
         Ok(Memory { free_bytes: free as u64, total_bytes: total as u64 })
     }
 
+    fn as_current(&self, call: &mut dyn FnMut()) -> Outcome<()> {
+        let _current = self.current()?;
+        call();
+        Ok(())
+    }
+
     fn pin(&self, bytes: usize) -> Outcome<NonNull<u8>> {
         let _current = self.current()?;
         let mut base = null_mut();

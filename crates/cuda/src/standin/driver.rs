@@ -189,6 +189,12 @@ impl Driver for Arc<Shared> {
         self.change(|state| Ok(state.memory.free()))
     }
 
+    fn as_current(&self, call: &mut dyn FnMut()) -> Outcome<()> {
+        self.change(|_| Ok(()))?;
+        call();
+        Ok(())
+    }
+
     fn pin(&self, bytes: usize) -> Outcome<NonNull<u8>> {
         let layout = host_layout(bytes)?;
         self.change(|state| {

@@ -1,5 +1,6 @@
 //! Weights on their way to where llama.cpp has allocated them: read in file order, many reads in
-//! flight. Straight to host memory; to a GPU's by copies from the pinned ring as they arrive.
+//! flight. Straight to host memory; to a GPU's by copies from the pinned ring as they arrive, or past
+//! host memory, see `past_host.rs`.
 
 use std::ops::Range;
 use std::ptr::NonNull;
@@ -13,9 +14,11 @@ use tierstream_io::{Ahead, Chunk, Extent, FileId, PAGE, Place, Priority, Reader,
 
 use super::checking::Checking;
 use super::converting::Converting;
+use super::past_host::{PastHost, Plan};
 use super::{Inner, Progress};
 use crate::cached::Cached;
 use crate::error::{Error, Result};
+use crate::gds::Gds;
 use crate::loading::{At, Unread};
 use crate::uploads::Uploads;
 use crate::verified::{Chunks, First, Stream};
@@ -37,6 +40,7 @@ pub(super) struct Arriving {
     ticket: Ticket,
     fill: Arc<Fill>,
     converting: Converting,
+    past_host: Option<PastHost>,
     /// Addresses of pages that a file has in the page cache, and of the piece that is there.
     mapped: Vec<(Range<usize>, Range<usize>)>,
     _ahead: Ahead,
@@ -47,10 +51,12 @@ pub(super) struct Arriving {
 
 impl Arriving {
     /// Starts to read the tensors `unread` of `file`, whose files `reader` has opened as `files`;
-    /// those in a GPU's memory through `uploads`.
+    /// those in a GPU's memory through `uploads`, or past host memory with `gds`, but for what the page
+    /// cache has, and what is compared with checksums.
     ///
     /// # Errors
-    /// [`Error::SelfCheck`] for a tensor that the file has not, or not of this size.
+    /// [`Error::SelfCheck`] for a tensor that the file has not, or not of this size; [`Error::Gpu`] if
+    /// `gds` is required, and refuses a file.
     pub(super) fn start(
         model: Arc<Inner>,
         file: &tierstream_gguf::Model,
@@ -58,6 +64,7 @@ impl Arriving {
         reader: Arc<Reader>,
         files: &[FileId],
         uploads: Option<Arc<Uploads>>,
+        gds: Option<&Gds>,
     ) -> Result<Self> {
         let checksums = model.checksums.clone();
         let mut checked = Vec::new();
@@ -65,6 +72,7 @@ impl Arriving {
         let mut on_host = Vec::new();
         let cached = Cached::new(&reader, files)?.leased()?;
         let mut converting = Converting::default();
+        let mut past_host = gds.map(|gds| Plan::new(gds, &reader, files)).transpose()?;
         for Unread { name, bytes, at: place } in unread {
             let source = file.tensor(name).filter(|tensor| tensor.len == *bytes);
             let Some(source) = source else {
@@ -90,11 +98,16 @@ impl Arriving {
                         // SAFETY: a part of a buffer that the model has on this device. The model is
                         // held until every copy is done, or for ever: see `drop`.
                         let block = unsafe { uploads.gpu().device().borrow(address, len) };
-                        let check = check.as_ref().map(|of| Stream::from(of.clone(), nth));
-                        pieces.push((
-                            cached.source(extent),
-                            Target::Device(block, check.map(|c| Box::new(Chunks::new(c)))),
-                        ));
+                        let source = cached.source(extent);
+                        // Bytes are hashed in host memory, and others are there already.
+                        let is_past_host = check.is_none()
+                            && source == extent
+                            && past_host.as_mut().is_some_and(|plan| plan.add(extent, &block));
+                        if !is_past_host {
+                            let check = check.as_ref().map(|of| Stream::from(of.clone(), nth));
+                            let check = check.map(|check| Box::new(Chunks::new(check)));
+                            pieces.push((source, Target::Device(block, check)));
+                        }
                     }
                     (At::Device(_), None) => {
                         return Err(Error::Internal(format!(
@@ -137,8 +150,13 @@ impl Arriving {
         model.note_cached((cached.taken(), cached.why()));
         model.hold_mapped(cached.into_mapped());
         let ahead = Ahead::start(fresh);
+        let past_host = past_host.zip(uploads.clone());
+        let past_host = past_host.map(|(plan, uploads)| plan.start(reader.clone(), uploads));
         let read_bytes = pieces.iter().map(|(extent, _)| extent.len).sum::<u64>();
-        let bytes = read_bytes + mapped_bytes + converting.bytes();
+        let bytes = read_bytes
+            + mapped_bytes
+            + converting.bytes()
+            + past_host.as_ref().map_or(0, PastHost::bytes);
         let (extents, targets): (Vec<Extent>, Vec<Target>) = pieces.into_iter().unzip();
         let fill = Arc::new(Fill {
             lens: extents.iter().map(|extent| extent.len).collect(),
@@ -160,6 +178,7 @@ impl Arriving {
             ticket,
             fill,
             converting,
+            past_host,
             mapped,
             _ahead: ahead,
             bytes,
@@ -169,7 +188,12 @@ impl Arriving {
 
     /// What has gone wrong so far.
     pub(super) fn failed(&self) -> Option<Error> {
-        self.fill.check().and_then(|()| self.fill.settle()).err()
+        self.check().and_then(|()| self.fill.settle()).err()
+    }
+
+    fn check(&self) -> Result<()> {
+        self.fill.check()?;
+        self.past_host.as_ref().map_or(Ok(()), PastHost::check)
     }
 
     /// Waits until all is there, and the files are still those that were opened. `progress` goes from
@@ -182,7 +206,8 @@ impl Arriving {
         let all = (elsewhere + self.bytes).max(1) as f32;
         let mut tell = |here: &Self| {
             let arrived = here.fill.arrived_bytes.load(Ordering::Relaxed);
-            let done = elsewhere + arrived + here.converting.done_bytes();
+            let past_host = here.past_host.as_ref().map_or(0, PastHost::arrived_bytes);
+            let done = elsewhere + arrived + past_host + here.converting.done_bytes();
             if progress((done as f32 / all).min(1.0)) { Ok(()) } else { Err(Error::Cancelled) }
         };
         let read = || {
@@ -198,8 +223,13 @@ impl Arriving {
                 self.fill.checking.arrived(piece.clone());
             }
             while !self.ticket.wait_timeout(LOOKED_AT_EVERY)? {
-                self.fill.check()?;
+                self.check()?;
                 tell(&self)?;
+            }
+            if let Some(past_host) = &self.past_host {
+                while !past_host.wait_timeout(LOOKED_AT_EVERY)? {
+                    tell(&self)?;
+                }
             }
             while !self.converting.wait_timeout(LOOKED_AT_EVERY)? {
                 tell(&self)?;
@@ -214,6 +244,9 @@ impl Arriving {
         let checking = &self.fill.checking;
         checking.while_working(|| self.converting.while_working(&self.reader, read))?;
         self.over = true;
+        if let Some(past_host) = &self.past_host {
+            self.model.note_gds_read(past_host.read());
+        }
         for &file in &self.files {
             self.reader.file(file)?.check_unchanged()?;
         }
@@ -227,6 +260,7 @@ impl Drop for Arriving {
             return;
         }
         self.ticket.cancel();
+        self.past_host = None;
         // Whatever it returns, the sink starts no copy after it.
         let _ = self.ticket.wait();
         let Some(uploads) = &self.fill.uploads else { return };

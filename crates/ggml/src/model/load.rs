@@ -18,6 +18,7 @@ use super::{Inner, Model, Resident, Streamed, all_slots};
 use crate::abi::*;
 use crate::context::{Context, ContextOptions};
 use crate::error::{Error, Result};
+use crate::gds::Gds;
 use crate::loading::{Captured, capture, types_of};
 use crate::log;
 use crate::placement::Placement;
@@ -46,6 +47,26 @@ pub enum Weights {
         /// With a GPU: keep the experts in host memory, and compute with them there.
         cpu_experts: bool,
     },
+}
+
+/// What reads the weights, and what they are compared with.
+#[derive(Debug, Clone)]
+pub struct Source {
+    /// Reads the files.
+    pub reader: Arc<Reader>,
+    /// All weights are compared with these as they are read: now, and expert records whenever they are
+    /// read later.
+    pub checksums: Option<Arc<Checksums>>,
+    /// Reads the weights that go to a GPU with the load, past host memory, but for those that the page
+    /// cache has or that are compared with checksums.
+    pub gds: Option<Gds>,
+}
+
+impl Source {
+    /// By a reader alone.
+    pub fn of(reader: Arc<Reader>) -> Self {
+        Self { reader, checksums: None, gds: None }
+    }
 }
 
 /// Reports how much of the load is done, 0 to 1; returning false stops it.
@@ -78,28 +99,25 @@ impl Model {
         reader: Arc<Reader>,
         progress: Progress<'_>,
     ) -> Result<Model> {
-        Self::load_verified(file, weights, placement, reader, None, progress)
+        Self::load_from(file, weights, placement, Source::of(reader), progress)
     }
 
-    /// The same, and compares all weights with `checksums` as they are read: now, and expert records
-    /// whenever they are read later.
+    /// The same with all that `source` has.
     ///
     /// # Errors
     /// As [`Model::load`]; [`Error::Checksum`] for weights that do not have theirs,
     /// [`Error::NotVerified`] for such that llama.cpp reads by itself. Later, when records are read, a
     /// decode fails with the former, and the next one is independent of it.
-    pub fn load_verified(
+    pub fn load_from(
         file: &tierstream_gguf::Model,
         weights: Weights,
         placement: &Placement,
-        reader: Arc<Reader>,
-        checksums: Option<Arc<Checksums>>,
+        source: Source,
         progress: Progress<'_>,
     ) -> Result<Model> {
         log::init();
         precheck::check(file)?;
         let experts = tierstream_gguf::Experts::group(file)?;
-        let source = (reader, checksums);
         match weights {
             Weights::Stock { repack, cpu_experts, .. } if file.originals().is_some() => {
                 if cpu_experts || repack && !experts.is_empty() {
@@ -107,7 +125,7 @@ impl Model {
                 }
                 Self::load_ours(file, &experts, placement, source, all(&experts), progress)
             }
-            Weights::Stock { .. } if source.1.is_some() => {
+            Weights::Stock { .. } if source.checksums.is_some() => {
                 Err(Error::NotVerified { path: first_path(file), tensor: None })
             }
             Weights::Stock { mmap, repack, cpu_experts } => {
@@ -129,10 +147,11 @@ impl Model {
         file: &tierstream_gguf::Model,
         experts: &tierstream_gguf::Experts,
         placement: &Placement,
-        (reader, checksums): (Arc<Reader>, Option<Arc<Checksums>>),
+        source: Source,
         mut resident: Vec<Resident>,
         progress: Progress<'_>,
     ) -> Result<Model> {
+        let Source { reader, checksums, gds } = source;
         let files = file.files().iter().map(|f| open(&reader, f)).collect::<Result<Vec<_>>>()?;
         let uploads = placement.gpu().map(|gpu| Uploads::new(gpu, &reader)).transpose()?;
         // Layers that turn out to use their experts in a way that the proxy cannot serve are
@@ -168,8 +187,9 @@ impl Model {
             model.check_load(file, &captured, before)?;
             // The drive is busy while graphs are built.
             let (inner, unread) = (model.inner.clone(), &captured.unread);
+            let (uploads, gds) = (uploads.clone(), gds.as_ref());
             let arriving =
-                Arriving::start(inner, file, unread, reader.clone(), &files, uploads.clone())?;
+                Arriving::start(inner, file, unread, reader.clone(), &files, uploads, gds)?;
             let lost = || arriving.failed();
             let foreign = model.probe().map_err(|error| lost().unwrap_or(error))?;
             if foreign.is_empty() {
@@ -236,12 +256,13 @@ impl Model {
             path,
             cached: Mutex::default(),
             mapped: OnceLock::new(),
+            gds_read: OnceLock::new(),
             rehearsal: false,
         };
         let model = Model { inner: Arc::new(inner) };
         model.check_load(file, &captured, before)?;
         let inner = model.inner.clone();
-        let arriving = Arriving::start(inner, file, &captured.unread, reader, &files, None)?;
+        let arriving = Arriving::start(inner, file, &captured.unread, reader, &files, None, None)?;
         arriving.wait(file.tensor_bytes(), progress)?;
         Ok(model)
     }
@@ -286,6 +307,7 @@ impl Model {
             path,
             cached: Mutex::default(),
             mapped: OnceLock::new(),
+            gds_read: OnceLock::new(),
             rehearsal: false,
         };
         let model = Model { inner: Arc::new(inner) };
@@ -354,6 +376,7 @@ impl Model {
             path,
             cached: Mutex::default(),
             mapped: OnceLock::new(),
+            gds_read: OnceLock::new(),
             rehearsal,
         };
         Ok((Model { inner: Arc::new(inner) }, captured))

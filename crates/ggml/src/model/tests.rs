@@ -49,7 +49,7 @@ fn stay_resident(placement: &dyn Fn() -> Placement) {
         let resident: Vec<_> = blocks.iter().map(|&b| (b, format!("reason {b}"))).collect();
         let (placement, reader) = (placement(), reader());
         let go_on = &mut |_| true;
-        let source = (reader.clone(), None);
+        let source = Source::of(reader.clone());
         let model = Model::load_ours(&file, &experts, &placement, source, resident, go_on);
         let model = model.unwrap();
         // And what lies between neighbours in the file.

@@ -108,6 +108,10 @@ pub fn engine(path: &Path, options: Options, seed: u32) -> Result<(Load, Vec<Str
     }
     // What lies between weights is mapped with them.
     load.cached_bytes = engine.model().from_cache().bytes().min(load.bytes);
+    if let (Some(io), Some(true)) = (&mut load.io, engine.model().gds_read().map(|r| r.bytes > 0)) {
+        io.engine = "cufile".to_owned();
+        io.reason = engine.model().gds_read().and_then(|read| read.failed.clone());
+    }
     load.gpu_start_s = engine.gpu_start_time().map(|time| time.as_secs_f64());
     let token = drawn_tokens(1, engine.model().vocab().len(), seed);
     engine.context().decode(&token, Keep::Last, |_, _| {})?;

@@ -7,10 +7,11 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use serde::Serialize;
-use tierstream::drive::{self, Rate, Scratch, Way};
+use tierstream::drive::{self, GpuWay, Measure, Rate, Scratch, Way};
+use tierstream::ggml::CufilePlaces;
 use tierstream::machine::{self, Filesystem, Machine};
 use tierstream::size::Bytes;
-use tierstream::{DeviceInfo, Error, io, memory, numa};
+use tierstream::{DeviceInfo, Error, Gpu, cache, io, memory, numa};
 
 use super::args::{Cli, Doctor};
 use super::open;
@@ -74,6 +75,8 @@ struct Storage {
     direct: Direct,
     /// How files are read unless `--io` says so; none where there was none to look at.
     reads: Option<Way>,
+    /// How weights reach the first GPU unless `--io` says so.
+    gpu_reads: Option<GpuWay>,
     numa_node: Option<u32>,
 }
 
@@ -103,6 +106,7 @@ struct Drive {
 struct Looked {
     direct: Direct,
     reads: Option<Way>,
+    gpu_reads: Option<GpuWay>,
     drive: Drive,
 }
 
@@ -149,6 +153,7 @@ fn report(path: &Path, measure: bool, progress: &Progress) -> tierstream::Result
             filesystem,
             direct: looked.direct,
             reads: looked.reads,
+            gpu_reads: looked.gpu_reads,
             numa_node: numa::node_of(path),
         },
         drive: looked.drive,
@@ -167,7 +172,16 @@ fn look(path: &Path, filesystem: Option<&Filesystem>, measure: bool) -> tierstre
     let direct = Direct::of(&io::File::open(path)?);
     let reads = Some(Way::on(filesystem, path, measure)?);
     let drive = Drive::measured(path, filesystem, measure)?;
-    Ok(Looked { direct, reads, drive })
+    let gpu_reads = gpu_reads(path, filesystem, measure);
+    Ok(Looked { direct, reads, gpu_reads, drive })
+}
+
+/// None without a GPU that ggml computes on.
+fn gpu_reads(path: &Path, filesystem: Option<&Filesystem>, measure: bool) -> Option<GpuWay> {
+    let gpu = Gpu::all().ok()?.into_iter().next()?;
+    let (places, cache) = (CufilePlaces::here(), cache::dir());
+    let measure = if measure { Measure::Again } else { Measure::Never };
+    Some(GpuWay::of(path, filesystem, &gpu, &places, cache.as_deref(), measure))
 }
 
 /// Looks at a folder through a file that is written there. A folder that takes none is no error.
@@ -193,7 +207,7 @@ fn folder(
         let why = format!("cannot write a file there to look at: {why}");
         let direct =
             Direct { works: false, mem_align: None, offset_align: None, reason: Some(why.clone()) };
-        Looked { direct, reads: None, drive: Drive::skipped(why) }
+        Looked { direct, reads: None, gpu_reads: None, drive: Drive::skipped(why) }
     })
 }
 
@@ -366,6 +380,10 @@ impl Storage {
         .chain(self.reads.as_ref().map(|way| {
             let side = if way.direct { "past" } else { "through" };
             ("auto reads", format!("{side} the page cache: {}", way.reason))
+        }))
+        .chain(self.gpu_reads.as_ref().map(|way| {
+            let side = if way.cufile { "past" } else { "through" };
+            ("auto GPU reads", format!("{side} host memory: {}", way.reason))
         }))
         .collect()
     }

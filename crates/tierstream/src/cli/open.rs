@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::{Arc, Once};
 
 use tierstream::drive::Io;
+use tierstream::ggml::CufilePlaces;
 use tierstream::size::{Bytes, PoolShare};
 use tierstream::sums::Against;
 use tierstream::{
@@ -42,6 +43,11 @@ pub(crate) fn options(args: &LoadArgs, experts: Option<PoolShare>) -> anyhow::Re
         let miss = args.miss;
         anyhow::ensure!(miss == Miss::Copy, "--miss {miss} is for --gpu: no GPU is to be used");
     }
+    // Before all weights are read for it.
+    if args.verify_weights && args.machine.io == Io::Cufile {
+        let what = "--io cufile reads past host memory, where --verify-weights has weights hashed";
+        return Err(Failure::error(what, "leave one of them out"));
+    }
     Ok(Options {
         ram_bytes: args.ram.map(|b| b.0),
         experts,
@@ -59,7 +65,9 @@ pub(crate) fn options(args: &LoadArgs, experts: Option<PoolShare>) -> anyhow::Re
         preload: true,
         weight_sums: None,
         io: io_config(args.machine.io),
-        io_direct: args.machine.io == Io::Direct,
+        io_direct: args.machine.io.is_direct(),
+        gpu_reads: args.machine.io.gpu_reads(),
+        cufile: CufilePlaces::here(),
     })
 }
 

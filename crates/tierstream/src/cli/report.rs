@@ -86,6 +86,8 @@ struct GpuJson {
     pool_bytes: u64,
     start_s: f64,
     shortage_bytes: u64,
+    cufile_bytes: u64,
+    cufile_reason: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -167,6 +169,7 @@ impl<'a> Report<'a> {
             ("eval rate", self.eval_rate()),
         ];
         rows.extend(self.load_rate().map(|rate| ("load rate", rate)));
+        rows.extend(self.gpu_path().map(|path| ("io path to GPU", path)));
         rows.extend(self.streaming());
         rows.extend(self.verified().map(|text| ("verified", text)));
         rows.push(("seed", self.seed.to_string()));
@@ -198,6 +201,22 @@ impl<'a> Report<'a> {
             _ => format!("{cached} of it were in the page cache, the rest {way}"),
         };
         Some(format!("{rate} for {bytes}{limit} ({way})"))
+    }
+
+    /// How the weights that were loaded have really come to the GPU, and why.
+    fn gpu_path(&self) -> Option<String> {
+        let reason = self.cufile_reason()?;
+        let bytes = self.engine.model().gds_read().map_or(0, |read| read.bytes);
+        Some(match bytes {
+            0 => format!("through host memory ({reason})"),
+            _ => format!("cufile, {} past host memory ({reason})", Bytes(bytes)),
+        })
+    }
+
+    /// Why weights were read past host memory, or not.
+    fn cufile_reason(&self) -> Option<String> {
+        let failed = self.engine.model().gds_read().and_then(|read| read.failed.clone());
+        failed.or_else(|| Some(self.engine.gpu_way()?.reason.clone()))
     }
 
     /// The prompt yields the first token, which takes no time of its own.
@@ -298,6 +317,8 @@ impl<'a> Report<'a> {
                 pool_bytes: model.vram_bytes().unwrap_or(0),
                 start_s: self.engine.gpu_start_time().unwrap_or_default().as_secs_f64(),
                 shortage_bytes: model.pool_shortage_bytes(),
+                cufile_bytes: model.gds_read().map_or(0, |read| read.bytes),
+                cufile_reason: self.cufile_reason(),
             }),
             io: IoJson::of(model.read_status(), self.engine.load_rate()),
             verified: self.verified_json(),

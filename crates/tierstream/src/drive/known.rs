@@ -8,6 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
+use super::gpu::GpuProbe;
 use super::probe::Probe;
 use crate::machine::{self, Filesystem};
 
@@ -68,6 +69,9 @@ pub(crate) struct Known {
     version: u32,
     drive: Identity,
     probe: Option<Dated<Probe>>,
+    /// Of the way to a GPU.
+    #[serde(default)]
+    gpu_probe: Option<Dated<GpuProbe>>,
     /// 1e9 bytes per second.
     limit_gbps: Option<Dated<f64>>,
 }
@@ -85,10 +89,14 @@ impl Known {
         match known.filter(|known| known.version == VERSION && known.drive == drive) {
             Some(known) => Self {
                 probe: known.probe.filter(|probe| probe.is_fresh(now_s)),
+                gpu_probe: known.gpu_probe.filter(|probe| probe.is_fresh(now_s)),
                 limit_gbps: known.limit_gbps.filter(|limit| limit.is_fresh(now_s)),
                 ..known
             },
-            None => Self { version: VERSION, drive, probe: None, limit_gbps: None },
+            None => {
+                let (version, probe, gpu_probe, limit_gbps) = (VERSION, None, None, None);
+                Self { version, drive, probe, gpu_probe, limit_gbps }
+            }
         }
     }
 
@@ -114,6 +122,15 @@ impl Known {
 
     pub(crate) fn set_probe(&mut self, probe: Probe) {
         self.probe = Dated::now(probe);
+    }
+
+    /// The measurement of both ways to a GPU.
+    pub(crate) fn gpu_probe(&self) -> Option<&GpuProbe> {
+        self.gpu_probe.as_ref().map(|probe| &probe.value)
+    }
+
+    pub(crate) fn set_gpu_probe(&mut self, probe: GpuProbe) {
+        self.gpu_probe = Dated::now(probe);
     }
 
     /// The most that the drive is known to deliver, 1e9 bytes per second: by `doctor` and earlier loads, or
@@ -167,6 +184,15 @@ mod tests {
             bytes: 48 << 20,
             seconds: 0.1,
         });
+        known.set_gpu_probe(GpuProbe {
+            of: "a GPU".into(),
+            cufile_gbps: 6.0,
+            ring_gbps: 5.0,
+            ratio: 1.2,
+            rounds: 8,
+            rounds_won: 8,
+            refused: None,
+        });
         known.set_limit(2.5);
         known
     }
@@ -185,7 +211,9 @@ mod tests {
     fn what_is_not_of_this_drive_is_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path();
-        let empty = |known: &Known| known.probe.is_none() && known.limit_gbps.is_none();
+        let empty = |known: &Known| {
+            known.probe.is_none() && known.gpu_probe.is_none() && known.limit_gbps.is_none()
+        };
         assert!(empty(&Known::load(dir, identity())));
         full().save(dir).unwrap();
         let other = |change: fn(&mut Identity)| {
@@ -224,10 +252,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut known = full();
         known.probe.as_mut().unwrap().at_s = 1_000_000;
+        known.gpu_probe.as_mut().unwrap().at_s = 1_000_000;
         known.limit_gbps.as_mut().unwrap().at_s = 1_000_100;
         known.save(dir.path()).unwrap();
         let at = |now_s| {
             let known = Known::load_at(dir.path(), identity(), now_s);
+            assert_eq!(known.probe.is_some(), known.gpu_probe.is_some());
             (known.probe.is_some(), known.limit_gbps.is_some())
         };
         assert_eq!(at(1_000_100), (true, true));

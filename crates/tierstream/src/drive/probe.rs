@@ -196,7 +196,7 @@ impl Turn {
     }
 }
 
-fn median(mut rates: Vec<f64>) -> f64 {
+pub(super) fn median(mut rates: Vec<f64>) -> f64 {
     rates.sort_unstable_by(f64::total_cmp);
     let (low, high) = (rates.len().saturating_sub(1) / 2, rates.len() / 2);
     let at = |n: usize| rates.get(n).copied().unwrap_or(0.0);

@@ -9,6 +9,7 @@ use std::str::FromStr;
 use serde::Serialize;
 use tierstream_io::{Config, EngineKind, File};
 
+use super::gpu::GpuReads;
 use super::known::{Identity, Known};
 use super::probe::{Probe, probe};
 use crate::machine::Filesystem;
@@ -43,11 +44,14 @@ pub enum Io {
     Uring,
     /// Past the page cache, with threads.
     Pread,
+    /// Past the page cache, and to a GPU past host memory too: by cuFile (GPUDirect Storage).
+    Cufile,
 }
 
 impl Io {
     /// Every value.
-    pub const ALL: [Self; 5] = [Self::Auto, Self::Direct, Self::Buffered, Self::Uring, Self::Pread];
+    pub const ALL: [Self; 6] =
+        [Self::Auto, Self::Direct, Self::Buffered, Self::Uring, Self::Pread, Self::Cufile];
 
     /// Its name, as [`FromStr`] reads it.
     pub const fn name(self) -> &'static str {
@@ -57,16 +61,31 @@ impl Io {
             Self::Buffered => "buffered",
             Self::Uring => "uring",
             Self::Pread => "pread",
+            Self::Cufile => "cufile",
         }
     }
 
     /// The engine that reads.
     pub const fn engine(self) -> EngineKind {
         match self {
-            Self::Auto | Self::Direct => EngineKind::Auto,
+            Self::Auto | Self::Direct | Self::Cufile => EngineKind::Auto,
             Self::Buffered => EngineKind::Buffered,
             Self::Uring => EngineKind::Uring,
             Self::Pread => EngineKind::Pread,
+        }
+    }
+
+    /// Whether all reads are to go past the page cache wherever the filesystem lets them.
+    pub const fn is_direct(self) -> bool {
+        matches!(self, Self::Direct | Self::Cufile)
+    }
+
+    /// How weights reach a GPU.
+    pub const fn gpu_reads(self) -> GpuReads {
+        match self {
+            Self::Auto => GpuReads::Auto,
+            Self::Cufile => GpuReads::Cufile,
+            Self::Direct | Self::Buffered | Self::Uring | Self::Pread => GpuReads::Ring,
         }
     }
 }
@@ -352,7 +371,7 @@ mod tests {
         }
         assert_eq!(
             "mmap".parse::<Io>().unwrap_err(),
-            "there are auto, direct, buffered, uring, pread"
+            "there are auto, direct, buffered, uring, pread, cufile"
         );
     }
 }

@@ -130,6 +130,21 @@ fn misses_are_those_of_a_gpu() {
 }
 
 #[test]
+fn cufile_is_for_gpus() {
+    let none = "--io cufile: it reads to a GPU, and none is to be used";
+    for args in [&["run", "demo", PROMPT][..], &["pack", "demo", "-o", "/no/such/folder"]] {
+        let refused = output(args.iter().chain(&["--io", "cufile"]));
+        assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+        assert!(stderr(&refused).contains(none), "{refused:?}");
+        assert!(stderr(&refused).contains("hint: --io auto"), "{refused:?}");
+    }
+    // Before all weights are read to be hashed.
+    let refused = output(["run", "demo", PROMPT, "--io", "cufile", "--verify-weights"]);
+    let what = "--io cufile reads past host memory, where --verify-weights has weights hashed";
+    assert!(stderr(&refused).starts_with(&format!("error: {what}")), "{refused:?}");
+}
+
+#[test]
 fn a_system_prompt_needs_a_template() {
     let refused = output(["run", "demo", PROMPT, "--system", "Be brief."]);
     assert_eq!(refused.status.code(), Some(1), "{refused:?}");

@@ -138,7 +138,8 @@ pub(crate) struct MachineArgs {
     #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
     pub(crate) vram: Option<Bytes>,
     /// How files are read: past the page cache (direct; uring, pread: by this engine), through it
-    /// (buffered), or whichever is faster on their drive (auto)
+    /// (buffered), or whichever is faster on their drive (auto). cufile, with --gpu: weights that
+    /// are loaded go past host memory, too (GPUDirect Storage), or there is an error
     #[arg(long, value_name = "HOW", default_value_t)]
     pub(crate) io: Io,
     /// Compute threads [default: one less than the processors, at least 2; with --gpu 1, unless

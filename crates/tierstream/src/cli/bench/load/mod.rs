@@ -190,7 +190,8 @@ fn options(args: &BenchLoadTurn) -> anyhow::Result<Options> {
         threads: args.machine.threads,
         ctx: Some(CTX),
         io: io_config(args.machine.io),
-        io_direct: args.machine.io == Io::Direct,
+        io_direct: args.machine.io.is_direct(),
+        gpu_reads: args.machine.io.gpu_reads(),
         ..Options::default()
     };
     let mmap = match args.peer {
