@@ -22,7 +22,7 @@ include!(concat!(env!("OUT_DIR"), "/abi.rs"));
 // We fill every slot of these vtables by name; a new version may add required ones.
 const _: () = assert!(
     GGML_BACKEND_API_VERSION == 3,
-    "ggml's backend API changed: review proxy.rs, proxy/*.rs, loading.rs, late.rs, weights.rs"
+    "ggml's backend API changed: review proxy.rs, proxy/*.rs, capture.rs, late.rs, weights.rs"
 );
 
 /// Runs `f` and turns a panic into `default`: no panic may cross a C frame.

@@ -248,8 +248,10 @@ fn what_is_read_through_the_page_cache_is_dropped_from_it() {
     }
     let device = file.metadata().unwrap().dev();
     for engine in READING {
-        let cached = [(device, "it is faster".to_owned())].into();
-        let Some(reader) = start(Config { engine, cached, ..Config::default() }) else { continue };
+        let dropping = [(device, "it is faster".to_owned())].into();
+        let Some(reader) = start(Config { engine, dropping, ..Config::default() }) else {
+            continue;
+        };
         let id = reader.open(&fixture.path).unwrap();
         let why = reader.status().reason.unwrap();
         assert!(!reader.status().direct && why.ends_with("page cache: it is faster"), "{why}");

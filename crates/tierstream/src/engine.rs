@@ -2,25 +2,23 @@
 //! tierstream, call.
 
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tierstream_ggml::{
-    Cancel, Context, ContextOptions, CufilePlaces, ExpertCounters, FromCache, Gds, Gpu, Keep, Miss,
-    Model, Placement, PoolOptions, Prefetch, Sampler, Sampling, Source, Token, Weights,
+    Cancel, Context, ContextOptions, CufilePlaces, ExpertCounters, Keep, Miss, Model, Placement,
+    PoolOptions, Prefetch, Sampler, Sampling, Source, Token, Weights,
 };
 use tierstream_gguf::Experts;
 use tierstream_io::Reader;
 use tierstream_pool::Policy;
 
 use crate::budget::{Budget, Requirement};
-use crate::drive::{self, GpuLoad, GpuReads, GpuWay, Identity, Io, Known};
+use crate::drive::{GpuReads, GpuWay, Io};
 use crate::error::{Error, Result};
-use crate::loading::{LoadProgress, LoadRate, LoadStage, Watch};
-use crate::machine::Filesystem;
-use crate::numa;
-use crate::reading::{RING_BYTES, hold_records};
+use crate::progress::{LoadProgress, LoadRate, LoadStage, Watch};
+use crate::reading::{Drive, hold_records, io_config};
 use crate::size::PoolShare;
 use crate::vram::{Vram, VramBudget};
 use crate::weights::WeightSums;
@@ -30,9 +28,6 @@ pub const DEFAULT_CTX: u32 = 4096;
 
 /// Tokens of a prompt that are computed at once, if nobody says otherwise.
 const DEFAULT_BATCH: u32 = 512;
-
-/// A load of fewer bytes than this tells nothing of a drive.
-const TELLING_BYTES: u64 = 256 << 20;
 
 /// What a model may take and how it is run.
 #[derive(Debug)]
@@ -107,35 +102,6 @@ impl Default for Options {
             cufile: CufilePlaces::here(),
         }
     }
-}
-
-/// The reader's configuration that tierstream uses, with the engine of `io`. What is named has all reads.
-pub fn io_config(io: Io) -> tierstream_io::Config {
-    tierstream_io::Config {
-        engine: io.engine(),
-        ring_bytes: RING_BYTES,
-        use_cache: io == Io::Auto,
-        ..tierstream_io::Config::default()
-    }
-}
-
-/// The same for reading the files at `paths`: see [`drive::Way`].
-///
-/// # Errors
-/// When one of them cannot be opened. [`Error::Cufile`]: no GPU has to do with this.
-pub fn io_config_for(io: Io, paths: &[PathBuf]) -> Result<tierstream_io::Config> {
-    check_cpu(io.gpu_reads())?;
-    let mut config = io_config(io);
-    if io == Io::Auto {
-        drive::settle(&mut config, paths)?;
-    }
-    Ok(config)
-}
-
-/// Refuses reads to a GPU where there is none.
-fn check_cpu(reads: GpuReads) -> Result<()> {
-    let reason = "it reads to a GPU, and none is to be used".to_owned();
-    if reads == GpuReads::Cufile { Err(Error::Cufile { reason }) } else { Ok(()) }
 }
 
 /// A loaded model with one context.
@@ -501,95 +467,6 @@ impl Engine {
     /// Lines that a user should see once: what does not stream and why, which path reads take.
     pub fn notes(&self) -> &[String] {
         &self.notes
-    }
-}
-
-/// The drive of a model's (first) file, as far as a load has to do with it.
-struct Drive {
-    /// What is known of it, and the folder that it is remembered in.
-    known: Option<(Known, PathBuf)>,
-}
-
-impl Drive {
-    /// Settles how `options` read the files of the model.
-    fn of(file: &tierstream_gguf::Model, options: &mut Options) -> Result<Self> {
-        let paths: Vec<PathBuf> = file.files().iter().map(|file| file.path.clone()).collect();
-        if !options.io_direct {
-            drive::settle(&mut options.io, &paths)?;
-        }
-        if options.io.numa_node.is_none() {
-            let gpu = options.placement.gpu().and_then(Gpu::numa_node);
-            options.io.numa_node = numa::ring_node(&paths[0], gpu);
-        }
-        // After the way was settled, which may have measured the drive.
-        let remembered =
-            crate::cache::dir().zip(Identity::of(&paths[0], Filesystem::of(&paths[0]).as_ref()));
-        let known = remembered.map(|(dir, drive)| (Known::load(&dir, drive), dir));
-        Ok(Self { known })
-    }
-
-    /// How the weights of a load reach the GPU, if it is one of ours to a GPU.
-    fn way_to_gpu(
-        &mut self,
-        file: &tierstream_gguf::Model,
-        options: &Options,
-    ) -> Result<Option<(Option<Gds>, GpuWay)>> {
-        let Some(gpu) = options.placement.gpu() else {
-            check_cpu(options.gpu_reads)?;
-            return Ok(None);
-        };
-        if options.weights != Weights::Streamed {
-            return Ok(None);
-        }
-        let io = &options.io;
-        let config = tierstream_io::Config {
-            engine: io.engine,
-            ring_bytes: io.ring_bytes,
-            cached: io.cached.clone(),
-            numa_node: io.numa_node,
-            ..tierstream_io::Config::default()
-        };
-        let (path, places) = (&file.files()[0].path, &options.cufile);
-        let load = GpuLoad { path, gpu, places, verified: options.weight_sums.is_some() };
-        let known = self.known.as_mut().map(|(known, dir)| (known, dir.as_path()));
-        load.choose(options.gpu_reads, known, config).map(Some)
-    }
-
-    fn limit_bytes_per_s(&self) -> Option<f64> {
-        self.known.as_ref()?.0.limit_gbps().map(|gbps| gbps * 1e9)
-    }
-
-    /// What `reader` has read for a load, in `time`, and for a while as fast as `peak` bytes per second:
-    /// that is remembered, if it is the most so far that came past the page cache, which had none of it.
-    /// Beside it, what came past host memory, and from the page cache.
-    fn load_rate(
-        mut self,
-        reader: &Reader,
-        (past_host, cached): (u64, FromCache),
-        time: Duration,
-        peak: f64,
-    ) -> Option<LoadRate> {
-        let wanted = reader.stats().bytes_wanted;
-        let bytes = wanted.saturating_sub(cached.copied_bytes) + past_host;
-        let cached_bytes = cached.bytes();
-        let gbps = (bytes + cached_bytes) as f64 / 1e9 / time.as_secs_f64();
-        // To compare a load with itself says nothing.
-        let was_known = self.limit_bytes_per_s().is_some();
-        if let Some((known, dir)) = &mut self.known
-            && bytes >= TELLING_BYTES
-            && cached_bytes == 0
-            && reader.status().direct
-            && known.raise_limit((peak / 1e9).max(gbps))
-        {
-            // Without it, the next load does not know.
-            let _ = known.save(dir);
-        }
-        // How long a short load takes has little to do with the drive, nor one from memory.
-        let tells = was_known && bytes >= TELLING_BYTES && cached_bytes == 0;
-        let limit = self.limit_bytes_per_s().filter(|_| tells);
-        let limit_gbps = limit.map(|limit| limit / 1e9);
-        let any = bytes + cached_bytes > 0;
-        any.then_some(LoadRate { bytes, cached_bytes, gbps, limit_gbps })
     }
 }
 

@@ -32,11 +32,11 @@ pub mod demo;
 pub mod drive;
 mod engine;
 mod error;
-mod loading;
 pub mod machine;
 pub mod memory;
 pub mod numa;
 mod packing;
+mod progress;
 mod random;
 mod reading;
 pub mod size;
@@ -48,13 +48,11 @@ mod vram;
 mod weights;
 
 pub use budget::{Forecast, Requirement};
-pub use engine::{
-    DEFAULT_CTX, Engine, Generate, Generation, Options, Stop, default_threads, io_config,
-    io_config_for,
-};
+pub use engine::{DEFAULT_CTX, Engine, Generate, Generation, Options, Stop, default_threads};
 pub use error::{Error, Result};
-pub use loading::{LoadProgress, LoadRate, LoadStage, Loading};
 pub use packing::Packing;
+pub use progress::{LoadProgress, LoadRate, LoadStage, Loading};
+pub use reading::{io_config, io_config_for};
 pub use tierstream_ggml as ggml;
 pub use tierstream_ggml::{
     Cancel, Context, ContextOptions, DeviceInfo, ExpertCounters, Gpu, Keep, Miss, Model, Placement,

@@ -10,10 +10,11 @@ use tierstream_io::{Config, Reader};
 use tierstream_pack::{Checked, Pack};
 
 use crate::drive::{self, Io};
-use crate::engine::{Engine, Options, io_config};
+use crate::engine::{Engine, Options};
 use crate::error::{Error, Result};
-use crate::loading::Loading;
+use crate::progress::Loading;
 use crate::random::drawn_tokens;
+use crate::reading::io_config;
 use crate::size::PoolShare;
 
 /// Share of all experts in the pool when none is asked for: with all of them resident, nothing

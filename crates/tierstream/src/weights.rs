@@ -11,8 +11,8 @@ use tierstream_pack::Pack;
 use tierstream_sums::{Against, Reference, date};
 
 use crate::drive::Io;
-use crate::engine::io_config_for;
 use crate::error::{Error, Result};
+use crate::reading::io_config_for;
 
 /// The checksums of a model's weights, for [`Options::weight_sums`](crate::Options::weight_sums).
 #[derive(Debug)]
@@ -45,6 +45,8 @@ impl WeightSums {
             });
         }
         let model = Model::open(path)?;
+        // They are computed in host memory.
+        let io = if io == Io::Cufile { Io::Auto } else { io };
         let paths: Vec<_> = model.files().iter().map(|file| file.path.clone()).collect();
         let reader = Arc::new(Reader::new(io_config_for(io, &paths)?)?);
         let reference = tierstream_sums::reference(&model, records, &reader, progress)?;

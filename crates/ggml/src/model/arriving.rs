@@ -17,9 +17,9 @@ use super::converting::Converting;
 use super::past_host::{PastHost, Plan};
 use super::{Inner, Progress};
 use crate::cached::Cached;
+use crate::capture::{At, Unread};
 use crate::error::{Error, Result};
 use crate::gds::Gds;
-use crate::loading::{At, Unread};
 use crate::uploads::Uploads;
 use crate::verified::{Chunks, First, Stream};
 

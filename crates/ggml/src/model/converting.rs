@@ -245,7 +245,7 @@ mod tests {
     use tierstream_io::Config;
 
     use super::*;
-    use crate::loading::{Kind, types_of};
+    use crate::capture::{Kind, types_of};
     use crate::placement::Placement;
 
     /// Bytes that have a pattern of their own everywhere.

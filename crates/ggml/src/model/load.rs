@@ -16,10 +16,10 @@ use super::loader::{
 };
 use super::{Inner, Model, Resident, Streamed, all_slots};
 use crate::abi::*;
+use crate::capture::{Captured, capture, types_of};
 use crate::context::{Context, ContextOptions};
 use crate::error::{Error, Result};
 use crate::gds::Gds;
-use crate::loading::{Captured, capture, types_of};
 use crate::log;
 use crate::placement::Placement;
 use crate::precheck;

@@ -65,7 +65,7 @@ pub struct Config {
     pub use_cache: bool,
     /// Devices (`st_dev`) whose files are read through the page cache, though they could be read past
     /// it, and why. What was read is dropped from the cache, so that streaming fills no memory.
-    pub cached: BTreeMap<u64, String>,
+    pub dropping: BTreeMap<u64, String>,
     /// The NUMA node that the ring is to be on.
     pub numa_node: Option<u32>,
     /// Wrappers to put around the engine, see [`wrap`](crate::wrap).
@@ -81,7 +81,7 @@ impl Default for Config {
             depth: 8,
             register_buffers: false,
             use_cache: true,
-            cached: BTreeMap::new(),
+            dropping: BTreeMap::new(),
             numa_node: None,
             wrap: None,
         }
@@ -96,7 +96,7 @@ impl fmt::Debug for Config {
             .field("buffer_bytes", &self.buffer_bytes)
             .field("depth", &self.depth)
             .field("register_buffers", &self.register_buffers)
-            .field("cached", &self.cached)
+            .field("dropping", &self.dropping)
             .field("numa_node", &self.numa_node)
             .finish_non_exhaustive()
     }
@@ -155,7 +155,7 @@ pub struct Reader {
     requested: EngineKind,
     fallback: Option<String>,
     uses_cache: bool,
-    cached: BTreeMap<u64, String>,
+    dropping: BTreeMap<u64, String>,
 }
 
 impl Reader {
@@ -205,7 +205,7 @@ impl Reader {
             .spawn(move || of_thread.run())
             .map_err(|e| Error::Engine { engine: "reader", source: Arc::new(e) })?;
         let thread_id = thread.thread().id();
-        let cached = config.cached;
+        let dropping = config.dropping;
         Ok(Self {
             shared,
             thread: Some(thread),
@@ -213,7 +213,7 @@ impl Reader {
             requested,
             fallback,
             uses_cache,
-            cached,
+            dropping,
         })
     }
 
@@ -228,7 +228,7 @@ impl Reader {
         } else {
             File::open_buffered(path, "the engine reads through the page cache")?
         };
-        let file = match self.cached.get(&file.device_inode().0) {
+        let file = match self.dropping.get(&file.device_inode().0) {
             Some(why) => File::open_dropping(path, why)?,
             None => file,
         };
@@ -405,7 +405,7 @@ impl Reader {
 
     /// Whether `file` is read through the page cache because of the engine alone.
     fn is_as_asked(&self, file: &File) -> bool {
-        let by_device = self.cached.contains_key(&file.device_inode().0);
+        let by_device = self.dropping.contains_key(&file.device_inode().0);
         self.requested == EngineKind::Buffered && !by_device
     }
 

@@ -121,8 +121,8 @@ impl Places {
         let direct = Turn::new(config(EngineKind::Auto), path)?;
         // As it is done if this is the way: see `settle`.
         let device = file.metadata().map(|m| m.dev()).unwrap_or_default();
-        let cached = [(device, "to compare".to_owned())].into();
-        let cached = Turn::new(Config { cached, ..config(EngineKind::Buffered) }, path)?;
+        let dropping = [(device, "to compare".to_owned())].into();
+        let cached = Turn::new(Config { dropping, ..config(EngineKind::Buffered) }, path)?;
         let (mut direct_gbps, mut cached_gbps) = (Vec::new(), Vec::new());
         let mut bypasses = None;
         let mut places = self.offsets.chunks_exact(DEPTH);

@@ -223,15 +223,15 @@ pub(crate) fn settle(config: &mut Config, paths: &[PathBuf]) -> tierstream_io::R
     for path in paths {
         // The reader says what is wrong with a file that is not there.
         let Ok(device) = fs::metadata(path).map(|m| m.dev()) else { continue };
-        if direct.contains(&device) || config.cached.contains_key(&device) {
+        if direct.contains(&device) || config.dropping.contains_key(&device) {
             continue;
         }
         match Way::of(path)? {
             Way { direct: true, .. } => direct.push(device),
-            Way { reason, .. } => _ = config.cached.insert(device, reason),
+            Way { reason, .. } => _ = config.dropping.insert(device, reason),
         }
     }
-    if direct.is_empty() && !config.cached.is_empty() {
+    if direct.is_empty() && !config.dropping.is_empty() {
         // Whoever reads from the page cache copies: several threads do more of that than one.
         config.engine = EngineKind::Buffered;
     }
@@ -357,11 +357,11 @@ mod tests {
         fs::write(&path, [1; 9000]).unwrap();
         let mut config = Config::default();
         settle(&mut config, std::slice::from_ref(&path)).unwrap();
-        assert_eq!((config.engine, config.cached.len()), (EngineKind::Buffered, 1));
+        assert_eq!((config.engine, config.dropping.len()), (EngineKind::Buffered, 1));
         // Whoever names an engine gets it.
         let mut config = Config { engine: EngineKind::Uring, ..Config::default() };
         settle(&mut config, &[path]).unwrap();
-        assert_eq!((config.engine, config.cached.len()), (EngineKind::Uring, 0));
+        assert_eq!((config.engine, config.dropping.len()), (EngineKind::Uring, 0));
     }
 
     #[test]
