@@ -99,8 +99,8 @@ fn main() -> std::result::Result<(), Box<dyn Error>> {
 
 fn measure(way: &Way, path: &Path, of: &File, offsets: &[u64]) -> Result<(f64, f64)> {
     let device = of.metadata().map(|m| m.dev()).unwrap_or_default();
-    let cached = way.drops.then(|| (device, "to compare".to_owned())).into_iter().collect();
-    let reader = Reader::new(Config { engine: way.engine, cached, ..Config::default() })?;
+    let dropping = way.drops.then(|| (device, "to compare".to_owned())).into_iter().collect();
+    let reader = Reader::new(Config { engine: way.engine, dropping, ..Config::default() })?;
     let file = reader.open(path)?;
     let (start, cpu) = (Instant::now(), cpu_time());
     let extent = |n: &u64| Extent { file, offset: n * RECORD_BYTES, len: RECORD_BYTES };
