@@ -11,7 +11,7 @@
 //! | compute buffers | allocated with the context for its largest graph, untouched; llama.cpp tells the size |
 //! | gathered rows, ggml's work buffer | allocated with the context, untouched; sized by the shapes of that graph (`workspace.rs` in the crate `ggml`) |
 //! | rows of logits after the first | counted for a whole batch where all are kept |
-//! | what is copied of mapped weights at a time | if some are mapped |
+//! | what is copied of mapped weights at a time | whether some are mapped or not |
 //! | sampler, the pool's books, batches, pages of the program that are used later | an allowance: `growth_bytes` |
 //!
 //! A [`Rehearsal`] tells the same without loading: what it does not take is added.
@@ -68,10 +68,8 @@ impl Requirement {
     /// Of a loaded model that has no pool yet, in this process.
     pub(crate) fn measured(model: &Model, context: &Context, experts: &Experts) -> Self {
         let resident = resident_bytes();
-        let copied = if model.from_cache().mapped_bytes > 0 { COPIED_BYTES as u64 } else { 0 };
-        let growth_bytes = growth_bytes(model, experts) + copied;
         Self {
-            fixed_bytes: resident + context.compute_bytes() + growth_bytes,
+            fixed_bytes: resident + context.compute_bytes() + growth_bytes(model, experts),
             least_pool_bytes: model.least_pool_bytes(),
             whole_pool_bytes: model.whole_pool_bytes(),
             state_bytes: context.state_bytes(),
@@ -121,7 +119,8 @@ fn resident_bytes() -> u64 {
 fn growth_bytes(model: &Model, experts: &Experts) -> u64 {
     let entries = u64::from(model.vocab().len());
     let records: u64 = experts.layers().iter().map(|l| u64::from(l.experts)).sum();
-    GROWTH_BYTES + entries * GROWTH_PER_ENTRY_BYTES + records * GROWTH_PER_RECORD_BYTES
+    let books = entries * GROWTH_PER_ENTRY_BYTES + records * GROWTH_PER_RECORD_BYTES;
+    GROWTH_BYTES + COPIED_BYTES as u64 + books
 }
 
 /// What the model in a file would take, by its header.

@@ -18,6 +18,10 @@ use crate::verified::{Of, Stream};
 /// Bytes that are read and converted together, about: a thread's memory for it.
 const PART_BYTES: u64 = 4 << 20;
 
+/// Of parts that are larger, one is read and converted at a time: whole tensors, in layouts that cannot be
+/// made of some of the rows.
+const ALONE_BYTES: u64 = 2 * PART_BYTES;
+
 /// ggml's "repack" layouts weave 8 or 16 rows together, and nothing beyond these.
 const ROWS_MULTIPLE: u64 = 64;
 
@@ -33,6 +37,8 @@ pub(super) struct Converting {
     stopped: AtomicBool,
     state: Mutex<State>,
     changed: Condvar,
+    /// Held by who has a large part.
+    alone: Mutex<()>,
     /// Of tensors that are compared with their checksums.
     checks: Vec<InTurn>,
 }
@@ -158,6 +164,8 @@ impl Converting {
         while !self.stopped.load(Ordering::Relaxed)
             && let Some(part) = self.parts.get(self.next.fetch_add(1, Ordering::Relaxed))
         {
+            let is_large = part.extent.len > ALONE_BYTES;
+            let alone = is_large.then(|| self.alone.lock().unwrap_or_else(PoisonError::into_inner));
             bytes.resize(part.extent.len as usize, 0);
             let read = reader.read(part.extent, &mut bytes).map_err(Error::from);
             let read = read.and_then(|()| self.check(part, &bytes));
@@ -169,6 +177,10 @@ impl Converting {
                 }
                 self.done_bytes.fetch_add(part.extent.len, Ordering::Relaxed);
             }
+            if is_large {
+                bytes = Vec::new();
+            }
+            drop(alone);
             let mut state = self.state();
             match read {
                 Ok(()) => state.done += 1,

@@ -19,7 +19,8 @@ fn shown(args: &[&str]) -> String {
 fn settings() -> insta::Settings {
     let mut settings = insta::Settings::clone_current();
     settings.add_filter(r"(?m)^([0-9-].* %.*\d\.\d\d) +\d+\.\d+ MiB", "$1  RAM");
-    settings.add_filter(r"(--ram that works: about|memory in all:) +\d+\.\d MiB", "$1 RAM");
+    settings
+        .add_filter(r"(--ram that works: about|From about|memory in all:) +\d+\.\d MiB", "$1 RAM");
     settings
 }
 
