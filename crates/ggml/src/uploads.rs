@@ -16,13 +16,16 @@ use crate::error::{Error, Result};
 use crate::placement::Gpu;
 use crate::verified::First;
 
-/// Copies from the ring that nobody has waited for. The reader needs the other buffers.
+/// Copies from the ring that nobody has waited for, at most, and one in so many of its buffers: the reader
+/// needs the others, and nothing but the next copy sees that one is done.
 const COPIES_IN_FLIGHT: usize = 4;
+const RING_SHARE: usize = 4;
 
 /// A stream of copies from the host, and the ring that most of them are from.
 pub(crate) struct Uploads {
     // In the order in which they are to be dropped: copies end before the ring is unpinned.
     in_flight: Mutex<VecDeque<Event>>,
+    most_in_flight: usize,
     stream: Stream,
     gpu: Gpu,
     _ring: Registered<Arc<Ring>>,
@@ -39,9 +42,11 @@ impl Uploads {
         let ring = reader.ring().clone();
         let base = NonNull::new(ring.base()).expect("a ring is mapped");
         let bytes = ring.bytes();
+        let most_in_flight = COPIES_IN_FLIGHT.min(ring.count() / RING_SHARE);
         // SAFETY: the ring is mapped as long as it lives, and copies end before it is dropped.
         let ring = unsafe { gpu.device().register(ring, base, bytes) }?;
-        Ok(Arc::new(Self { in_flight: Mutex::default(), stream, gpu: gpu.clone(), _ring: ring }))
+        let (in_flight, gpu) = (Mutex::default(), gpu.clone());
+        Ok(Arc::new(Self { in_flight, most_in_flight, stream, gpu, _ring: ring }))
     }
 
     /// The GPU that is copied to.
@@ -57,7 +62,7 @@ impl Uploads {
         let mut in_flight = self.in_flight();
         in_flight.push_back(event);
         // A copy takes some 20 us per MiB, less than the read of the next one.
-        while in_flight.len() > COPIES_IN_FLIGHT {
+        while in_flight.len() > self.most_in_flight {
             in_flight.pop_front().expect("there are some").wait()?;
         }
         Ok(())

@@ -5,12 +5,14 @@
 mod common;
 
 use std::path::Path;
+use std::sync::Arc;
 
 use common::{
     Room, Run, Synth, assert_same_bits, attach, demo, faulty, load_on_stand_in, reader, stock,
 };
 use tierstream_cuda::standin::{Config, Fault, StandIn};
 use tierstream_ggml::{Error, Model, PoolOptions, PoolSize, Replay};
+use tierstream_io::Reader;
 use tierstream_io::wrap::{Action, Rule};
 use tierstream_pool::Policy;
 use tierstream_synth::{Arch, Quant, Spec, TensorType};
@@ -257,5 +259,24 @@ fn what_goes_wrong_is_told_and_leaves_no_trace() {
             context.clear();
             assert_same_bits(&reference, &run.logits_in(&mut context).unwrap(), vocab, &what);
         }
+    }
+}
+
+/// Nobody waits for a buffer of the ring that is given back only when another one has come.
+#[test]
+fn rings_of_few_buffers() {
+    let synth = Synth::qwen();
+    let reference = stock(&synth.path);
+    let run = Run::new(&reference, 40, 8, 16);
+    let (expected, vocab) = (run.logits(&reference), reference.vocab().len());
+    for buffers in [1, 2, 3, 4, 5, 6, 9] {
+        let config =
+            tierstream_io::Config { ring_bytes: buffers * (256 << 10), ..common::config() };
+        let reader = Arc::new(Reader::new(config).unwrap());
+        let device = StandIn::new(Config { memory_bytes: 256 << 20, ..Config::default() }).unwrap();
+        let model = load_on_stand_in(&synth.path, &device, reader);
+        attach(&model, Room::Share(0.25), Policy::Lru);
+        let logits = common::watched("a small ring", || run.logits(&model));
+        assert_same_bits(&expected, &logits, vocab, &format!("{buffers} buffers"));
     }
 }

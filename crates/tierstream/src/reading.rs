@@ -18,10 +18,10 @@ use crate::progress::LoadRate;
 const RING_BYTES: usize = 16 << 20;
 
 /// The largest buffers that the ring is made of, bytes.
-const BUFFER_MAX_BYTES: usize = 16 << 20;
+const BUFFER_MAX_BYTES: usize = 8 << 20;
 
 /// As many records as the ring holds when it is made for them.
-const RECORDS: usize = 4;
+const RECORDS: usize = 8;
 
 /// A load of fewer bytes than this tells nothing of a drive.
 const TELLING_BYTES: u64 = 256 << 20;
