@@ -10,7 +10,7 @@ pub struct Environment {
     pub home: Option<PathBuf>,
     /// `XDG_CACHE_HOME`.
     pub xdg_cache_home: Option<PathBuf>,
-    /// `OLLAMA_MODELS`.
+    /// `OLLAMA_MODELS`: then Ollama's models are nowhere else.
     pub ollama_models: Option<PathBuf>,
     /// Where Ollama keeps models when the system runs it.
     pub ollama_service: Option<PathBuf>,

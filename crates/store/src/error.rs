@@ -159,9 +159,7 @@ impl Error {
             }
             Error::Name { .. } => "names are like qwen3:30b, owner/repo:Q4_K_M, or a file's",
             Error::Ambiguous { .. } => "name one of these",
-            Error::Partial { .. } => {
-                "fetch the model again, with the program that it is from; that goes on where it stopped"
-            }
+            Error::Partial { .. } => "fetch the model again, with the program that it is from",
             Error::Split { .. } => {
                 "fetch it from where it is from as files named ...-00001-of-0000N.gguf, and name the first"
             }

@@ -41,10 +41,12 @@ pub(crate) struct Ollama {
     root: PathBuf,
 }
 
-/// The user's store, and that of the system's service.
+/// The one that is named, or the user's and that of the system's service.
 pub(crate) fn roots(environment: &Environment) -> Vec<PathBuf> {
-    let named = environment.ollama_models.clone();
-    let own = named.or_else(|| environment.at_home(".ollama/models"));
+    if let Some(named) = &environment.ollama_models {
+        return vec![named.clone()];
+    }
+    let own = environment.at_home(".ollama/models");
     own.into_iter().chain(environment.ollama_service.clone()).collect()
 }
 

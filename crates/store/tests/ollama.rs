@@ -226,9 +226,9 @@ fn the_users_store_comes_before_the_services() {
     );
     service.model(QWEN);
     assert!(machine.store().find("qwen3:30b").unwrap().path.starts_with(&service.root));
-    // OLLAMA_MODELS stands for the user's.
-    machine.environment.ollama_models = Some(machine.home().join("none"));
-    assert_eq!(listed(&machine.store()), ["o/m:latest", "qwen3:30b"]);
+    // OLLAMA_MODELS stands for both.
+    machine.environment.ollama_models = Some(machine.ollama().root);
+    assert_eq!(listed(&machine.store()), ["!qwen3:30b"]);
 }
 
 #[test]
