@@ -135,6 +135,11 @@ pub(crate) fn len(path: &Path) -> Result<Option<u64>> {
     }
 }
 
+/// Opens a file that was found to be one, to see whether this user may read it.
+pub(crate) fn check_readable(path: &Path) -> Result<()> {
+    File::open(path).map(drop).map_err(|e| unreadable(path, e))
+}
+
 /// When the file or folder was last written to, as far as that can be had.
 pub(crate) fn modified(path: &Path) -> Option<std::time::SystemTime> {
     fs::metadata(path).and_then(|m| m.modified()).ok()

@@ -9,7 +9,7 @@ use crate::disk::{self, Below};
 use crate::error::{Error, Result};
 use crate::limits;
 use crate::name::{Query, same};
-use crate::source::{Entry, What};
+use crate::source::{Entry, Match, What};
 use crate::store::{Layers, Model, Tool};
 
 /// How llama.cpp ends the name of a file that it has not loaded as a whole.
@@ -71,14 +71,13 @@ pub(crate) fn models(files: Vec<Below>, origin: Origin<'_>) -> Vec<File> {
             count,
             is_unfinished: false,
         });
-        // Where the whole file is there, too, that one is meant.
-        if !is_unfinished {
-            file.parts.insert(number, path);
-        } else if !file.parts.contains_key(&number) {
-            file.is_unfinished = true;
+        match is_unfinished {
+            true => file.is_unfinished = true,
+            false => drop(file.parts.insert(number, path)),
         }
     }
     for file in all.values_mut() {
+        // Where the whole file is there, too, that one is meant.
         let have = u32::try_from(file.parts.len()).unwrap_or(u32::MAX);
         file.is_unfinished &= have < file.count;
     }
@@ -104,12 +103,13 @@ pub(crate) fn entries(files: Vec<File>, root: &Path) -> Vec<Entry> {
     files.into_iter().map(entry).collect()
 }
 
-/// Whether a name means the repository.
-pub(crate) fn is_repo(owner: Option<&str>, repo: &str, query: &Query<'_>) -> bool {
-    match query.parts_in_hub()[..] {
-        [a, b] => owner.is_some_and(|owner| same(owner, a)) && same(repo, b),
-        [b] => same(repo, b),
-        _ => false,
+/// Whether a name means the repository, and how.
+pub(crate) fn is_repo(owner: Option<&str>, repo: &str, query: &Query<'_>) -> Option<Match> {
+    match (owner, &query.parts_in_hub()[..]) {
+        (Some(owner), [a, b]) if same(owner, a) && same(repo, b) => Some(Match::Whole),
+        (None, [b]) if same(repo, b) => Some(Match::Whole),
+        (Some(_), [b]) if same(repo, b) => Some(Match::Part),
+        _ => None,
     }
 }
 
@@ -127,26 +127,23 @@ pub(crate) fn check(path: &Path) -> Result<()> {
 }
 
 impl File {
-    pub(crate) fn matches(&self, query: &Query<'_>) -> bool {
+    pub(crate) fn matches(&self, query: &Query<'_>) -> Option<Match> {
         if query.digest.is_some() {
-            return false;
+            return None;
         }
         let parts = query.parts_in_hub();
         if query.tag.is_none() && same(&self.long_name(), &parts.join("/")) {
-            return true;
+            return Some(Match::Whole);
         }
+        let is_meant = query.quant().is_none_or(|tag| self.has_quant(tag));
         let repo = self.repo.as_ref();
-        if repo.is_some_and(|repo| is_repo(self.owner.as_deref(), repo, query)) {
-            return query.quant().is_none_or(|tag| self.has_quant(tag));
+        if let Some(found) = repo.and_then(|repo| is_repo(self.owner.as_deref(), repo, query)) {
+            return is_meant.then_some(found);
         }
-        let [name] = parts[..] else { return false };
+        let [name] = parts[..] else { return None };
         let file_name = self.relative.rsplit('/').next().unwrap_or_default();
-        match query.tag {
-            None => same(file_name, name) || same(&self.stem, name) || same(self.base(), name),
-            Some(_) => {
-                same(self.base(), name) && query.quant().is_none_or(|tag| self.has_quant(tag))
-            }
-        }
+        let is_whole = query.tag.is_none() && (same(file_name, name) || same(&self.stem, name));
+        (is_whole || is_meant && same(self.base(), name)).then_some(Match::Part)
     }
 
     /// Whether the name ends with `tag`, which may have several words: `UD-Q4_K_XL`.
@@ -197,6 +194,7 @@ impl File {
                 within.map_or_else(|| disk::len(path), |root| disk::len_within(path, root))?;
             let gone = || partial(path, "the file that it links to is not there".to_owned());
             bytes = bytes.saturating_add(len.ok_or_else(gone)?);
+            disk::check_readable(path)?;
         }
         let first = self.parts.get(&1).unwrap_or(&entry.path).clone();
         let layers = Layers::default();
@@ -285,7 +283,8 @@ mod tests {
         // Each name finds its model, and no other.
         for entry in &all {
             let query = Query::parse(&entry.name).unwrap();
-            let found: Vec<_> = all.iter().filter(|other| other.matches(&query)).collect();
+            let found: Vec<_> =
+                all.iter().filter(|other| other.matches(&query).is_some()).collect();
             if !entry.name.starts_with("o/r:") {
                 assert!(found.iter().any(|other| other.name == entry.name), "{}", entry.name);
             }
@@ -300,7 +299,7 @@ mod tests {
             names(&all)
                 .into_iter()
                 .zip(&all)
-                .filter(|(_, e)| e.matches(&query))
+                .filter(|(_, e)| e.matches(&query).is_some())
                 .map(|(n, _)| n)
                 .collect::<Vec<_>>()
         };

@@ -25,5 +25,8 @@ pub const MAX_NAME_BYTES: usize = 1024;
 /// Files of a split model, as for `tierstream_gguf`.
 pub const MAX_SPLIT_FILES: u32 = 1024;
 
+/// Bytes of a name that nearly the same ones are looked for.
+pub(crate) const MAX_NEAR_BYTES: usize = 200;
+
 /// Names that an error tells of.
 pub(crate) const MAX_TOLD: usize = 8;

@@ -88,15 +88,21 @@ fn shown(name: &str) -> String {
 
 /// The names in `all` that are nearly `name`, the nearest first.
 pub(crate) fn nearest<'a>(name: &str, all: impl Iterator<Item = &'a str>) -> Vec<String> {
+    // To compare takes the product of the lengths.
+    if name.len() > limits::MAX_NEAR_BYTES {
+        return Vec::new();
+    }
     let name = name.to_ascii_lowercase();
     let far = (name.chars().count() / 3).max(1);
     let distance = |other: &str| {
         let other = other.to_ascii_lowercase();
-        // What is the same but for tag, owner or host is as near as one letter.
+        if name.len() > 2 && other.contains(&name) {
+            return 1;
+        }
+        // Owner, host or tag may be what is missing.
         let ends = [Some(other.as_str()), other.rsplit('/').next(), other.split(':').next()];
-        let ends = ends.into_iter().flatten();
-        let words = ends.map(|end| strsim::damerau_levenshtein(&name, end)).min().unwrap_or(far);
-        if name.len() > 2 && other.contains(&name) { words.min(1) } else { words }
+        let ends = ends.into_iter().flatten().filter(|end| end.len().abs_diff(name.len()) <= far);
+        ends.map(|end| strsim::damerau_levenshtein(&name, end)).min().unwrap_or(usize::MAX)
     };
     let mut near: Vec<(usize, &str)> = all.map(|other| (distance(other), other)).collect();
     near.retain(|(distance, _)| *distance <= far);

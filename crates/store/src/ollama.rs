@@ -98,7 +98,7 @@ impl Ollama {
             |what: String| Error::Partial { name: name.to_owned(), path: path.clone(), what };
         let folder = self.root.join("blobs");
         match disk::len_within(&path, &folder) {
-            Ok(Some(len)) if len == layer.size => Ok(path),
+            Ok(Some(len)) if len == layer.size => disk::check_readable(&path).map(|()| path),
             Ok(Some(len)) => Err(partial(format!("a file of {} bytes has {len}", layer.size))),
             Ok(None) if is_begun(&path) => Err(partial("its download is unfinished".to_owned())),
             Ok(None) => Err(partial("a file of it is missing".to_owned())),

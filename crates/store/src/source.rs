@@ -50,14 +50,33 @@ pub(crate) enum What {
     Repository { owner: Option<String>, repo: String, is_unfinished: bool },
 }
 
+/// How well a name says what is meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Match {
+    /// As its store has it, though it may leave the quantisation open.
+    Whole,
+    /// By a part of its name: the repository without the owner, or the file.
+    Part,
+}
+
 impl Entry {
-    pub(crate) fn matches(&self, query: &Query<'_>) -> bool {
+    pub(crate) fn matches(&self, query: &Query<'_>) -> Option<Match> {
         match &self.what {
-            What::Manifest(name) => name.matches(query),
+            What::Manifest(name) => name.matches(query).then_some(Match::Whole),
+            What::File(_) if self.name == query.text => Some(Match::Whole),
             What::File(file) => file.matches(query),
             What::Repository { owner, repo, .. } => {
-                query.digest.is_none() && file::is_repo(owner.as_deref(), repo, query)
+                let found = file::is_repo(owner.as_deref(), repo, query);
+                found.filter(|_| query.digest.is_none())
             }
+        }
+    }
+
+    /// The file that it is, if it is one.
+    pub(crate) fn file(&self) -> Option<&File> {
+        match &self.what {
+            What::File(file) => Some(file),
+            _ => None,
         }
     }
 

@@ -13,7 +13,7 @@ use crate::llama_cpp::{self, LlamaCpp};
 use crate::lm_studio::{self, LmStudio};
 use crate::name::{self, Query};
 use crate::ollama::{self, Ollama};
-use crate::source::{Entry, Source, What};
+use crate::source::{Entry, Match, Source, What};
 
 /// The program that a store belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -146,23 +146,24 @@ impl Store {
     /// The model of this name, from the first store that has it: there, and its file begins as one does.
     ///
     /// A name is Ollama's (`qwen3:30b`, `hf.co/owner/repo:Q4_K_M`), that of a repository with or without
-    /// a quantisation (`owner/repo:Q4_K_M`, `repo`), or that of a file, with or without its folders and
-    /// its ending. Without a quantisation, Q4_K_M is taken where there are several.
+    /// a quantisation (`owner/repo:Q4_K_M`), or that of a file as it is listed. Where no store has that,
+    /// a part of a name will do: the repository without its owner, or the file with or without its
+    /// ending. Without a quantisation, Q4_K_M is taken where there are several.
     ///
     /// # Errors
     /// All of [`Error`].
     pub fn find(&self, name: &str) -> Result<Model> {
         let query = Query::parse(name)?;
-        let (mut names, mut unreadable, mut failed) = (Vec::new(), None, None);
+        let (mut stores, mut unreadable, mut failed) = (Vec::new(), None, None);
         for source in &self.sources {
-            let entries = match source.entries() {
-                Ok(entries) => entries,
-                Err(error) => {
-                    unreadable.get_or_insert(error);
-                    continue;
-                }
-            };
-            if let Some(entry) = pick(&query, &entries)? {
+            match source.entries() {
+                Ok(entries) => stores.push((source, entries)),
+                Err(error) => drop(unreadable.get_or_insert(error)),
+            }
+        }
+        for how in [Match::Whole, Match::Part] {
+            for (source, entries) in &stores {
+                let Some(entry) = pick(&query, how, entries)? else { continue };
                 let model = source.model(entry);
                 match model.and_then(|m| source.check(entry, &query, &m).map(|()| m)) {
                     Ok(model) => return Ok(model),
@@ -170,12 +171,12 @@ impl Store {
                     Err(error) => drop(failed.get_or_insert(error)),
                 }
             }
-            let listed = entries.into_iter().filter(Entry::is_listed);
-            names.extend(listed.map(|entry| entry.name));
         }
+        let entries = stores.iter().flat_map(|(_, entries)| entries);
+        let names = entries.filter(|entry| entry.is_listed()).map(|entry| entry.name.as_str());
         Err(failed.unwrap_or_else(|| Error::NotFound {
             name: name.to_owned(),
-            nearest: name::nearest(query.text, names.iter().map(String::as_str)),
+            nearest: name::nearest(query.text, names),
             unreadable: unreadable.map(Box::new),
         }))
     }
@@ -206,12 +207,9 @@ impl Store {
 }
 
 /// Which of the entries the name means; none if it means none.
-fn pick<'a>(query: &Query<'_>, entries: &'a [Entry]) -> Result<Option<&'a Entry>> {
-    let mut found: Vec<&Entry> = entries.iter().filter(|entry| entry.matches(query)).collect();
-    let file = |entry: &Entry| match &entry.what {
-        What::File(file) => Some(file.clone()),
-        _ => None,
-    };
+fn pick<'a>(query: &Query<'_>, how: Match, entries: &'a [Entry]) -> Result<Option<&'a Entry>> {
+    let meant = |entry: &&Entry| entry.matches(query) == Some(how);
+    let mut found: Vec<&Entry> = entries.iter().filter(meant).collect();
     let mut prefer = |is: &dyn Fn(&Entry) -> bool| {
         if found.len() > 1 && found.iter().any(|entry| is(entry)) {
             found.retain(|entry| is(entry));
@@ -219,10 +217,11 @@ fn pick<'a>(query: &Query<'_>, entries: &'a [Entry]) -> Result<Option<&'a Entry>
     };
     // Manifests that differ in case.
     prefer(&|entry| entry.name == query.text);
-    prefer(&|entry| file(entry).is_none_or(|file| !file.is_packed));
+    prefer(&|entry| !matches!(entry.what, What::Repository { .. }));
+    prefer(&|entry| entry.file().is_none_or(|file| !file.is_packed));
     if query.quant().is_none() {
-        let usual = |quant: &str| name::same(quant, "Q4_K_M");
-        prefer(&|entry| file(entry).and_then(|f| f.quant).is_some_and(|quant| usual(&quant)));
+        let usual = |quant: &String| name::same(quant, "Q4_K_M");
+        prefer(&|entry| entry.file().and_then(|file| file.quant.as_ref()).is_some_and(usual));
     }
     match found[..] {
         [] => Ok(None),

@@ -185,6 +185,56 @@ fn folders_have_files_and_packed_models() {
 }
 
 #[test]
+fn every_listed_name_finds_its_model() {
+    let mut machine = Machine::new();
+    machine.environment.folders = vec![machine.home().join("models")];
+    let files = [
+        "models/m.gguf",
+        "models/m-Q8_0.gguf",
+        "models/r.gguf",
+        "models/sub/m.gguf",
+        "models/sub/M-q8_0.gguf",
+        "models/sub/a:b.gguf",
+        "models/a@0123456789ab.gguf",
+        "models/s-00001-of-00001.gguf",
+        ".lmstudio/models/p/r/r-Q8_0.gguf",
+        ".lmstudio/models/p/r/r-UD-Q8_0.gguf",
+        ".lmstudio/models/p/r.v2/r.gguf",
+        ".lmstudio/models/lone.gguf",
+    ];
+    for file in files {
+        machine.write(file, &gguf(file));
+    }
+    for file in ["r-Q4_K_M.gguf", "r-Q4_K_S.gguf", "Q2_K/r-Q2_K.gguf", "plain.gguf"] {
+        machine.hub_file("o/r", file, &gguf(file));
+        machine.hub_file("gpt2", file, &gguf(file));
+    }
+    let store = machine.store();
+    let listing = store.list().models;
+    assert_eq!(listing.len(), files.len() + 8, "{listing:?}");
+    for listed in listing {
+        assert_eq!(store.find(&listed.name).unwrap().path, listed.path, "{}", listed.name);
+    }
+}
+
+#[test]
+fn whole_names_come_before_parts_of_names() {
+    let mut machine = Machine::new();
+    machine.environment.folders = vec![machine.home().join("models")];
+    for quant in ["Q5_0", "Q8_0"] {
+        machine.write(&format!("models/qwen3-{quant}.gguf"), &gguf(quant));
+    }
+    assert!(matches!(machine.store().find("qwen3"), Err(Error::Ambiguous { .. })));
+    let latest = machine.ollama().model("registry.ollama.ai/library/qwen3/latest");
+    assert_eq!(machine.store().find("qwen3").unwrap().path, latest);
+    assert!(machine.store().find("qwen3:Q5_0").unwrap().path.ends_with("qwen3-Q5_0.gguf"));
+    // A repository without a GGUF does not stand in the way of one of the same name.
+    machine.hub_file("o/model", "model.safetensors", b"weights");
+    let path = machine.hub_file("p/model", "model-Q8_0.gguf", &gguf("p"));
+    assert_eq!(machine.store().find("model").unwrap().path, path);
+}
+
+#[test]
 fn a_machine_without_stores_has_no_models() {
     let machine = Machine::new();
     assert_eq!(listed(&machine.store()), [""; 0]);
