@@ -50,9 +50,10 @@ impl Stores {
             self.write(&format!("{path}/{name}"), text.as_bytes());
         };
         let whole = fs::read(demo()).unwrap();
+        let weights = layer("model", &whole);
         let template = layer("template", b"{{ .Prompt }}");
-        manifest("novelist/31m", vec![layer("model", &whole), template]);
-        manifest("novelist/lora", vec![layer("model", &whole), layer("adapter", b"lora")]);
+        manifest("novelist/31m", vec![weights.clone(), template]);
+        manifest("novelist/lora", vec![weights, layer("adapter", b"lora")]);
         let mut partial = layer("model", b"partial");
         partial["size"] = 1000.into();
         manifest("partial/latest", vec![partial]);
@@ -61,7 +62,7 @@ impl Stores {
         let mut hostile = layer("model", b"hostile");
         hostile["digest"] = "sha256:../../../../secret.gguf".into();
         manifest("hostile/latest", vec![hostile]);
-        self.write("home/secret.gguf", &whole);
+        self.write("home/secret.gguf", b"GGUF");
     }
 
     fn fill_others(&self) {
