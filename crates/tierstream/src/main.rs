@@ -32,6 +32,7 @@ fn main() -> ExitCode {
 fn dispatch(cli: &Cli) -> anyhow::Result<ExitCode> {
     match &cli.command {
         Command::Run(args) => cli::run::run(cli, args),
+        Command::List => cli::list::list(cli),
         Command::Show(args) => cli::show::show(cli, args),
         Command::Verify(args) => cli::verify::verify(cli, args),
         Command::Bench(Bench::Decode(args)) => cli::bench::decode(cli, args),

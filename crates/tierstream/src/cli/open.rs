@@ -1,7 +1,6 @@
 //! From flags to a loaded model, with a progress bar.
 
-use std::borrow::Cow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Once};
 
 use tierstream::drive::Io;
@@ -9,31 +8,22 @@ use tierstream::ggml::CufilePlaces;
 use tierstream::size::{Bytes, PoolShare};
 use tierstream::sums::Against;
 use tierstream::{
-    Engine, Gpu, Keep, Miss, Options, Placement, WeightSums, Weights, cache, demo, gguf, io_config,
+    Engine, Gpu, Keep, Miss, Options, Placement, WeightSums, Weights, cache, gguf, io_config,
 };
 
 use super::args::{LoadArgs, MachineArgs, Peer};
 use super::interrupt;
+use super::named::Named;
 use super::output::{self, Failure, Progress};
 
-/// The model's file; `demo` is the one in the program.
-pub(crate) fn path(args: &LoadArgs) -> anyhow::Result<Cow<'_, Path>> {
+/// The model's file.
+pub(crate) fn path(args: &LoadArgs) -> anyhow::Result<PathBuf> {
     named(&args.model)
 }
 
 /// The file that `model` names.
-pub(crate) fn named(model: &Path) -> anyhow::Result<Cow<'_, Path>> {
-    if model != Path::new("demo") {
-        return Ok(Cow::Borrowed(model));
-    }
-    let demo = demo::file().map_err(|error| {
-        let hint = "set TIERSTREAM_CACHE to a folder that can be written";
-        Failure::error(format!("cannot write the demo model: {error}"), hint)
-    })?;
-    if let Some(why) = &demo.refused {
-        output::note(format!("cannot write {why}; the demo model is {}", demo.path.display()));
-    }
-    Ok(Cow::Owned(demo.path))
+pub(crate) fn named(model: &Path) -> anyhow::Result<PathBuf> {
+    Ok(Named::find(model)?.path)
 }
 
 /// The flags as the library takes them. Loads ggml's [`backends`] where a GPU is asked for.

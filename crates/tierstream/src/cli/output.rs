@@ -75,6 +75,7 @@ pub(crate) fn report(error: &anyhow::Error, json: bool) {
     let hint = error
         .downcast_ref::<tierstream::Error>()
         .and_then(|e| e.hint())
+        .or_else(|| error.downcast_ref::<tierstream_store::Error>().and_then(|e| e.hint()))
         .or_else(|| error.downcast_ref::<Failure>().map(|f| f.hint.clone()));
     // Where stdout takes nothing, stderr may.
     if json && self::json(&JsonError { error: format!("{error:#}"), hint: hint.clone() }).is_ok() {

@@ -1,6 +1,5 @@
 //! `tierstream pack`: a copy of a model in which each expert's record is one piece.
 
-use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,7 +12,7 @@ use tierstream::{Error, gguf, io_config_for};
 
 use super::args::{Cli, Pack};
 use super::interrupt::{self, Running};
-use super::open;
+use super::named::Named;
 use super::output::{self, Progress};
 
 /// The answer of `pack`; `docs/json.md` tells what the fields are.
@@ -33,11 +32,10 @@ struct Answer {
 
 pub(crate) fn pack(cli: &Cli, args: &Pack) -> anyhow::Result<ExitCode> {
     interrupt::install()?;
-    let source = open::named(&args.model)?;
-    let model = pack::open(&source).map_err(Error::from)?;
-    let folder = source.parent().filter(|folder| *folder != Path::new(""));
-    let output = args.output.as_deref().or(folder).unwrap_or(Path::new("."));
-    let target = pack::target(&source, output);
+    let source = Named::find(&args.model)?;
+    let model = pack::open(&source.path).map_err(Error::from)?;
+    let output = args.output.as_deref().unwrap_or(source.folder());
+    let target = pack::target(&source.title(), output);
     let paths: Vec<_> = model.files().iter().map(|file| file.path.clone()).collect();
     let reader = Arc::new(Reader::new(io_config_for(args.io, &paths)?).map_err(Error::from)?);
     let options = Options { experts_only: args.experts_only };

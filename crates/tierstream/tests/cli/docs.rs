@@ -2,7 +2,8 @@
 
 use crate::support::{output, stderr, stdout};
 
-const VERBS: [&str; 8] = ["run", "show", "verify", "bench", "pack", "doctor", "completions", "man"];
+const VERBS: [&str; 9] =
+    ["run", "list", "show", "verify", "bench", "pack", "doctor", "completions", "man"];
 
 #[test]
 fn completions_know_every_verb() {
@@ -32,7 +33,15 @@ fn the_man_page_knows_every_verb_and_its_flags() {
     }
     let (_, environment) = page.split_once(".SH ENVIRONMENT\n").expect("a section of its own");
     let environment = environment.split(".SH ").next().unwrap();
-    for variable in ["TIERSTREAM_BACKENDS", "TIERSTREAM_CACHE", "NO_COLOR"] {
+    for variable in [
+        "TIERSTREAM_BACKENDS",
+        "TIERSTREAM_CACHE",
+        "TIERSTREAM_MODELS",
+        "OLLAMA_MODELS",
+        "HF_HUB_CACHE",
+        "LLAMA_CACHE",
+        "NO_COLOR",
+    ] {
         assert!(environment.contains(&format!(".TP\n\\fB{variable}\\fR\n")), "{environment}");
     }
     assert!(environment.lines().all(|line| line == line.trim()), "{environment}");

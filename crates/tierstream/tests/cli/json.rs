@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use crate::stores::Stores;
 use crate::support::{PROMPT, json, output, stderr, stdout};
 
 /// Fields that may be null on another machine.
@@ -199,6 +200,19 @@ fn error_object() {
     insta::assert_snapshot!(stdout(&output));
 }
 
+fn list() -> Value {
+    Stores::new().json(&["list"])
+}
+
+/// Of each source a whole model and a broken one, where there are such.
+#[test]
+fn list_object() {
+    let stores = Stores::new();
+    let object = stores.json(&["list"]);
+    let text = serde_json::to_string_pretty(&object).unwrap();
+    insta::assert_snapshot!(stores.without_folders(&text));
+}
+
 fn pack() -> Value {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     json(&["pack", "demo", "-o", dir.path().to_str().unwrap()])
@@ -209,7 +223,8 @@ fn every_field_is_documented() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/json.md");
     let text = std::fs::read_to_string(path).unwrap();
     let mut all = BTreeSet::new();
-    let objects = [run(), show(), doctor(), verify(), bench(), bench_load(), bench_io(), pack()];
+    let objects =
+        [run(), show(), doctor(), verify(), bench(), bench_load(), bench_io(), pack(), list()];
     objects.iter().for_each(|object| names(object, &mut all));
     let missing: Vec<&String> =
         all.iter().filter(|name| !text.contains(&format!("`{name}`"))).collect();

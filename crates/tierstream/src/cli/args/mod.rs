@@ -28,6 +28,11 @@ Environment:
                        libggml-*.so, or libraries, separated by colons. They run as the program
   TIERSTREAM_CACHE     folder of the demo model, of recorded checksums, and of the chat's history
                        [default: $XDG_CACHE_HOME/tierstream, or ~/.cache/tierstream]
+  TIERSTREAM_MODELS    folders of models that can be named, separated by colons
+  OLLAMA_MODELS        where Ollama's models are, as for Ollama
+  HF_HUB_CACHE         where those of the Hugging Face cache are, as for its own programs; so are
+                       HUGGINGFACE_HUB_CACHE, HF_HOME and XDG_CACHE_HOME
+  LLAMA_CACHE          where llama.cpp's are, as for llama.cpp
   NO_COLOR             if it is set and not empty, no colours";
 
 /// Run language models that are bigger than memory: experts stream from the drive.
@@ -52,6 +57,12 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Generate text; without a prompt, chat
     Run(Run),
+    /// List the models that are on this machine: Ollama's, LM Studio's, llama.cpp's, those of the
+    /// Hugging Face cache, and those in the folders of TIERSTREAM_MODELS
+    ///
+    /// Every command that takes a model takes one of these names.
+    #[command(visible_alias = "ls")]
+    List,
     /// Tell what is in a model and what a budget would hold of it
     Show(Show),
     /// Check that streamed output equals the fully resident run, bit for bit
@@ -91,7 +102,8 @@ pub(crate) struct ModelArgs {
 /// The same without the pool, of which `bench decode` takes several.
 #[derive(Debug, Args, Clone)]
 pub(crate) struct LoadArgs {
-    /// A GGUF file (the first one of a split model), a packed one, or `demo`
+    /// A GGUF file (the first one of a split model), a packed one, `demo`, or a name as `tierstream
+    /// list` tells it: qwen3:30b, owner/repo:Q4_K_M
     pub(crate) model: PathBuf,
     /// All host memory for this model: dense weights, KV cache, compute, experts (8GiB, 800MB). With
     /// --gpu: pinned memory for experts that do not fit the GPU's [default: half of what is free]
@@ -158,6 +170,7 @@ impl LoadArgs {
 const RUN_EXAMPLES: &str = "\
 Examples:
   tierstream run demo                                  chat
+  tierstream run qwen3:30b 'Once upon a time'          a model of Ollama's
   tierstream run model.gguf --ram 8GiB 'Once upon a time'
   git diff | tierstream run model.gguf 'What does this change?' --verbose
   tierstream run model.gguf --experts 25% --temp 0 --json 'Why is the sky blue?'
@@ -291,9 +304,10 @@ pub(crate) struct Verify {
 
 #[derive(Debug, Args)]
 pub(crate) struct Pack {
-    /// A GGUF file (the first one of a split model), or `demo`
+    /// A GGUF file (the first one of a split model), `demo`, or a name as `tierstream list` tells it
     pub(crate) model: PathBuf,
-    /// The packed file, or a folder for it [default: beside the model, NAME.tspack]
+    /// The packed file, or a folder for it [default: beside the model, NAME.tspack; of another
+    /// program's model in the current folder]
     #[arg(long, short, value_name = "DIR|FILE")]
     pub(crate) output: Option<PathBuf>,
     /// Pack the experts only: all else stays in the model's own files, which have to stay where they

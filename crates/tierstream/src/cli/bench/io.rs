@@ -65,7 +65,7 @@ pub(crate) fn io(cli: &Cli, args: &BenchIo) -> anyhow::Result<ExitCode> {
     let cells = cells(args)?;
     let record_bytes = args.record.map_or_else(|| record_bytes(&path), |bytes| bytes.0);
     let time = Duration::from_secs(args.seconds.into()) / (cells.len() as u32 * args.rounds);
-    let files = [path.to_path_buf()];
+    let files = [path.clone()];
     let (mut caches, mut cache) = (Caches::default(), State::Cold);
     let mut measured: Vec<Vec<Measured>> = vec![Vec::new(); cells.len()];
     for round in 1..=args.rounds {
@@ -82,7 +82,7 @@ pub(crate) fn io(cli: &Cli, args: &BenchIo) -> anyhow::Result<ExitCode> {
     let all = || measured.iter().flatten();
     let report = Report {
         file_bytes: std::fs::metadata(&path).context("the file is gone")?.len(),
-        file: path.into_owned(),
+        file: path,
         record_bytes,
         repeats: args.rounds,
         seconds: all().map(|m| m.seconds).sum(),

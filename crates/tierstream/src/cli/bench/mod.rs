@@ -17,7 +17,7 @@ pub(crate) use self::io::io;
 pub(crate) use self::load::{load, turn as load_turn};
 pub(crate) use self::prefill::{prefill, turn as prefill_turn};
 use super::args::{LoadArgs, MachineArgs, Peer};
-use super::output;
+use super::{open, output};
 
 mod cache;
 mod decode;
@@ -98,7 +98,7 @@ fn model_command(
     peer: Option<Peer>,
 ) -> anyhow::Result<Command> {
     let mut command = Command::new(std::env::current_exe()?);
-    command.args(["bench", turn]).arg(&m.model);
+    command.args(["bench", turn]).arg(open::path(m)?);
     machine_flags(&mut command, &m.machine, peer.is_some());
     command.args(["--policy", &m.policy.to_string()]);
     command.args(["--prefetch", &m.prefetch.to_string()]);

@@ -114,7 +114,7 @@ mod tests {
 
     #[test]
     fn a_folder_that_takes_none_is_told() {
-        let path = crate::cli::open::named(Path::new("demo")).unwrap().into_owned();
+        let path = crate::cli::open::named(Path::new("demo")).unwrap();
         let error = write(&path, Path::new("/no/such/folder")).unwrap_err();
         assert!(error.to_string().contains("to /no/such/folder: No such file"), "{error}");
     }

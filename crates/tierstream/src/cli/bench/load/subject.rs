@@ -10,7 +10,8 @@ use tierstream_safetensors::Checkpoint;
 use super::copy;
 use super::method::Method;
 use crate::cli::args::BenchLoad;
-use crate::cli::{open, output};
+use crate::cli::named::Named;
+use crate::cli::output;
 
 /// What lies less apart than this is read with what lies between.
 const NEAR_BYTES: u64 = 64 << 10;
@@ -41,7 +42,8 @@ impl Subject {
     /// Reads the headers. Says who cannot load it; if a package of Python is to load a GGUF, writes the
     /// copy that it needs.
     pub(super) fn open(model: &Path, args: &BenchLoad) -> anyhow::Result<Self> {
-        let mut subject = Self::headers(&open::named(model)?)?;
+        let named = Named::find(model)?;
+        let mut subject = Self::headers(&named.path)?;
         subject.methods = vec![Method::Raw, Method::Tierstream];
         for &peer in &args.against {
             let method = Method::Peer(peer);
@@ -55,8 +57,7 @@ impl Subject {
             }
         }
         if !subject.is_safetensors && subject.methods.iter().any(|m| m.package().is_some()) {
-            let beside = subject.path.parent().filter(|dir| *dir != Path::new(""));
-            let folder = args.temp.as_deref().or(beside).unwrap_or(Path::new("."));
+            let folder = args.temp.as_deref().unwrap_or(named.folder());
             subject.copy = Some(copy::write(&subject.path, folder)?);
         }
         Ok(subject)

@@ -1,0 +1,150 @@
+//! The stores of other programs, as those make them, for the program to find models in.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use tierstream_synth::{Arch, Spec};
+
+use crate::support::{demo, stderr, stdout, tierstream};
+
+/// A machine with models of every program.
+pub(crate) struct Stores {
+    dir: tempfile::TempDir,
+}
+
+impl Stores {
+    pub(crate) fn new() -> Self {
+        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let stores = Self { dir };
+        stores.fill_ollama();
+        stores.fill_others();
+        stores
+    }
+
+    pub(crate) fn dir(&self, path: &str) -> PathBuf {
+        self.dir.path().join(path)
+    }
+
+    fn write(&self, path: &str, bytes: &[u8]) -> PathBuf {
+        let path = self.dir(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, bytes).unwrap();
+        path
+    }
+
+    /// One whole model, one partial, one split, and one that has a blob for each tensor.
+    fn fill_ollama(&self) {
+        let layer = |kind: &str, bytes: &[u8]| {
+            let digest = hex(bytes);
+            self.write(&format!("home/.ollama/models/blobs/sha256-{digest}"), bytes);
+            let kind = format!("application/vnd.ollama.image.{kind}");
+            serde_json::json!({"mediaType": kind, "digest": format!("sha256:{digest}"), "size": bytes.len()})
+        };
+        let manifest = |name: &str, layers: Vec<Value>| {
+            let text = serde_json::json!({"schemaVersion": 2, "layers": layers}).to_string();
+            let path = "home/.ollama/models/manifests/registry.ollama.ai/library";
+            self.write(&format!("{path}/{name}"), text.as_bytes());
+        };
+        let whole = fs::read(demo()).unwrap();
+        let weights = layer("model", &whole);
+        let template = layer("template", b"{{ .Prompt }}");
+        manifest("novelist/31m", vec![weights.clone(), template]);
+        manifest("novelist/lora", vec![weights, layer("adapter", b"lora")]);
+        let mut partial = layer("model", b"partial");
+        partial["size"] = 1000.into();
+        manifest("partial/latest", vec![partial]);
+        manifest("split/latest", vec![layer("model", b"one"), layer("model", b"two")]);
+        manifest("tensors/latest", vec![layer("tensor", b"one"), layer("tensor", b"two")]);
+        let mut hostile = layer("model", b"hostile");
+        hostile["digest"] = "sha256:../../../../secret.gguf".into();
+        manifest("hostile/latest", vec![hostile]);
+        self.write("home/secret.gguf", b"GGUF");
+    }
+
+    fn fill_others(&self) {
+        let written = self.dir("dense.gguf");
+        Spec::new(Arch::Llama).write(&written).unwrap();
+        let dense = fs::read(&written).unwrap();
+        fs::remove_file(written).unwrap();
+        let hub = "home/.cache/huggingface/hub/models--o--dense-GGUF";
+        let commit = "0123456789abcdef0123456789abcdef01234567";
+        self.write(&format!("{hub}/refs/main"), commit.as_bytes());
+        let blob = hex(&dense);
+        self.write(&format!("{hub}/blobs/{blob}"), &dense);
+        let snapshot = self.dir(hub).join("snapshots").join(commit);
+        fs::create_dir_all(&snapshot).unwrap();
+        for quant in ["F32", "BF16"] {
+            let link = snapshot.join(format!("dense-{quant}.gguf"));
+            symlink(format!("../../blobs/{blob}"), link).unwrap();
+        }
+        self.write(
+            "home/.lmstudio/models/me/mine/mine-Q4_0.gguf",
+            b"This is no model, but a text.\n",
+        );
+        self.write("home/.cache/llama.cpp/cached.gguf", &dense);
+        fs::create_dir_all(self.dir("models/packed")).unwrap();
+        let packed = self.dir("models/packed/bundle.tspack");
+        let args = ["pack".into(), demo(), "-o".into(), packed];
+        assert!(tierstream().args(args).output().unwrap().status.success());
+    }
+
+    /// The program on this machine, in an empty folder.
+    pub(crate) fn command(&self) -> Command {
+        let mut command = tierstream();
+        for name in ["OLLAMA_MODELS", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME"] {
+            command.env_remove(name);
+        }
+        let current = self.dir("current");
+        fs::create_dir_all(&current).unwrap();
+        command
+            .env("HOME", self.dir("home"))
+            .env("XDG_CACHE_HOME", self.dir("home/.cache"))
+            .env("TIERSTREAM_MODELS", self.dir("models"))
+            // So that a service of this machine is not asked.
+            .env("OLLAMA_MODELS", self.dir("home/.ollama/models"))
+            .env_remove("LLAMA_CACHE")
+            .current_dir(current);
+        command
+    }
+
+    pub(crate) fn output(&self, args: &[&str]) -> Output {
+        self.command().args(args).output().unwrap()
+    }
+
+    pub(crate) fn json(&self, args: &[&str]) -> Value {
+        let output = self.output(&[args, &["--json"]].concat());
+        assert!(output.status.success(), "{args:?}: {}", stderr(&output));
+        serde_json::from_str(stdout(&output)).expect("one JSON value and nothing else")
+    }
+
+    /// `text` without where the test's folder is, and with short checksums.
+    pub(crate) fn without_folders(&self, text: &str) -> String {
+        let text = text.replace(self.dir.path().to_str().unwrap(), "DIR");
+        let mut parts = text.split("sha256-");
+        let first = parts.next().unwrap().to_owned();
+        parts.fold(first, |all, part| format!("{all}sha256-{}...{}", &part[..8], &part[64..]))
+    }
+
+    /// All files, with their lengths and when they were written to.
+    pub(crate) fn state(&self) -> Vec<(PathBuf, u64, std::time::SystemTime)> {
+        fn add(path: &Path, all: &mut Vec<(PathBuf, u64, std::time::SystemTime)>) {
+            let found = fs::symlink_metadata(path).unwrap();
+            all.push((path.to_owned(), found.len(), found.modified().unwrap()));
+            if found.is_dir() {
+                fs::read_dir(path).unwrap().for_each(|entry| add(&entry.unwrap().path(), all));
+            }
+        }
+        let mut all = Vec::new();
+        ["home", "models"].iter().for_each(|folder| add(&self.dir(folder), &mut all));
+        all.sort();
+        all
+    }
+}
+
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
