@@ -63,6 +63,6 @@ pub use rehearsal::Rehearsal;
 pub use replay::Replay;
 pub use residency::ExpertCounters;
 pub use sampler::{Sampler, Sampling};
-pub use tierstream_cuda::{Cufile, Places as CufilePlaces};
+pub use tierstream_cuda::{Cufile, Error as GpuError, Places as CufilePlaces};
 pub use verified::{ChecksumSource, Checksums, Mismatch};
 pub use vocab::{Token, Vocab};

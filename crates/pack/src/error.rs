@@ -148,6 +148,20 @@ impl Error {
             Error::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
                 "free some room and pack again: it goes on where it stopped"
             }
+            Error::Io { source, .. }
+                if matches!(
+                    source.kind(),
+                    io::ErrorKind::PermissionDenied
+                        | io::ErrorKind::NotFound
+                        | io::ErrorKind::ReadOnlyFilesystem
+                ) =>
+            {
+                "the packed file is made beside what it is named; name a folder that you may write to with -o"
+            }
+            Error::Busy { .. } => "wait for it, or give the packed file another name with -o",
+            Error::Source(tierstream_io::Error::Changed { .. }) => {
+                "pack it again when nobody writes to it any more"
+            }
             Error::Cancelled => "pack it again: it goes on where it stopped",
             _ => return None,
         };

@@ -257,7 +257,7 @@ impl Engine {
             _ => Context::new(model.clone(), &context)?,
         };
         let requirement = Requirement::measured(&model, &context, &experts);
-        let mut notes = notes(&model, weights, &experts);
+        let mut notes = notes(&model, weights, &file, &experts);
         for (block, why) in context.unguessed_blocks() {
             notes.push(format!("--prefetch: nothing is read ahead for block {block}: {why}"));
         }
@@ -512,10 +512,21 @@ fn miss_note(miss: Miss, context: &Context) -> Option<String> {
     ))
 }
 
-fn notes(model: &Model, weights: Weights, experts: &Experts) -> Vec<String> {
+fn notes(
+    model: &Model,
+    weights: Weights,
+    file: &tierstream_gguf::Model,
+    experts: &Experts,
+) -> Vec<String> {
     let mut notes = Vec::new();
     if experts.is_empty() {
         notes.push("this model is dense: nothing to stream, it is resident as a whole".to_owned());
+    }
+    if weights == Weights::Resident && file.originals().is_some() {
+        notes.push(
+            "all of this packed model fits into memory: the GGUF that it was made of loads faster"
+                .to_owned(),
+        );
     }
     let streams = weights == Weights::Streamed;
     for (block, why) in model.resident_blocks().iter().filter(|_| streams) {

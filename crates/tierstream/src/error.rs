@@ -222,6 +222,10 @@ impl Error {
             Error::Engine(E::OutOfGpuMemory(_)) => Some(
                 "less is taken with a smaller --vram (of the GPU), --ram (pinned) or --ctx".to_owned(),
             ),
+            Error::Engine(E::Gpu(tierstream_ggml::GpuError::NoGpu { .. })) => Some(
+                "without --gpu it runs on the processor; `tierstream doctor` tells what there is"
+                    .to_owned(),
+            ),
             Error::Engine(E::Backend(_)) => Some(
                 "./x cuda builds it, where there is nvcc; TIERSTREAM_BACKENDS names it elsewhere"
                     .to_owned(),

@@ -204,7 +204,10 @@ fn folder(
     written().unwrap_or_else(|error| {
         let source = std::error::Error::source(&error).map(ToString::to_string);
         let why = source.unwrap_or_else(|| error.to_string());
-        let why = format!("cannot write a file there to look at: {why}");
+        let why = format!(
+            "not known: cannot write a file there to look at ({why}); `doctor FILE` looks at a file \
+             that is there"
+        );
         let direct =
             Direct { works: false, mem_align: None, offset_align: None, reason: Some(why.clone()) };
         Looked { direct, reads: None, gpu_reads: None, drive: Drive::skipped(why) }
@@ -369,7 +372,10 @@ impl Storage {
             (Some(mem), Some(offset)) => {
                 format!("works, aligned to {offset} bytes in the file and {mem} in memory")
             }
-            _ => yes_or(false, "", &self.direct.reason),
+            _ => match &self.direct.reason {
+                Some(reason) if reason.starts_with("not known") => reason.clone(),
+                reason => yes_or(false, "", reason),
+            },
         };
         vec![
             ("path", output::printable(&self.path.display().to_string())),

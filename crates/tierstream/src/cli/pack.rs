@@ -1,5 +1,6 @@
 //! `tierstream pack`: a copy of a model in which each expert's record is one piece.
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,7 +14,7 @@ use tierstream::{Error, gguf, io_config_for};
 use super::args::{Cli, Pack};
 use super::interrupt::{self, Running};
 use super::named::Named;
-use super::output::{self, Progress};
+use super::output::{self, Failure, Progress};
 
 /// The answer of `pack`; `docs/json.md` tells what the fields are.
 #[derive(Debug, Serialize)]
@@ -35,6 +36,7 @@ pub(crate) fn pack(cli: &Cli, args: &Pack) -> anyhow::Result<ExitCode> {
     let source = Named::find(&args.model)?;
     let model = pack::open(&source.path).map_err(Error::from)?;
     let output = args.output.as_deref().unwrap_or(source.folder());
+    check_output(&source.path, output)?;
     let target = pack::target(&source.title(), output);
     let paths: Vec<_> = model.files().iter().map(|file| file.path.clone()).collect();
     let reader = Arc::new(Reader::new(io_config_for(args.io, &paths)?).map_err(Error::from)?);
@@ -49,6 +51,22 @@ pub(crate) fn pack(cli: &Cli, args: &Pack) -> anyhow::Result<ExitCode> {
         output::print(&text(&answer))?
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Refuses what would fail when all is written, and what would cost the model.
+fn check_output(model: &Path, output: &Path) -> anyhow::Result<()> {
+    let shown = output.display();
+    if output.as_os_str().as_encoded_bytes().ends_with(b"/") && !output.is_dir() {
+        let hint =
+            format!("make it (mkdir -p {shown}), or leave the / away for a file of that name");
+        return Err(Failure::error(format!("there is no folder {shown}"), hint));
+    }
+    let whole = |path: &Path| path.canonicalize().ok();
+    if whole(output).is_some_and(|output| Some(output) == whole(model)) {
+        let hint = "name another file with -o; the model is only read";
+        return Err(Failure::error(format!("{shown} is the model that is to be packed"), hint));
+    }
+    Ok(())
 }
 
 fn write(writer: Writer, start: Instant) -> pack::Result<Packed> {

@@ -147,6 +147,17 @@ impl<'a> Report<'a> {
             }
             None => line.push_str(", nothing streamed"),
         }
+        if let (Some(_), Some(checked)) =
+            (self.engine.weight_sums(), self.engine.model().checksums())
+        {
+            // What is read again counts again.
+            let (bytes, all) = (checked.bytes(), self.engine.file().tensor_bytes());
+            let part = match bytes < all {
+                true => format!("{} of {}", Bytes(bytes), Bytes(all)),
+                false => Bytes(bytes).to_string(),
+            };
+            let _ = write!(line, ", {part} compared with checksums");
+        }
         match self.made.stop {
             Stop::Cancelled => line.push_str(", stopped"),
             Stop::ContextFull => line.push_str(", the context is full"),

@@ -194,3 +194,24 @@ fn a_pack_of_experts_needs_the_model() {
     fs::remove_file(&copy).unwrap();
     assert!(stderr(&run()).contains("../model.gguf"), "{:?}", run());
 }
+
+#[test]
+fn what_would_fail_in_the_end_or_cost_the_model_is_refused() {
+    let dir = folder();
+    let copy = dir.path().join("model.gguf");
+    fs::copy(demo(), &copy).unwrap();
+    let model = copy.to_str().unwrap();
+    let missing = format!("{}/new/", dir.path().display());
+    for (target, what, hint) in [
+        (model, "is the model that is to be packed", "name another file"),
+        (&missing, "there is no folder", "mkdir -p"),
+    ] {
+        let output = output(["pack", model, "-o", target]);
+        assert_eq!(output.status.code(), Some(1));
+        let told = stderr(&output);
+        assert!(told.contains(what) && told.contains(hint), "{told}");
+    }
+    assert_eq!(names(dir.path()), ["model.gguf"]);
+    let told = stderr(&output(["pack", model, "-o", "/proc/x.tspack"])).to_owned();
+    assert!(told.contains("hint: ") && told.contains("with -o"), "{told}");
+}
