@@ -68,7 +68,7 @@ pub struct Options {
     /// What all weights are compared with as they are read, if they are.
     pub weight_sums: Option<Arc<WeightSums>>,
     /// How files are read. Where the engine is left open, so is whether reads go past the page cache,
-    /// unless `io_direct` says so: see [`drive::Way`].
+    /// unless `io_direct` says so: see [`drive::Way`](crate::drive::Way).
     pub io: tierstream_io::Config,
     /// Reads go past the page cache wherever the filesystem lets them.
     pub io_direct: bool,
