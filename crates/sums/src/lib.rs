@@ -5,7 +5,7 @@
 //! each tensor, and one for each expert's share of a tensor whose experts are streamed, since those
 //! are read one by one. Bytes between tensors have none: nobody computes with them.
 //!
-//! [`reference`] finds what a model was recorded with, or reads all of it once and records that. What
+//! [`reference()`] finds what a model was recorded with, or reads all of it once and records that. What
 //! is read later is compared by who reads it, [`Sum`] by [`Sum`].
 
 #![forbid(unsafe_code)]
