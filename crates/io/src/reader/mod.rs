@@ -217,7 +217,7 @@ impl Reader {
         })
     }
 
-    /// Opens a file, for direct I/O where engine, file system and [`Config::cached`] allow it;
+    /// Opens a file, for direct I/O where engine, file system and [`Config::dropping`] allow it;
     /// [`Reader::status`] and [`File::direct_state`] say so. It stays open as long as the reader.
     ///
     /// # Errors
