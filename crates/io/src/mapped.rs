@@ -503,7 +503,7 @@ mod tests {
             change(&fs::OpenOptions::new().write(true).open(&path).unwrap());
             assert_lost(&mapped);
             // Whatever it is: to read it is no end.
-            let _ = pages[..bytes.len()] == bytes[..];
+            std::hint::black_box(pages[..bytes.len()] == bytes[..]);
             assert_lost(&mapped);
         }
         // If it is the same, that it ran out does no harm.
@@ -524,7 +524,7 @@ mod tests {
         let mapped = map_within(&file, &pages, 0, bytes.len(), Duration::ZERO);
         fs::write(&path, b"another").unwrap();
         assert_lost(&mapped);
-        let _ = pages[..bytes.len()] == bytes[..];
+        std::hint::black_box(pages[..bytes.len()] == bytes[..]);
     }
 
     #[test]
