@@ -524,8 +524,7 @@ fn notes(
     }
     if weights == Weights::Resident && file.originals().is_some() {
         notes.push(
-            "all of this packed model fits into memory: the GGUF that it was made of loads faster \
-             from the page cache"
+            "all of this packed model fits into memory: the GGUF that it was made of loads faster"
                 .to_owned(),
         );
     }
