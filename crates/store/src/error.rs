@@ -20,6 +20,14 @@ pub enum Error {
         /// What is wrong with it.
         what: &'static str,
     },
+    /// A text that names no model of the Hugging Face hub.
+    #[error("{name:?} is no name of a model of the Hugging Face hub: {what}")]
+    HubName {
+        /// The text.
+        name: String,
+        /// What is wrong with it.
+        what: &'static str,
+    },
     /// No store has a model of this name.
     #[error("there is no file and no model {name:?}{}", unread(.unreadable.as_deref()))]
     NotFound {
@@ -37,6 +45,16 @@ pub enum Error {
         name: String,
         /// Names that say which.
         candidates: Vec<String>,
+    },
+    /// A repository of the hub that has no such file.
+    #[error("the repository {repo} has no {what}; {}", has(.models))]
+    NotInRepository {
+        /// `owner/repo`.
+        repo: String,
+        /// The quantisation or file, or what a model's file is.
+        what: String,
+        /// The models that it has.
+        models: Vec<String>,
     },
     /// A model that is not there as a whole.
     #[error("{}: the model {name:?} is not complete: {what}", path.display())]
@@ -158,7 +176,14 @@ impl Error {
                 return Some(if all.is_empty() { none() } else { all.join("; ") });
             }
             Error::Name { .. } => "names are like qwen3:30b, owner/repo:Q4_K_M, or a file's",
-            Error::Ambiguous { .. } => "name one of these",
+            Error::NotInRepository { models, .. } if models.is_empty() => {
+                "fetch a GGUF of the model, whose repositories mostly have names that end in -GGUF"
+            }
+            Error::HubName { .. } => {
+                "names are like owner/repo:Q4_K_M; a model of Ollama's registry is fetched with \
+                 `ollama pull`, and found where that puts it"
+            }
+            Error::Ambiguous { .. } | Error::NotInRepository { .. } => "name one of these",
             Error::Partial { .. } => "fetch the model again, with the program that it is from",
             Error::Split { .. } => {
                 "fetch it from where it is from as files named ...-00001-of-0000N.gguf, and name the first"
@@ -197,6 +222,18 @@ fn unread(error: Option<&Error>) -> String {
         let cause = std::error::Error::source(error).map_or(String::new(), |e| format!(": {e}"));
         format!("; a store could not be searched: {error}{cause}")
     })
+}
+
+/// What a repository has.
+fn has(models: &[String]) -> String {
+    match models {
+        [] => "it has no GGUF at all".to_owned(),
+        all if all.len() <= limits::MAX_TOLD_OF_REPOSITORY => format!("it has {}", all.join(", ")),
+        all => {
+            let told = &all[..limits::MAX_TOLD_OF_REPOSITORY];
+            format!("it has {} and {} more", told.join(", "), all.len() - told.len())
+        }
+    }
 }
 
 /// `a, b or c`, and how many more.

@@ -31,16 +31,16 @@ pub(crate) struct File {
     pub(crate) owner: Option<String>,
     pub(crate) repo: Option<String>,
     /// Below the repository, or the root: folders, and the name of the (first) file.
-    relative: String,
+    pub(crate) relative: String,
     /// The name without ending and number.
-    stem: String,
+    pub(crate) stem: String,
     /// The last word of the stem: `Q4_K_M`.
     pub(crate) quant: Option<String>,
     pub(crate) is_packed: bool,
     /// The files that are there, by number.
-    parts: BTreeMap<u32, PathBuf>,
+    pub(crate) parts: BTreeMap<u32, PathBuf>,
     /// How many there should be.
-    count: u32,
+    pub(crate) count: u32,
     is_unfinished: bool,
 }
 
@@ -147,7 +147,7 @@ impl File {
     }
 
     /// Whether the name ends with `tag`, which may have several words: `UD-Q4_K_XL`.
-    fn has_quant(&self, tag: &str) -> bool {
+    pub(crate) fn has_quant(&self, tag: &str) -> bool {
         let Some(at) = self.stem.len().checked_sub(tag.len()) else { return false };
         let is_word = at == 0 || matches!(self.stem.as_bytes()[at - 1], b'-' | b'.');
         is_word && self.stem.is_char_boundary(at) && same(&self.stem[at..], tag)

@@ -7,7 +7,6 @@
 use std::path::{Path, PathBuf};
 
 use crate::disk::{self, Below, Left};
-use crate::environment::Environment;
 use crate::error::{Error, Result};
 use crate::file;
 use crate::folder::of_file;
@@ -21,15 +20,6 @@ const INCOMPLETE: &str = ".incomplete";
 #[derive(Debug)]
 pub(crate) struct Hub {
     root: PathBuf,
-}
-
-/// Where the cache is, by the rules of `huggingface_hub`.
-pub(crate) fn root(environment: &Environment) -> Option<PathBuf> {
-    let e = environment;
-    let named = e.hf_hub_cache.clone().or_else(|| e.huggingface_hub_cache.clone());
-    named
-        .or_else(|| e.hf_home.as_ref().map(|home| home.join("hub")))
-        .or_else(|| e.in_cache("huggingface/hub"))
 }
 
 impl Hub {
@@ -148,23 +138,6 @@ fn is_commit(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_cache_is_where_the_environment_says() {
-        let path = |text: &str| Some(PathBuf::from(text));
-        let mut e = Environment::default();
-        assert_eq!(root(&e), None);
-        e.home = path("/h");
-        assert_eq!(root(&e), path("/h/.cache/huggingface/hub"));
-        e.xdg_cache_home = path("/x");
-        assert_eq!(root(&e), path("/x/huggingface/hub"));
-        e.hf_home = path("/f");
-        assert_eq!(root(&e), path("/f/hub"));
-        e.huggingface_hub_cache = path("/o");
-        assert_eq!(root(&e), path("/o"));
-        e.hf_hub_cache = path("/c");
-        assert_eq!(root(&e), path("/c"));
-    }
 
     #[test]
     fn folders_are_repositories() {

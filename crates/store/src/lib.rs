@@ -26,6 +26,7 @@ mod error;
 mod file;
 mod folder;
 mod hub;
+mod hub_name;
 pub mod limits;
 mod llama_cpp;
 mod lm_studio;
@@ -34,9 +35,10 @@ mod ollama;
 mod source;
 mod store;
 
-pub use environment::Environment;
+pub use environment::{Environment, Secret};
 pub use error::{Error, Readers, Result};
 pub use file::is_model_file;
+pub use hub_name::{HubName, Which};
 #[doc(hidden)]
 pub use ollama::blob_paths;
 pub use store::{Layers, Listed, Listing, Model, Store, Tool};

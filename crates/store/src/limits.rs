@@ -30,3 +30,6 @@ pub(crate) const MAX_NEAR_BYTES: usize = 200;
 
 /// Names that an error tells of.
 pub(crate) const MAX_TOLD: usize = 8;
+
+/// Models of a repository that an error tells of: it is the only place where they can be seen.
+pub(crate) const MAX_TOLD_OF_REPOSITORY: usize = 40;

@@ -17,7 +17,7 @@ pub(crate) struct Query<'a> {
 }
 
 /// Hosts that are the Hugging Face hub.
-const HUB: [&str; 2] = ["hf.co", "huggingface.co"];
+pub(crate) const HUB: [&str; 2] = ["hf.co", "huggingface.co"];
 
 /// Digits of a digest that say which one is meant: as many as `ollama list` shows.
 const DIGEST_DIGITS_MIN: usize = 12;
@@ -82,7 +82,7 @@ pub(crate) fn same(a: &str, b: &str) -> bool {
 }
 
 /// As much of a name as an error tells.
-fn shown(name: &str) -> String {
+pub(crate) fn shown(name: &str) -> String {
     name.chars().take(100).collect()
 }
 

@@ -10,7 +10,7 @@ use crate::ollama;
 use crate::store::{Model, Tool};
 
 /// One program's store.
-pub(crate) trait Source: fmt::Debug {
+pub(crate) trait Source: fmt::Debug + Send + Sync {
     /// Whose it is.
     fn tool(&self) -> Tool;
 

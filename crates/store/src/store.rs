@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use crate::environment::Environment;
 use crate::error::{Error, Result};
 use crate::folder::Folder;
-use crate::hub::{self, Hub};
+use crate::hub::Hub;
 use crate::llama_cpp::{self, LlamaCpp};
 use crate::lm_studio::{self, LmStudio};
 use crate::name::{self, Query};
@@ -127,7 +127,7 @@ impl Store {
         let folders = e.folders.iter().cloned().map(Folder::new);
         folders.for_each(|folder| store.add(&mut seen, folder));
         ollama::roots(e).into_iter().for_each(|root| store.add(&mut seen, Ollama::new(root)));
-        hub::root(e).into_iter().for_each(|root| store.add(&mut seen, Hub::new(root)));
+        e.hub_cache().into_iter().for_each(|root| store.add(&mut seen, Hub::new(root)));
         let lm_studio = lm_studio::roots(e).into_iter().map(LmStudio::new);
         lm_studio.for_each(|folder| store.add(&mut seen, folder));
         let llama_cpp = llama_cpp::root(e);

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use common::{Machine, gguf, layer, manifest};
 use proptest::prelude::*;
-use tierstream_store::blob_paths;
+use tierstream_store::{HubName, Which, blob_paths};
 
 /// Texts that could become a path.
 fn hostile() -> impl Strategy<Value = String> {
@@ -60,6 +60,31 @@ fn no_name_leads_out_of_the_stores() {
             Err(error) => {
                 let _ = (error.to_string(), error.hint());
             }
+        }
+    });
+}
+
+#[test]
+fn names_of_the_hub_are_parts_of_paths_and_addresses() {
+    let part = |part: &str| {
+        let is_kept = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        part.chars().all(is_kept) && !part.starts_with('.') && !part.is_empty()
+    };
+    let name = prop_oneof![
+        hostile(),
+        "(hf://|https://)?(hf.co/|Huggingface.co/)?[a-zA-Z0-9._-]{1,5}/[a-zA-Z0-9._-]{1,5}(:[a-zA-Z0-9._/-]{0,9}(.gguf)?)?",
+    ];
+    let config = ProptestConfig { cases: 2048, failure_persistence: None, ..Default::default() };
+    proptest!(config, |(text in name, files in prop::collection::vec(hostile(), 0..4))| {
+        let Ok(name) = HubName::parse(&text) else { return Ok(()) };
+        prop_assert!(part(name.owner()) && part(name.repo()), "{:?}", name);
+        if let Which::File(path) = name.which() {
+            prop_assert!(path.split('/').all(|part| !matches!(part, "" | "." | "..")), "{}", path);
+        }
+        // What it is shown as is the same name.
+        prop_assert_eq!(HubName::parse(&name.to_string()).unwrap(), name.clone());
+        if let Ok(chosen) = name.choose(&files) {
+            prop_assert!(!chosen.is_empty() && chosen.iter().all(|file| files.contains(file)));
         }
     });
 }
