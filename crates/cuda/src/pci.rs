@@ -23,6 +23,19 @@ impl Link {
         Self::read(&folder(bus))
     }
 
+    /// What the lanes that the device can have carry one way, without what packets add. (PCI Express Base
+    /// Specification: 2.5 GT/s with ten bits a byte, 5, then 8 GT/s with 130 bits for 128, and twice that with
+    /// each generation.)
+    #[must_use]
+    pub fn bytes_per_second_max(&self) -> f64 {
+        let lane = match self.generation_max {
+            0 | 1 => 2.5e9 / 10.0,
+            2 => 5e9 / 10.0,
+            later => 8e9 * 128.0 / 130.0 / 8.0 * f64::from(1_u32 << (later - 3).min(8)),
+        };
+        lane * f64::from(self.width_max)
+    }
+
     fn read(folder: &Path) -> Option<Self> {
         let field = |name: &str| line(&folder.join(name));
         Some(Self {
@@ -81,6 +94,9 @@ mod tests {
         write("max_link_width", "16\n");
         let link = Link { generation: 1, width: 8, generation_max: 5, width_max: 16 };
         assert_eq!(Link::read(dir.path()), Some(link));
+        assert_eq!((link.bytes_per_second_max() / 1e7).round(), 6302.0);
+        let old = Link { generation_max: 2, width_max: 4, ..link };
+        assert_eq!(old.bytes_per_second_max(), 2e9);
         write("max_link_speed", "Unknown\n");
         assert_eq!(Link::read(dir.path()), None);
         write("max_link_speed", "32.0 GT/s PCIe\n");

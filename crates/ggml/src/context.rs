@@ -1,4 +1,4 @@
-//! One conversation with a model: KV cache, compute buffers, threads.
+//! Conversations with a model: KV cache, compute buffers, threads.
 
 use std::ffi::c_void;
 use std::ptr;
@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::abi::*;
-use crate::control::Control;
+use crate::cancel::Cancel;
+use crate::embedding::Embeds;
 use crate::error::{Error, Result};
 use crate::gpu::Miss;
 use crate::log;
@@ -16,14 +17,17 @@ use crate::model::Model;
 use crate::prefetch::Prefetch;
 use crate::proxy::proc_of;
 use crate::replay::Replay;
+use crate::stalls::Stalls;
 use crate::vocab::Token;
 use crate::workspace::Needs;
 
 /// Sizes and threads of a context.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ContextOptions {
-    /// Tokens that the KV cache holds.
+    /// Tokens of each sequence that the KV cache holds.
     pub n_ctx: u32,
+    /// Sequences: conversations that know nothing of each other, and can be computed together.
+    pub n_seq: u32,
     /// Tokens of a batch that is computed at once; longer ones are cut.
     pub n_batch: u32,
     /// Compute threads.
@@ -42,6 +46,7 @@ impl Default for ContextOptions {
     fn default() -> Self {
         Self {
             n_ctx: 4096,
+            n_seq: 1,
             n_batch: 512,
             n_threads: 1,
             keep: Keep::All,
@@ -55,8 +60,22 @@ impl Default for ContextOptions {
 /// positions. Its books alone take some 44 bytes a token, before it asks for the KV cache.
 const N_CTX_MAX: u32 = 1 << 24;
 
+/// `LLAMA_MAX_SEQ` (llama-cparams.h).
+const N_SEQ_MAX: u32 = 256;
+
 /// `GGML_MAX_N_THREADS` (ggml.h).
 const N_THREADS_MAX: u32 = 512;
+
+/// A token that is appended to a sequence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Entry {
+    /// The token.
+    pub token: Token,
+    /// Which sequence, from 0 on.
+    pub sequence: u32,
+    /// Whether its row of logits is kept.
+    pub keep: bool,
+}
 
 /// Which rows of logits a decode keeps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,40 +86,6 @@ pub enum Keep {
     All,
 }
 
-/// Stops a context's computing from any thread: between two layers, or while it waits for reads. A
-/// read that goes straight to a slot is waited for once the drive has it, because the slot cannot be
-/// used for anything else before; of those through the ring none is.
-#[derive(Debug, Clone, Default)]
-pub struct Cancel {
-    flag: Arc<AtomicBool>,
-    /// Of the proxy's backend, for streamed models.
-    control: Option<Arc<Control>>,
-}
-
-impl Cancel {
-    /// Ends the decode that runs, and every later one until [`Cancel::reset`].
-    pub fn cancel(&self) {
-        self.set(true);
-    }
-
-    /// Lets the context decode again.
-    pub fn reset(&self) {
-        self.set(false);
-    }
-
-    fn set(&self, on: bool) {
-        self.flag.store(on, Ordering::Release);
-        if let Some(control) = &self.control {
-            control.cancel(on);
-        }
-    }
-
-    /// Whether decodes end.
-    pub fn is_cancelled(&self) -> bool {
-        self.flag.load(Ordering::Acquire)
-    }
-}
-
 /// A context of a [`Model`]. One thread at a time uses it; several contexts of one model may
 /// decode at the same time and share its pool.
 pub struct Context {
@@ -109,8 +94,10 @@ pub struct Context {
     cancel: Cancel,
     n_vocab: usize,
     rows: usize,
-    position: u32,
+    /// Tokens of each sequence.
+    positions: Vec<u32>,
     options: ContextOptions,
+    pub(crate) embeds: Embeds,
     /// Of the graphs that llama.cpp reserved; none without our device.
     needs: Needs,
     /// Of llama.cpp's compute buffer.
@@ -125,7 +112,7 @@ impl std::fmt::Debug for Context {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Context")
             .field("options", &self.options)
-            .field("position", &self.position)
+            .field("positions", &self.positions)
             .finish_non_exhaustive()
     }
 }
@@ -140,28 +127,39 @@ impl Context {
     /// model whose experts the processor cannot compute, with [`Miss::Compute`].
     pub fn new(model: Model, options: &ContextOptions) -> Result<Context> {
         let failed = |reason| Error::Context { n_ctx: options.n_ctx, reason };
-        if options.n_ctx == 0 || options.n_batch == 0 || options.n_threads == 0 {
-            return Err(failed("context, batch and threads must be at least 1".to_owned()));
+        let sizes = [options.n_ctx, options.n_seq, options.n_batch, options.n_threads];
+        if sizes.contains(&0) {
+            return Err(failed("context, sequences, batch and threads must be at least 1".into()));
         }
         let threads = i32::try_from(options.n_threads).unwrap_or(i32::MAX);
-        if options.n_ctx > N_CTX_MAX || options.n_threads > N_THREADS_MAX {
+        let n_ctx = n_ctx_in_all(options);
+        if n_ctx > N_CTX_MAX || options.n_seq > N_SEQ_MAX || options.n_threads > N_THREADS_MAX {
             return Err(failed(format!(
-                "the most are {N_CTX_MAX} tokens and {N_THREADS_MAX} threads"
+                "the most are {N_CTX_MAX} tokens in {N_SEQ_MAX} sequences, and {N_THREADS_MAX} threads"
             )));
         }
         let cancel = Cancel::default();
+        let embeds = Embeds::of(&model);
+        let options = &match embeds {
+            // A text is read at once.
+            Embeds::Whole => ContextOptions { n_batch: options.n_ctx, keep: Keep::All, ..*options },
+            Embeds::Last => *options,
+        };
         // SAFETY: a plain struct of defaults.
         let mut params = unsafe { llama_context_default_params() };
-        params.n_ctx = options.n_ctx;
-        params.n_batch = options.n_batch.min(options.n_ctx);
+        params.n_ctx = n_ctx;
+        params.n_batch = options.n_batch.min(options.n_ctx).max(options.n_seq);
         params.n_ubatch = params.n_batch;
         params.n_threads = threads;
         params.n_threads_batch = threads;
-        params.n_seq_max = 1;
+        params.n_seq_max = options.n_seq;
+        // Each sequence has cells of its own: what is computed of one does not depend on the others.
+        params.kv_unified = false;
         params.n_outputs_max = match options.keep {
-            Keep::Last => 1,
+            Keep::Last => options.n_seq,
             Keep::All => params.n_batch,
         };
+        params.embeddings = embeds == Embeds::Whole;
         params.op_offload = false;
         params.no_perf = true;
         params.abort_callback = Some(abort);
@@ -187,8 +185,9 @@ impl Context {
             cancel,
             n_vocab: model.vocab().len() as usize,
             rows: 0,
-            position: 0,
+            positions: vec![0; options.n_seq as usize],
             options: *options,
+            embeds,
             needs: Needs::default(),
             compute_bytes: log::take_compute_bytes(),
             model,
@@ -248,38 +247,32 @@ impl Context {
         Ok(())
     }
 
-    /// Appends `tokens` and computes them, in batches of [`ContextOptions::n_batch`].
+    /// Appends `tokens` to sequence 0 and computes them, in batches of [`ContextOptions::n_batch`].
     /// `row` is called with (index in `tokens`, logits) for every row that is kept.
     ///
     /// # Errors
-    /// [`Error::Batch`] when the context is full, a token is none of the model's, or more rows are
-    /// to be kept than [`ContextOptions::keep`] says;
-    /// [`Error::Rehearsal`] of a model without weights;
-    /// [`Error::Io`] when records could not be read, or weights have changed, [`Error::Cancelled`], [`Error::Decode`],
-    /// [`Error::NotANumber`] when a kept row holds a NaN or no finite value at all.
-    /// After an error the context holds the batches before the failed one, or nothing where the
-    /// model's memory cannot be cut; [`Context::position`] tells.
+    /// As [`Context::step`]. After an error the sequence holds the batches before the failed one, or
+    /// nothing where the model's memory cannot be cut; [`Context::position`] tells.
     pub fn decode(
         &mut self,
         tokens: &[Token],
         keep: Keep,
         mut row: impl FnMut(usize, &[f32]),
     ) -> Result<()> {
-        self.check(tokens)?;
-        if keep == Keep::All && self.options.keep == Keep::Last && tokens.len() > 1 {
-            return Err(Error::Batch("this context keeps the last row of logits only".into()));
-        }
-        let size = self.options.n_batch.min(self.options.n_ctx) as usize;
+        let last = tokens.len().saturating_sub(1);
+        let entry = |(index, &token)| {
+            let keep = keep == Keep::All || index == last;
+            Entry { token, sequence: 0, keep }
+        };
+        let entries: Vec<Entry> = tokens.iter().enumerate().map(entry).collect();
+        self.check_writes()?;
+        self.check(&entries)?;
         let mut done = 0;
-        for batch in tokens.chunks(size) {
-            let last = done + batch.len() == tokens.len();
-            // Before, so that what is lost is not computed with; and after, so that nobody gets what was.
-            self.model.check_weights()?;
-            self.decode_batch(batch, keep, last)?;
-            self.model.check_weights()?;
+        for batch in entries.chunks(self.batch_size()) {
+            self.compute(batch)?;
             let first = match keep {
                 Keep::All => done,
-                Keep::Last => tokens.len() - 1,
+                Keep::Last => last,
             };
             for index in 0..self.rows {
                 row(first + index, self.logits(index));
@@ -290,41 +283,104 @@ impl Context {
         Ok(())
     }
 
-    fn check(&self, tokens: &[Token]) -> Result<()> {
-        if self.model.is_rehearsal() {
-            return Err(Error::Rehearsal);
+    /// Appends tokens to sequences and computes them at once, at most [`Context::batch_size`]. The rows
+    /// that are kept are in the order of the entries.
+    ///
+    /// # Errors
+    /// [`Error::Batch`] when a sequence is full, or there is none of this number, a token is none of the
+    /// model's, or more rows are to be kept than [`ContextOptions::keep`] says (one for each sequence);
+    /// [`Error::Rehearsal`] of a model without weights;
+    /// [`Error::Io`] when records could not be read, or weights have changed, [`Error::Cancelled`], [`Error::Decode`],
+    /// [`Error::NotANumber`] when a kept row holds a NaN or no finite value at all.
+    /// After an error the sequences are as they were before, or empty where the model's memory cannot be
+    /// cut; [`Context::len`] tells.
+    pub fn step(&mut self, entries: &[Entry]) -> Result<()> {
+        self.check_writes()?;
+        self.check(entries)?;
+        if entries.len() > self.batch_size() {
+            let (n, most) = (entries.len(), self.batch_size());
+            return Err(Error::Batch(format!("{n} tokens are more than a batch of {most}")));
         }
-        let room = self.options.n_ctx - self.position;
-        if tokens.is_empty() {
-            return Err(Error::Batch("no tokens to decode".into()));
-        }
-        if tokens.len() > room as usize {
-            return Err(Error::Batch(format!(
-                "{} tokens do not fit the {room} free ones of a context of {}",
-                tokens.len(),
-                self.options.n_ctx
-            )));
-        }
-        match tokens.iter().find(|&&t| usize::try_from(t).map_or(true, |t| t >= self.n_vocab)) {
-            Some(t) => {
-                Err(Error::Batch(format!("token {t} is none of the model's {}", self.n_vocab)))
+        self.compute(entries)?;
+        self.model.copy_weights();
+        Ok(())
+    }
+
+    /// Most tokens of a [`Context::step`].
+    pub fn batch_size(&self) -> usize {
+        self.options.n_batch.min(self.options.n_ctx).max(self.options.n_seq) as usize
+    }
+
+    fn check_writes(&self) -> Result<()> {
+        match self.is_encoder() {
+            true => {
+                Err(Error::Batch("this model reads texts, for embeddings, and writes none".into()))
             }
-            None => Ok(()),
+            false => Ok(()),
         }
     }
 
-    fn decode_batch(&mut self, tokens: &[Token], keep: Keep, last: bool) -> Result<()> {
-        let n = i32::try_from(tokens.len()).expect("a batch is smaller than a context");
-        let start = i32::try_from(self.position).expect("a context is smaller than i32");
-        let mut ids = tokens.to_vec();
-        let mut positions: Vec<llama_pos> = (start..start + n).collect();
-        let mut counts = vec![1i32; tokens.len()];
-        let mut sequence: llama_seq_id = 0;
-        let mut sequences = vec![&raw mut sequence; tokens.len()];
-        let mut kept = vec![i8::from(keep == Keep::All); tokens.len()];
-        if last {
-            kept[tokens.len() - 1] = 1;
+    pub(crate) fn check(&self, entries: &[Entry]) -> Result<()> {
+        if self.model.is_rehearsal() {
+            return Err(Error::Rehearsal);
         }
+        if entries.is_empty() {
+            return Err(Error::Batch("no tokens to decode".into()));
+        }
+        let mut added = vec![0usize; self.positions.len()];
+        let mut kept = added.clone();
+        for entry in entries {
+            let (token, sequence) = (entry.token, entry.sequence as usize);
+            if usize::try_from(token).map_or(true, |t| t >= self.n_vocab) {
+                let n = self.n_vocab;
+                return Err(Error::Batch(format!("token {token} is none of the model's {n}")));
+            }
+            let Some(added) = added.get_mut(sequence) else {
+                let n = self.positions.len();
+                return Err(Error::Batch(format!("sequence {sequence} is none of the {n}")));
+            };
+            *added += 1;
+            kept[sequence] += usize::from(entry.keep);
+        }
+        let n_ctx = self.options.n_ctx;
+        for (added, position) in added.iter().zip(&self.positions) {
+            let room = n_ctx.saturating_sub(*position);
+            if *added > room as usize {
+                return Err(Error::Batch(format!(
+                    "{added} tokens do not fit the {room} free ones of a context of {n_ctx}"
+                )));
+            }
+        }
+        if self.options.keep == Keep::Last && kept.iter().any(|&kept| kept > 1) {
+            return Err(Error::Batch("this context keeps the last row of logits only".into()));
+        }
+        Ok(())
+    }
+
+    /// Computes a batch that was checked.
+    pub(crate) fn compute(&mut self, entries: &[Entry]) -> Result<()> {
+        // Before, so that what is lost is not computed with; and after, so that nobody gets what was.
+        self.model.check_weights()?;
+        self.decode_batch(entries)?;
+        self.model.check_weights()
+    }
+
+    fn decode_batch(&mut self, entries: &[Entry]) -> Result<()> {
+        let n = i32::try_from(entries.len()).expect("a batch is smaller than a context");
+        let mut next = self.positions.clone();
+        let mut position_of = |entry: &Entry| {
+            let position = &mut next[entry.sequence as usize];
+            *position += 1;
+            i32::try_from(*position - 1).expect("a context is smaller than i32")
+        };
+        let mut ids: Vec<llama_token> = entries.iter().map(|entry| entry.token).collect();
+        let mut positions: Vec<llama_pos> = entries.iter().map(&mut position_of).collect();
+        let mut counts = vec![1i32; entries.len()];
+        let mut sequence_ids: Vec<llama_seq_id> =
+            (0..self.options.n_seq).map(|id| id.cast_signed()).collect();
+        let mut sequences: Vec<*mut llama_seq_id> =
+            entries.iter().map(|entry| &raw mut sequence_ids[entry.sequence as usize]).collect();
+        let mut kept: Vec<i8> = entries.iter().map(|entry| i8::from(entry.keep)).collect();
         self.rows = kept.iter().filter(|&&k| k != 0).count();
         let batch = llama_batch {
             n_tokens: n,
@@ -343,13 +399,17 @@ impl Context {
         if status == 0 && error.is_none() {
             broken = !(0..self.rows).all(|index| is_numbers(self.logits(index)));
             if !broken {
-                self.position += n.unsigned_abs();
+                self.positions = next;
                 return Ok(());
             }
         }
         self.rows = 0;
-        if !self.forget_from(self.position) {
-            self.clear(); // part of the batch is in a state that cannot be taken back
+        for entry in entries {
+            // Part of the batch may be in a state that cannot be taken back.
+            let was = self.positions[entry.sequence as usize];
+            if !self.cut(entry.sequence, was) {
+                self.cut(entry.sequence, 0);
+            }
         }
         Err(match (error, status) {
             (Some(error), _) => error,
@@ -379,30 +439,55 @@ impl Context {
         self.rows > 0
     }
 
-    /// Tokens in the KV cache.
+    /// Tokens of sequence 0.
     pub fn position(&self) -> u32 {
-        self.position
+        self.positions[0]
     }
 
-    /// Forgets all tokens.
+    /// Tokens of a sequence.
+    ///
+    /// # Panics
+    /// If there is no such sequence.
+    pub fn len(&self, sequence: u32) -> u32 {
+        self.positions[sequence as usize]
+    }
+
+    /// Forgets all tokens of all sequences.
     pub fn clear(&mut self) {
         // SAFETY: a live context.
         unsafe { llama_memory_clear(llama_get_memory(self.llama), true) };
-        self.position = 0;
+        self.positions.fill(0);
         self.rows = 0;
     }
 
-    /// Forgets the tokens from `position` on. Returns false, and forgets nothing, where the
-    /// model's memory cannot be cut (recurrent models).
+    /// Forgets the tokens of sequence 0 from `position` on: see [`Context::cut`].
     pub fn forget_from(&mut self, position: u32) -> bool {
+        self.cut(0, position)
+    }
+
+    /// Forgets the tokens of a sequence from `position` on. Returns false, and forgets nothing, where the
+    /// model's memory cannot be cut there (recurrent models, anywhere but at 0).
+    ///
+    /// # Panics
+    /// If there is no such sequence.
+    pub fn cut(&mut self, sequence: u32, position: u32) -> bool {
         let from = i32::try_from(position).unwrap_or(i32::MAX);
-        // SAFETY: a live context; -1 is "to the end".
-        let cut = unsafe { llama_memory_seq_rm(llama_get_memory(self.llama), 0, from, -1) };
+        let held = &mut self.positions[sequence as usize];
+        // SAFETY: a live context, one of its sequences; -1 is "to the end".
+        let cut = unsafe {
+            llama_memory_seq_rm(llama_get_memory(self.llama), sequence.cast_signed(), from, -1)
+        };
         if cut {
-            self.position = self.position.min(position);
+            *held = (*held).min(position);
             self.rows = 0;
         }
         cut
+    }
+
+    /// A sequence has other tokens now, so many.
+    pub(crate) fn restored(&mut self, sequence: u32, len: u32) {
+        self.positions[sequence as usize] = len;
+        self.rows = 0;
     }
 
     /// A handle that stops this context from another thread.
@@ -412,8 +497,12 @@ impl Context {
 
     /// Time that computing has waited for expert records, since the context was made.
     pub fn stall(&self) -> Duration {
-        let ns = self.cancel.control.as_ref().map_or(0, |c| c.stall_ns.load(Ordering::Relaxed));
-        Duration::from_nanos(ns)
+        self.stalls().map_or(Duration::ZERO, |stalls| stalls.total())
+    }
+
+    /// The same, wait by wait, for other threads to look at; none without our device.
+    pub fn stalls(&self) -> Option<Arc<Stalls>> {
+        Some(self.cancel.control.as_ref()?.stalls.clone())
     }
 
     /// The first block whose experts only the GPU can compute, and why; with [`Miss::Auto`] they are
@@ -453,8 +542,8 @@ impl Context {
     /// resident from the start.
     pub fn compute_bytes(&self) -> u64 {
         let rows = match self.options.keep {
-            Keep::Last => 0,
-            Keep::All => u64::from(self.options.n_batch.min(self.options.n_ctx)),
+            Keep::Last => u64::from(self.options.n_seq - 1),
+            Keep::All => self.batch_size() as u64,
         };
         let logits = rows * self.n_vocab as u64 * size_of::<f32>() as u64;
         self.compute_bytes + self.needs.workspace.bytes() as u64 + logits
@@ -476,7 +565,7 @@ impl Context {
         &self.options
     }
 
-    pub(crate) fn raw(&mut self) -> *mut llama_context {
+    pub(crate) fn raw(&self) -> *mut llama_context {
         self.llama
     }
 }
@@ -490,6 +579,14 @@ impl Drop for Context {
                 ggml_threadpool_free(self.threadpool);
             }
         }
+    }
+}
+
+/// Tokens of all sequences, as llama.cpp makes room for them: it rounds what each has.
+fn n_ctx_in_all(options: &ContextOptions) -> u32 {
+    match options.n_seq {
+        1 => options.n_ctx,
+        n => (options.n_ctx.saturating_add(255) / 256 * 256).saturating_mul(n),
     }
 }
 

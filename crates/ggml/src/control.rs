@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tierstream_io::Ticket;
@@ -15,6 +15,7 @@ use crate::memory::Memory;
 use crate::plan::Plan;
 use crate::prefetch::Prefetch;
 use crate::replay::Replay;
+use crate::stalls::Stalls;
 use crate::weights::WeightTable;
 use crate::workspace::{Needs, Workspace, take_work_buffer};
 
@@ -43,8 +44,8 @@ pub(crate) struct Control {
     scratch: Mutex<Option<(Memory, usize)>>,
     /// Routing in place of the router's.
     replay: Mutex<Option<Arc<Replay>>>,
-    /// Time that the compute thread waited for reads, nanoseconds.
-    pub(crate) stall_ns: AtomicU64,
+    /// How long the compute thread waited for reads.
+    pub(crate) stalls: Arc<Stalls>,
 }
 
 impl Control {
@@ -65,7 +66,7 @@ impl Control {
             unguessed: Mutex::default(),
             scratch: Mutex::new(None),
             replay: Mutex::new(None),
-            stall_ns: AtomicU64::new(0),
+            stalls: Arc::default(),
         }
     }
 

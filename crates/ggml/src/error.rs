@@ -115,6 +115,12 @@ pub enum Error {
     /// The batch does not fit the context or breaks a limit.
     #[error("{0}")]
     Batch(String),
+    /// What was saved of a sequence is nothing that this context can go on with.
+    #[error("a saved sequence cannot be restored: {reason}")]
+    Saved {
+        /// llama.cpp's reason, or ours.
+        reason: String,
+    },
     /// Text could not be turned into tokens or back.
     #[error("{0}")]
     Vocab(String),

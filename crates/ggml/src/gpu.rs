@@ -14,7 +14,6 @@
 //! been read, for by then it is done.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use tierstream_io::{Priority, Ticket};
@@ -407,7 +406,6 @@ fn staging<T>(control: &Control, stage: impl FnOnce(Waits<'_>) -> Result<T>) -> 
 fn stall<T>(control: &Control, wait: impl FnOnce() -> T) -> T {
     let start = Instant::now();
     let done = wait();
-    let waited = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
-    control.stall_ns.fetch_add(waited, Ordering::Relaxed);
+    control.stalls.add(start.elapsed());
     done
 }

@@ -10,7 +10,6 @@
 //! on the CPU backend.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use self::gather::{Op, Scratch};
@@ -215,8 +214,7 @@ impl Host {
             let waiting = Instant::now();
             let load = loads.of(stage, group);
             step.tickets(load).try_for_each(|ticket| control.wait_for(ticket))?;
-            let waited = u64::try_from(waiting.elapsed().as_nanos()).unwrap_or(u64::MAX);
-            control.stall_ns.fetch_add(waited, Ordering::Relaxed);
+            control.stalls.add(waiting.elapsed());
             step.arrived(load)?;
             let placed = &step.arriving()[group];
             done(scratch.compute(*inner, residency, layer, ops, placed, routed)?)?;

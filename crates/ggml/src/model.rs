@@ -18,7 +18,9 @@ use crate::cached::FromCache;
 use crate::error::{Error, Result};
 use crate::placement::{Gpu, Placement};
 use crate::proxy::{Device, OwnedDevice};
-use crate::residency::{ExpertCounters, Layer, Residency, Spec, layer_bytes, rounding_bytes};
+use crate::residency::{
+    ExpertCounters, Layer, LayerUse, Residency, Spec, layer_bytes, rounding_bytes,
+};
 use crate::uploads::Uploads;
 use crate::verified::Checksums;
 use crate::vocab::Vocab;
@@ -365,6 +367,11 @@ impl Model {
     pub fn layer_counters(&self) -> Vec<(u32, tierstream_pool::LayerCounters)> {
         let Some(r) = self.residency() else { return Vec::new() };
         r.layers().iter().map(|l| l.block).zip(r.layer_counters()).collect()
+    }
+
+    /// Per MoE layer: where its experts were found, and how often each was asked for; nothing without a pool.
+    pub fn layer_uses(&self) -> Vec<LayerUse> {
+        self.residency().map_or_else(Vec::new, |r| r.layer_uses())
     }
 
     /// Empties the pool, so that the next tokens start cold.

@@ -147,6 +147,12 @@ impl Gpu {
         Ok(self.device.bandwidth(64 << 20, 10)?.upload_gbps * 1e9)
     }
 
+    /// Bytes per second that its link to the processor has by its generation and width, if the system tells
+    /// them; copies get a tenth less.
+    pub fn link_rate(&self) -> Option<f64> {
+        self.device.info().link.map(|link| link.bytes_per_second_max())
+    }
+
     /// The device's name: `NVIDIA H200`.
     pub fn name(&self) -> &str {
         &self.device.info().name

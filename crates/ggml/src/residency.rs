@@ -14,7 +14,7 @@ use tierstream_io::{FileId, Priority, Reader};
 use tierstream_pool::{LayerCounters, Lookup, Pool, Record};
 
 pub(crate) use self::ahead::Ahead;
-pub use self::counters::ExpertCounters;
+pub use self::counters::{ExpertCounters, LayerUse};
 use self::elastic::Elastic;
 pub(crate) use self::elastic::rounding_bytes;
 use self::layer::TAIL_BYTES;
@@ -70,8 +70,8 @@ pub(crate) struct Residency {
     /// Per layer the slot of expert 0, while every record sits in expert order. Whoever computes
     /// by it, without pins, keeps it locked.
     identity: RwLock<Option<Vec<u32>>>,
-    /// Selections served without a look-up because everything is resident.
-    resident_requests: AtomicU64,
+    /// Per layer, selections served without a look-up because everything is resident.
+    resident_requests: Vec<AtomicU64>,
     /// Records read ahead whose layer has come, and those of them that it needed.
     read_ahead: AtomicU64,
     read_ahead_used: AtomicU64,
@@ -205,6 +205,7 @@ impl Residency {
             None => None,
         };
         Ok(Self {
+            resident_requests: spec.layers.iter().map(|_| AtomicU64::new(0)).collect(),
             layers: spec.layers,
             classes,
             store,
@@ -216,7 +217,6 @@ impl Residency {
             reader,
             checks,
             identity: RwLock::new(None),
-            resident_requests: AtomicU64::new(0),
             read_ahead: AtomicU64::new(0),
             read_ahead_used: AtomicU64::new(0),
             computed: AtomicU64::new(0),
@@ -262,32 +262,6 @@ impl Residency {
         self.lock().resident_bytes()
     }
 
-    pub(crate) fn counters(&self) -> ExpertCounters {
-        let resident = self.resident_requests.load(Ordering::Relaxed);
-        let mut sum =
-            ExpertCounters { requests: resident, hits: resident, ..ExpertCounters::default() };
-        sum.read_ahead = self.read_ahead.load(Ordering::Relaxed);
-        sum.read_ahead_used = self.read_ahead_used.load(Ordering::Relaxed);
-        sum.computed = self.computed.load(Ordering::Relaxed);
-        let pool = self.lock();
-        for c in pool.counters() {
-            sum.requests += c.requests;
-            sum.hits += c.hits + c.hits_in_flight;
-            sum.faults += c.faults;
-            sum.evictions += c.evictions;
-            sum.bytes_brought += c.bytes_faulted;
-            sum.first_touches += c.first_touches;
-        }
-        sum.bytes_brought -= self.not_brought_bytes.load(Ordering::Relaxed);
-        drop(pool);
-        sum.bytes_read = sum.bytes_brought;
-        if let Some(below) = &self.below {
-            let below = below.counters();
-            (sum.ram_hits, sum.bytes_read) = (below.hits, below.bytes_read);
-        }
-        sum
-    }
-
     /// Of the pool whose faults are read.
     pub(crate) fn layer_counters(&self) -> Vec<LayerCounters> {
         self.below.as_ref().map_or_else(|| self.lock().counters().to_vec(), |b| b.layer_counters())
@@ -318,7 +292,7 @@ impl Residency {
     /// than the distinct experts that [`Residency::acquire`] counts.
     pub(crate) fn count_resident(&self, layer: usize, tokens: u64) {
         let selections = tokens * u64::from(self.layers[layer].used);
-        self.resident_requests.fetch_add(selections, Ordering::Relaxed);
+        self.resident_requests[layer].fetch_add(selections, Ordering::Relaxed);
     }
 
     /// Counts records of the pool below that the processor has computed with.

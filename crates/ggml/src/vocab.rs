@@ -16,6 +16,31 @@ pub struct Vocab<'a> {
     _model: std::marker::PhantomData<&'a ()>,
 }
 
+// SAFETY: llama.cpp only reads a vocabulary once its model is loaded.
+unsafe impl Sync for Vocab<'_> {}
+
+/// Some of llama.cpp's pre-tokenizers match words with `std::regex`, which recurses for each character of a word
+/// (llama.cpp issue 27783 has a crash after 26,000 of them on 8 MiB). So many need little of any stack.
+const STRETCH_ON_ANY_STACK: usize = 1024;
+
+/// Three times what was seen, bytes.
+const STACK_PER_CHARACTER: usize = 1024;
+
+/// A stack for these is 256 MiB of addresses, and memory as it is used.
+const STRETCH_MAX: usize = 1 << 18;
+
+/// The most characters of a text that follow each other without a change from blanks to others: no word is longer.
+fn longest_stretch(text: &str) -> usize {
+    let (mut longest, mut now, mut was_blank) = (0, 0, false);
+    for c in text.chars() {
+        let is_blank = c.is_whitespace();
+        now = if is_blank == was_blank { now + 1 } else { 1 };
+        was_blank = is_blank;
+        longest = longest.max(now);
+    }
+    longest
+}
+
 impl Vocab<'_> {
     pub(crate) fn new(model: *const llama_model) -> Self {
         // SAFETY: a live model.
@@ -55,8 +80,31 @@ impl Vocab<'_> {
     /// `markup`: read the names of control tokens in the text as the tokens themselves.
     ///
     /// # Errors
-    /// [`Error::Vocab`] for a model without a tokenizer or a text longer than 2 GiB.
+    /// [`Error::Vocab`] for a model without a tokenizer, a text longer than 2 GiB, or one with so long a stretch
+    /// without blanks, or of blanks alone, that llama.cpp could not be trusted with it.
     pub fn tokenize(&self, text: &str, special: bool, markup: bool) -> Result<Vec<Token>> {
+        let stretch = longest_stretch(text);
+        if stretch <= STRETCH_ON_ANY_STACK {
+            return self.tokenize_here(text, special, markup);
+        }
+        if stretch > STRETCH_MAX {
+            return Err(Error::Vocab(format!(
+                "the text has {stretch} characters in a row without a blank, or blanks alone; {STRETCH_MAX} are the most"
+            )));
+        }
+        let bytes = stretch * STACK_PER_CHARACTER;
+        let no_thread = |_| Error::OutOfMemory { bytes, what: "a thread to tokenize" };
+        std::thread::scope(|scope| {
+            std::thread::Builder::new()
+                .stack_size(bytes)
+                .spawn_scoped(scope, || self.tokenize_here(text, special, markup))
+                .map_err(no_thread)?
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    fn tokenize_here(&self, text: &str, special: bool, markup: bool) -> Result<Vec<Token>> {
         if !self.has_text() {
             return Err(Error::Vocab("this model has no tokenizer".into()));
         }
@@ -84,6 +132,15 @@ impl Vocab<'_> {
     /// The bytes of `token`; often no whole UTF-8 character. Empty for control tokens and for ids
     /// that are no token.
     pub fn piece(&self, token: Token) -> Vec<u8> {
+        self.bytes(token, false)
+    }
+
+    /// The same, and of a control token its name: what [`Vocab::tokenize`] with `markup` reads as it.
+    pub fn name(&self, token: Token) -> Vec<u8> {
+        self.bytes(token, true)
+    }
+
+    fn bytes(&self, token: Token, names: bool) -> Vec<u8> {
         if !self.has_text() || !self.contains(token) {
             return Vec::new();
         }
@@ -93,7 +150,7 @@ impl Vocab<'_> {
             // SAFETY: `bytes` has `room` bytes.
             let n = unsafe {
                 let buf = bytes.as_mut_ptr().cast();
-                llama_token_to_piece(self.vocab, token, buf, room, 0, false)
+                llama_token_to_piece(self.vocab, token, buf, room, 0, names)
             };
             match usize::try_from(n) {
                 Ok(n) => {
@@ -104,6 +161,18 @@ impl Vocab<'_> {
             }
         }
         Vec::new()
+    }
+
+    /// The token that begins a text, if the model has one.
+    pub fn bos(&self) -> Option<Token> {
+        // SAFETY: a live vocabulary.
+        Some(unsafe { llama_vocab_bos(self.vocab) }).filter(|token| self.contains(*token))
+    }
+
+    /// The token that ends a text, if the model has one.
+    pub fn eos(&self) -> Option<Token> {
+        // SAFETY: a live vocabulary.
+        Some(unsafe { llama_vocab_eos(self.vocab) }).filter(|token| self.contains(*token))
     }
 
     /// The chat template in the GGUF, Jinja source.

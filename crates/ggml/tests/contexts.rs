@@ -232,6 +232,9 @@ fn impossible_contexts_are_refused() {
         for options in [
             ContextOptions { n_ctx: 0, ..plain },
             ContextOptions { n_batch: 0, ..plain },
+            ContextOptions { n_seq: 0, ..plain },
+            ContextOptions { n_seq: 257, ..plain },
+            ContextOptions { n_ctx: 1 << 20, n_seq: 17, ..plain },
             ContextOptions { n_threads: 0, ..plain },
             ContextOptions { n_threads: 513, ..plain },
             ContextOptions { n_threads: u32::MAX, ..plain },

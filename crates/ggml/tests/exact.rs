@@ -6,7 +6,7 @@ mod common;
 use std::path::Path;
 
 use common::{Room, Run, Synth, assert_same_bits, demo, reader, stock, streamed_with};
-use tierstream_ggml::{Keep, Model, Prefetch};
+use tierstream_ggml::{Keep, LayerUse, Model, Prefetch};
 use tierstream_pool::Policy;
 use tierstream_synth::{Arch, Quant, Spec, TensorType};
 
@@ -47,6 +47,14 @@ fn check_counters(model: &Model, room: Room, what: &str) {
     let (budget, resident) = model.pool_bytes();
     assert!(c.requests > 0 && c.requests == c.hits + c.faults, "{what}: {c:?}");
     assert!(resident <= budget, "{what}");
+    let layers = model.layer_uses();
+    let sum = |of: fn(&LayerUse) -> u64| layers.iter().map(of).sum::<u64>();
+    let found = (sum(|l| l.from_vram), sum(|l| l.from_ram), sum(|l| l.from_drive));
+    assert_eq!(found, (0, c.hits, c.faults), "{what}");
+    let asked = sum(|l| l.uses.iter().copied().map(u64::from).sum());
+    // Nobody looks at the routing while all records are in place.
+    let seen = if room == Room::Preloaded { 0 } else { c.requests };
+    assert_eq!(asked, seen, "{what}");
     match room {
         Room::Preloaded => assert_eq!(c.bytes_read, model.expert_bytes(), "{what}: {c:?}"),
         Room::Share(1.0) => assert!(c.faults > 0 && c.evictions == 0, "{what}: {c:?}"),

@@ -11,7 +11,7 @@ use common::{
     Room, Run, Synth, assert_same_bits, attach, demo, faulty, load_on_stand_in, reader, stock,
 };
 use tierstream_cuda::standin::{Config, Fault, StandIn};
-use tierstream_ggml::{Error, Model, PoolOptions, PoolSize, Replay};
+use tierstream_ggml::{Error, LayerUse, Model, PoolOptions, PoolSize, Replay};
 use tierstream_io::Reader;
 use tierstream_io::wrap::{Action, Rule};
 use tierstream_pool::Policy;
@@ -42,6 +42,10 @@ fn check(path: &Path, generate: usize) {
             assert_same_bits(&reference, &run.logits(&model), vocab, &what);
             let c = model.expert_counters();
             assert!(c.requests > 0 && c.requests == c.hits + c.faults, "{what}: {c:?}");
+            let layers = model.layer_uses();
+            let sum = |of: fn(&LayerUse) -> u64| layers.iter().map(of).sum::<u64>();
+            assert_eq!(sum(|l| l.from_vram), c.hits, "{what}");
+            assert_eq!(sum(|l| l.from_ram + l.from_drive), c.faults, "{what}");
             match room {
                 Room::Preloaded => assert_eq!(c.bytes_read, model.expert_bytes(), "{what}: {c:?}"),
                 Room::Share(1.0) => assert!(c.faults > 0 && c.evictions == 0, "{what}: {c:?}"),
@@ -173,6 +177,12 @@ fn replayed_routing_decides_what_is_moved() {
     let c = model.expert_counters();
     let records = 8 * layers as u64;
     assert_eq!((c.requests, c.faults, c.first_touches), (4 * records, 2 * records, 2 * records));
+    for layer in model.layer_uses() {
+        // Two tokens each.
+        let twice: Vec<u32> = (0..64).map(|expert| if expert < 16 { 2 } else { 0 }).collect();
+        assert_eq!(layer.uses, twice);
+        assert_eq!((layer.from_vram, layer.from_ram, layer.from_drive), (16, 0, 16));
+    }
     // Of another model.
     context.replay(Some(Replay::new(vec![vec![vec![64; 8]; layers]])));
     context.clear();

@@ -58,6 +58,8 @@ pub struct Pool {
     slot_of: Vec<u32>,
     /// Whether a record has ever arrived.
     touched: Vec<bool>,
+    /// How often each record was asked for, modulo 2^32.
+    uses: Vec<u32>,
     counters: Vec<LayerCounters>,
     step: u64,
 }
@@ -67,7 +69,7 @@ struct Layer {
     class: u32,
     /// Number of this layer among the layers of its class.
     local: u32,
-    /// Index of expert 0 in `slot_of` and `touched`.
+    /// Index of expert 0 in `slot_of`, `touched` and `uses`.
     base: u32,
     experts: u32,
     record_bytes: u64,
@@ -126,6 +128,7 @@ impl Pool {
             classes,
             slot_of: vec![ABSENT; base as usize],
             touched: vec![false; base as usize],
+            uses: vec![0; base as usize],
             step: 0,
         })
     }
@@ -219,6 +222,8 @@ impl Pool {
     ///   through staging and tell [`stream`](Self::stream).
     pub fn request(&mut self, record: Record) -> Lookup {
         let found = self.peek(record);
+        let (_, key) = self.locate(record);
+        self.uses[key] = self.uses[key].wrapping_add(1);
         let counters = &mut self.counters[record.layer as usize];
         counters.requests += 1;
         match found {
@@ -382,6 +387,13 @@ impl Pool {
         &self.counters
     }
 
+    /// How often each expert of a layer was [asked for](Self::request), modulo 2^32.
+    #[must_use]
+    pub fn uses(&self, layer: u32) -> &[u32] {
+        let layer = &self.layers[layer as usize];
+        &self.uses[layer.base as usize..][..layer.experts as usize]
+    }
+
     /// Number of resident records of a layer; those being loaded do not count.
     #[must_use]
     pub fn resident(&self, layer: u32) -> u32 {
@@ -402,7 +414,7 @@ impl Pool {
         self.classes[slot.class as usize].record(slot.index)
     }
 
-    /// The layer's spec, and the record's index in `slot_of` and `touched`.
+    /// The layer's spec, and the record's index in `slot_of`, `touched` and `uses`.
     fn locate(&self, record: Record) -> (&Layer, usize) {
         let layer = &self.layers[record.layer as usize];
         assert!(

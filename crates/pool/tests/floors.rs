@@ -202,6 +202,7 @@ fn one_load_serves_several_contexts() {
     assert_eq!((counters.requests, counters.faults), (3, 1));
     assert_eq!((counters.hits, counters.hits_in_flight), (1, 1));
     assert_eq!(counters.bytes_faulted, 100);
+    assert_eq!(pool.uses(0)[..2], [3, 0]);
     for held in (0..3).rev() {
         assert_eq!(pool.clear(), 0);
         pool.unpin(slot);

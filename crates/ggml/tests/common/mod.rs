@@ -185,6 +185,7 @@ impl Run {
             keep: Keep::All,
             prefetch: self.prefetch,
             miss: self.miss,
+            ..ContextOptions::default()
         };
         Context::new(model.clone(), &options).unwrap()
     }
