@@ -1,0 +1,141 @@
+//! Embeddings of texts.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+use axum::http::StatusCode;
+
+use crate::ask::Wishes;
+use crate::engine::{EngineError, Token};
+use crate::error::{ApiError, ApiResult};
+use crate::hub::{Hub, KeepAlive, Lease, blocking};
+use crate::job::{Event, Goal, Job};
+
+/// A request for embeddings.
+#[derive(Debug, Default)]
+pub(crate) struct EmbedAsk {
+    pub(crate) model: String,
+    pub(crate) keep_alive: Option<KeepAlive>,
+    pub(crate) inputs: Vec<EmbedInput>,
+    pub(crate) wishes: Wishes,
+    /// What is too long is cut. Else it is refused.
+    pub(crate) truncate: bool,
+    /// The first so many numbers are wanted.
+    pub(crate) dimensions: Option<usize>,
+}
+
+#[derive(Debug)]
+pub(crate) enum EmbedInput {
+    Text(String),
+    Tokens(Vec<Token>),
+}
+
+/// Embeddings, each of length 1.
+pub(crate) struct Embedded {
+    pub(crate) embeddings: Vec<Vec<f32>>,
+    pub(crate) tokens: usize,
+    pub(crate) load_time: Duration,
+}
+
+/// Texts of a request.
+const INPUTS_MAX: usize = 2048;
+
+/// Has them computed, one after the other.
+pub(crate) async fn embed(hub: &Arc<Hub>, ask: EmbedAsk) -> ApiResult<Embedded> {
+    if ask.inputs.len() > INPUTS_MAX {
+        return Err(ApiError::of("input", format!("a request has at most {INPUTS_MAX} inputs")));
+    }
+    let deadline = tokio::time::Instant::now() + hub.settings.deadline;
+    let lease = Arc::new(hub.acquire(&ask.model, ask.wishes.ctx()?, ask.keep_alive).await?);
+    let mut done = Embedded { embeddings: Vec::new(), tokens: 0, load_time: lease.load_time };
+    for input in ask.inputs {
+        let (model, truncate) = (lease.clone(), ask.truncate);
+        let tokens = blocking(move || tokens(&model, input, truncate)).await??;
+        done.tokens += tokens.len();
+        let computed = tokio::time::timeout_at(deadline, one(hub, &lease, tokens)).await;
+        let late = |_| {
+            ApiError::new(StatusCode::GATEWAY_TIMEOUT, "that took longer than the server allows")
+        };
+        let embedding = computed.map_err(late)??;
+        done.embeddings.push(shortened(embedding, ask.dimensions)?);
+    }
+    Ok(done)
+}
+
+fn tokens(model: &Lease, input: EmbedInput, truncate: bool) -> ApiResult<Vec<Token>> {
+    let mut tokens = match input {
+        EmbedInput::Text(text) => model.text.tokenize(&text, true, false)?,
+        EmbedInput::Tokens(tokens) => model.checked(tokens)?,
+    };
+    let room = model.limits.ctx;
+    if tokens.len() > room {
+        if !truncate {
+            let n = tokens.len();
+            let why = format!("the input has {n} tokens, and the context has room for {room}");
+            return Err(ApiError { param: Some("input"), ..ApiError::too_long(why) });
+        }
+        // An encoder's texts end with a token of their own.
+        let last = tokens.pop().filter(|_| model.limits.is_encoder);
+        tokens.truncate(room - usize::from(last.is_some()));
+        tokens.extend(last);
+    }
+    match tokens.is_empty() {
+        true => Err(ApiError::of("input", "the input is empty")),
+        false => Ok(tokens),
+    }
+}
+
+async fn one(hub: &Arc<Hub>, lease: &Lease, prompt: Vec<Token>) -> ApiResult<Vec<f32>> {
+    let mut answer = lease.submit(|events, _| Job {
+        prompt,
+        goal: Goal::Embedding,
+        events,
+        wanted: Arc::new(AtomicBool::new(true)),
+        queued: Instant::now(),
+        metrics: hub.metrics.clone(),
+    })?;
+    match answer.next().await {
+        Some(Event::Embedding(embedding)) => Ok(embedding),
+        Some(Event::Failed(error)) => Err(error.into()),
+        _ => {
+            Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "the model has stopped; try again"))
+        }
+    }
+}
+
+/// Of length 1, with as many numbers as are wanted.
+fn shortened(mut embedding: Vec<f32>, dimensions: Option<usize>) -> ApiResult<Vec<f32>> {
+    if let Some(wanted) = dimensions.filter(|&n| n > 0) {
+        if wanted > embedding.len() {
+            let most = embedding.len();
+            return Err(ApiError::of(
+                "dimensions",
+                format!("the model's embeddings have {most} dimensions"),
+            ));
+        }
+        embedding.truncate(wanted);
+    }
+    let length = embedding.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
+    if !length.is_finite() {
+        return Err(EngineError::Failed("the embedding is not a number".into()).into());
+    }
+    if length > 0.0 {
+        embedding.iter_mut().for_each(|x| *x = (f64::from(*x) / length) as f32);
+    }
+    Ok(embedding)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shortened;
+
+    #[test]
+    fn embeddings_have_length_1() {
+        assert_eq!(shortened(vec![3.0, 4.0], None).expect("valid"), [0.6, 0.8]);
+        assert_eq!(shortened(vec![3.0, 4.0], Some(1)).expect("valid"), [1.0]);
+        assert_eq!(shortened(vec![0.0, 0.0], None).expect("valid"), [0.0, 0.0]);
+        assert!(shortened(vec![3.0, 4.0], Some(3)).is_err());
+        assert!(shortened(vec![f32::NAN], None).is_err());
+    }
+}

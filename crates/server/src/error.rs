@@ -1,0 +1,186 @@
+//! Why a request failed, in the shape of each dialect.
+
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+
+use crate::engine::EngineError;
+
+/// A request that failed.
+#[derive(Debug)]
+pub(crate) struct ApiError {
+    pub(crate) status: StatusCode,
+    pub(crate) message: String,
+    /// OpenAI's `param`.
+    pub(crate) param: Option<&'static str>,
+    /// OpenAI's `code`.
+    pub(crate) code: Option<&'static str>,
+}
+
+/// The `code` of prompts that do not fit the context, by which clients know that they have to shorten them.
+const TOO_LONG: &str = "context_length_exceeded";
+
+pub(crate) type ApiResult<T> = Result<T, ApiError>;
+
+/// Seconds after which a client that found the queue full may try again.
+const RETRY_AFTER: &str = "2";
+
+impl ApiError {
+    pub(crate) fn new(status: StatusCode, message: impl Into<String>) -> Self {
+        Self { status, message: message.into(), param: None, code: None }
+    }
+
+    pub(crate) fn bad(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, message)
+    }
+
+    pub(crate) fn of(param: &'static str, message: impl Into<String>) -> Self {
+        Self { param: Some(param), ..Self::bad(message) }
+    }
+
+    pub(crate) fn no_model(message: impl Into<String>) -> Self {
+        Self { code: Some("model_not_found"), ..Self::new(StatusCode::NOT_FOUND, message) }
+    }
+
+    /// The prompt does not fit the context.
+    pub(crate) fn too_long(message: impl Into<String>) -> Self {
+        Self { code: Some(TOO_LONG), ..Self::bad(message) }
+    }
+
+    pub(crate) fn busy() -> Self {
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "too many requests wait already; try again later",
+        )
+    }
+
+    pub(crate) fn openai(&self) -> Value {
+        let kind = match self.status {
+            StatusCode::UNAUTHORIZED => "authentication_error",
+            StatusCode::NOT_IMPLEMENTED => "not_supported_error",
+            StatusCode::SERVICE_UNAVAILABLE => "unavailable_error",
+            status if status.is_client_error() => "invalid_request_error",
+            _ => "server_error",
+        };
+        json!({"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}})
+    }
+
+    pub(crate) fn ollama(&self) -> Value {
+        json!({ "error": self.message })
+    }
+
+    pub(crate) fn anthropic(&self) -> Value {
+        let kind = match self.status.as_u16() {
+            401 => "authentication_error",
+            403 => "permission_error",
+            404 => "not_found_error",
+            413 => "request_too_large",
+            503 => "overloaded_error",
+            400..500 => "invalid_request_error",
+            _ => "api_error",
+        };
+        // Clients know by these words that they have to shorten it.
+        let begins = if self.code == Some(TOO_LONG) { "prompt is too long: " } else { "" };
+        let message = format!("{begins}{}", self.message);
+        json!({"type": "error", "error": {"type": kind, "message": message}})
+    }
+
+    /// With this body.
+    pub(crate) fn respond(&self, body: &Value) -> Response {
+        let mut response = (self.status, axum::Json(body)).into_response();
+        if self.status == StatusCode::SERVICE_UNAVAILABLE {
+            response
+                .headers_mut()
+                .insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER));
+        }
+        if self.status == StatusCode::PAYLOAD_TOO_LARGE {
+            // The rest of the body is not read, so that no other request can follow it.
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+}
+
+impl From<EngineError> for ApiError {
+    fn from(error: EngineError) -> Self {
+        let status = match error {
+            EngineError::Refused(_) => StatusCode::BAD_REQUEST,
+            EngineError::NoRoom(_) | EngineError::Cancelled | EngineError::Failed(_) => {
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
+        };
+        Self::new(status, error.to_string())
+    }
+}
+
+impl From<tierstream_chat::Error> for ApiError {
+    fn from(error: tierstream_chat::Error) -> Self {
+        Self::bad(error.to_string())
+    }
+}
+
+impl From<tierstream_store::Error> for ApiError {
+    fn from(error: tierstream_store::Error) -> Self {
+        match error {
+            tierstream_store::Error::NotFound { .. } => Self::no_model(error.to_string()),
+            _ => Self::bad(error.to_string()),
+        }
+    }
+}
+
+/// In the shape of the dialect that the path is of.
+pub(crate) fn respond(path: &str, error: ApiError) -> Response {
+    match path {
+        path if path.starts_with("/v1/messages") => Anthropic(error).into_response(),
+        path if path.starts_with("/api/") => Ollama(error).into_response(),
+        _ => OpenAi(error).into_response(),
+    }
+}
+
+/// In Ollama's shape.
+#[derive(Debug)]
+pub(crate) struct Ollama(pub(crate) ApiError);
+
+/// In OpenAI's shape.
+#[derive(Debug)]
+pub(crate) struct OpenAi(pub(crate) ApiError);
+
+/// In Anthropic's shape.
+#[derive(Debug)]
+pub(crate) struct Anthropic(pub(crate) ApiError);
+
+impl<E: Into<ApiError>> From<E> for Anthropic {
+    fn from(error: E) -> Self {
+        Self(error.into())
+    }
+}
+
+impl IntoResponse for Anthropic {
+    fn into_response(self) -> Response {
+        self.0.respond(&self.0.anthropic())
+    }
+}
+
+impl<E: Into<ApiError>> From<E> for Ollama {
+    fn from(error: E) -> Self {
+        Self(error.into())
+    }
+}
+
+impl<E: Into<ApiError>> From<E> for OpenAi {
+    fn from(error: E) -> Self {
+        Self(error.into())
+    }
+}
+
+impl IntoResponse for Ollama {
+    fn into_response(self) -> Response {
+        self.0.respond(&self.0.ollama())
+    }
+}
+
+impl IntoResponse for OpenAi {
+    fn into_response(self) -> Response {
+        self.0.respond(&self.0.openai())
+    }
+}

@@ -1,0 +1,144 @@
+//! Models over HTTP, in the dialects of Ollama, OpenAI and Anthropic.
+//!
+//! What runs models is an [`engine::Engine`]; this crate knows none of them. A request's way:
+//!
+//! ```text
+//! listen.rs       connections, with bounds on their number and time
+//! guard.rs        host, origin, key
+//! ollama/, openai/, anthropic.rs, misc.rs   a dialect's JSON to an Ask
+//! talk.rs         Talk::begin
+//!   hub.rs        the model: which are loaded, which one goes for another
+//!     catalog.rs  by its name, in all stores
+//!   ask.rs        the prompt's tokens, by the model's template; how tokens are drawn
+//!   grammar.rs    the form that the answer has to have
+//!   schedule.rs   a queue, and a thread for each model, that computes several requests at once
+//!     active.rs   one of them: its prompt, then token by token
+//!       write.rs  from logits to text
+//! talk.rs         Talk::next: thinking, content, calls
+//! ollama/, openai/, anthropic.rs            to the dialect's lines or events
+//! ```
+//!
+//! `ui.rs` has a page to look at while that happens.
+
+#![forbid(unsafe_code)]
+
+mod active;
+mod anthropic;
+mod ask;
+mod blocks;
+mod body;
+mod catalog;
+mod embed;
+pub mod engine;
+mod error;
+mod face;
+mod grammar;
+mod guard;
+mod hub;
+mod job;
+mod listen;
+mod metrics;
+mod misc;
+mod ollama;
+mod openai;
+mod openapi;
+mod prompts;
+mod schedule;
+pub mod script;
+mod settings;
+mod talk;
+mod texts;
+mod ui;
+mod write;
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::http::{StatusCode, Uri};
+use axum::middleware::from_fn_with_state;
+use tierstream_store::Store;
+use tokio::net::TcpListener;
+use tower_http::timeout::RequestBodyTimeoutLayer;
+
+pub use hub::KeepAlive;
+pub use prompts::PromptCache;
+pub use settings::{Settings, keep_alive};
+
+use crate::catalog::Catalog;
+use crate::engine::{Engine, Extra};
+use crate::error::{ApiError, respond};
+use crate::hub::Hub;
+
+/// How often is looked for models whose time is over.
+const EXPIRY_INTERVAL: Duration = Duration::from_millis(250);
+
+/// Time in which some of a request's body comes.
+const BODY_TIME_MAX: Duration = Duration::from_secs(60);
+
+/// A server.
+pub struct Server {
+    hub: Arc<Hub>,
+}
+
+impl Server {
+    /// A server of the models in `store`, and of `extras` beside them.
+    pub fn new(
+        engine: Arc<dyn Engine>,
+        store: Store,
+        extras: Vec<Extra>,
+        settings: Settings,
+    ) -> Self {
+        Self { hub: Arc::new(Hub::new(Catalog::new(store, extras), engine, settings)) }
+    }
+
+    /// All routes.
+    pub fn router(&self) -> Router {
+        let hub = &self.hub;
+        Router::new()
+            .merge(ollama::routes())
+            .merge(openai::routes())
+            .merge(anthropic::routes())
+            .merge(misc::routes())
+            .merge(ui::routes())
+            .merge(openapi::routes())
+            .fallback(|uri: Uri| async move {
+                respond(uri.path(), ApiError::new(StatusCode::NOT_FOUND, "there is no such route"))
+            })
+            .method_not_allowed_fallback(|uri: Uri| async move {
+                let why = "the route takes another method";
+                respond(uri.path(), ApiError::new(StatusCode::METHOD_NOT_ALLOWED, why))
+            })
+            .layer(DefaultBodyLimit::max(hub.settings.body_bytes_max))
+            .layer(RequestBodyTimeoutLayer::new(BODY_TIME_MAX))
+            .layer(from_fn_with_state(hub.clone(), guard::guard))
+            // Outside, so that pages that may ask are told why they were refused.
+            .layer(guard::cors(hub))
+            .with_state(hub.clone())
+    }
+
+    /// Answers requests until `stop`; then those that run have some time to end, and models are unloaded.
+    ///
+    /// # Errors
+    /// Those of the listener.
+    pub async fn run(
+        self,
+        listener: TcpListener,
+        stop: impl Future<Output = ()>,
+    ) -> io::Result<()> {
+        let hub = self.hub.clone();
+        let expiry = tokio::spawn(async move {
+            let mut interval = tokio::time::interval(EXPIRY_INTERVAL);
+            loop {
+                interval.tick().await;
+                hub.unload_expired().await;
+            }
+        });
+        let served = listen::listen(listener, self.router(), self.hub.settings.grace, stop).await;
+        expiry.abort();
+        self.hub.close().await;
+        served
+    }
+}

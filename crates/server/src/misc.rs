@@ -1,0 +1,131 @@
+//! What is of neither dialect: health, metrics, tokens.
+
+use std::sync::Arc;
+
+use axum::extract::{Query, State};
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::body::{Received, read};
+use crate::engine::Token;
+use crate::error::{ApiError, OpenAi};
+use crate::hub::{Hub, Lease, blocking};
+use crate::metrics;
+use crate::openapi::{Api, JSON};
+
+pub(crate) fn routes() -> Router<Arc<Hub>> {
+    Router::new()
+        .route("/health", get(|| async { Json(json!({"status": "ok"})) }))
+        .route("/v1/health", get(|| async { Json(json!({"status": "ok"})) }))
+        .route("/metrics", get(all_metrics))
+        .route("/props", get(props))
+        .route("/tokenize", post(tokenize))
+        .route("/detokenize", post(detokenize))
+}
+
+/// What `routes` has.
+pub(crate) fn describe(api: &mut Api) {
+    api.get("/health", "Says that there is a server", &[JSON]);
+    api.get("/v1/health", "Says that there is a server", &[JSON]);
+    api.get("/metrics", "Counters, for Prometheus", &["application/openmetrics-text"]);
+    api.get(
+        "/props",
+        "What a loaded model is like; without a name, the one that was used last",
+        &[JSON],
+    );
+    api.query("/props", "model");
+    api.post::<Tokenize>("/tokenize", "The tokens of a text", &[JSON]);
+    api.post::<Detokenize>("/detokenize", "The text of tokens", &[JSON]);
+}
+
+async fn all_metrics(State(hub): State<Arc<Hub>>) -> Result<Response, OpenAi> {
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    // Its counters may have to be waited for.
+    let text = blocking(move || metrics::text(&hub)).await?;
+    Ok(([(header::CONTENT_TYPE, kind)], text).into_response())
+}
+
+#[derive(Deserialize, JsonSchema)]
+struct Named {
+    model: Option<String>,
+}
+
+/// What a loaded model is like; without a name, the one that was used last.
+async fn props(
+    State(hub): State<Arc<Hub>>,
+    Query(named): Query<Named>,
+) -> Result<Json<Value>, OpenAi> {
+    let model = hub.loaded_as(named.model.as_deref())?;
+    let (bos, eos) = model.text.bos_eos();
+    Ok(Json(json!({
+        "default_generation_settings": {"n_ctx": model.limits.ctx},
+        "total_slots": model.limits.sequences,
+        "model_alias": model.found.name,
+        "chat_template": model.template_source()?,
+        "bos_token": bos,
+        "eos_token": eos,
+        "build_info": concat!("tierstream ", env!("CARGO_PKG_VERSION")),
+        "notes": model.notes,
+        "load_seconds": model.load_time.as_secs_f64(),
+    })))
+}
+
+/// The model that a request names, loaded if it is not; without a name, the one that was used last.
+async fn lease(hub: &Arc<Hub>, name: Option<&str>) -> Result<Lease, ApiError> {
+    match name {
+        Some(name) => hub.acquire(name, None, None).await,
+        None => {
+            let name = hub.loaded_as(None)?.found.name.clone();
+            hub.acquire(&name, None, None).await
+        }
+    }
+}
+
+#[derive(Deserialize, JsonSchema)]
+struct Tokenize {
+    model: Option<String>,
+    content: String,
+    add_special: Option<bool>,
+    parse_special: Option<bool>,
+    with_pieces: Option<bool>,
+}
+
+async fn tokenize(State(hub): State<Arc<Hub>>, body: Received) -> Result<Json<Value>, OpenAi> {
+    let body: Tokenize = read(body)?;
+    let lease = lease(&hub, body.model.as_deref()).await?;
+    let answer = blocking(move || {
+        let (begin, markup) =
+            (body.add_special.unwrap_or(false), body.parse_special.unwrap_or(true));
+        let tokens = lease.text.tokenize(&body.content, begin, markup)?;
+        let piece = |&id: &Token| {
+            let bytes = lease.text.piece(id, true);
+            let piece = String::from_utf8(bytes)
+                .map_or_else(|error| json!(error.into_bytes()), Value::from);
+            json!({"id": id, "piece": piece})
+        };
+        Ok::<_, ApiError>(match body.with_pieces.unwrap_or(false) {
+            true => json!({"tokens": tokens.iter().map(piece).collect::<Vec<_>>()}),
+            false => json!({ "tokens": tokens }),
+        })
+    });
+    Ok(Json(answer.await??))
+}
+
+#[derive(Deserialize, JsonSchema)]
+struct Detokenize {
+    model: Option<String>,
+    tokens: Vec<Token>,
+}
+
+async fn detokenize(State(hub): State<Arc<Hub>>, body: Received) -> Result<Json<Value>, OpenAi> {
+    let body: Detokenize = read(body)?;
+    let lease = lease(&hub, body.model.as_deref()).await?;
+    let tokens = lease.checked(body.tokens)?;
+    let bytes: Vec<u8> = tokens.iter().flat_map(|&token| lease.text.piece(token, true)).collect();
+    Ok(Json(json!({"content": String::from_utf8_lossy(&bytes)})))
+}

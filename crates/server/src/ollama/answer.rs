@@ -1,0 +1,199 @@
+//! Answers of `/api/chat` and `/api/generate`: lines, or one object.
+
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use axum::response::{IntoResponse, Response};
+use futures_util::stream;
+use serde_json::{Map, Value, json};
+use tierstream_chat::{Reply, ToolCall};
+
+use crate::ask::{Ask, random};
+use crate::body;
+use crate::engine::Token;
+use crate::error::ApiResult;
+use crate::hub::{Hub, KeepAlive};
+use crate::job::{Done, TokenLogprobs};
+use crate::talk::{Part, Said, Talk, Whole, nanos};
+
+/// What the routes differ in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Shape {
+    /// A message.
+    Chat,
+    /// A text, and the tokens of all so far.
+    Generate,
+}
+
+/// An answer on its way.
+struct Answer {
+    talk: Talk,
+    shape: Shape,
+    model: String,
+    start: Instant,
+    /// Calls that were told.
+    calls: usize,
+    is_over: bool,
+}
+
+/// Answers a request.
+pub(super) async fn answer(
+    hub: &Arc<Hub>,
+    ask: Ask,
+    streams: bool,
+    shape: Shape,
+) -> ApiResult<Response> {
+    let start = Instant::now();
+    let model = ask.model.clone();
+    if ask.is_empty() {
+        return Ok(axum::Json(load_or_unload(hub, &ask, shape, start).await?).into_response());
+    }
+    let talk = Talk::begin(hub, ask).await?;
+    let mut answer = Answer { talk, shape, model, start, calls: 0, is_over: false };
+    if !streams {
+        let Whole { reply, logprobs, done } = answer.talk.whole().await?;
+        let mut whole = answer.line(reply, &logprobs);
+        whole.extend(answer.end(&done));
+        return Ok(axum::Json(Value::Object(whole)).into_response());
+    }
+    Ok(body::lines(stream::unfold(answer, |mut answer| async move {
+        let line = answer.next().await?;
+        Some((line, answer))
+    })))
+}
+
+/// A request without a prompt loads its model, or with `keep_alive` 0 unloads it.
+async fn load_or_unload(
+    hub: &Arc<Hub>,
+    ask: &Ask,
+    shape: Shape,
+    start: Instant,
+) -> ApiResult<Value> {
+    let unloads = matches!(ask.keep_alive, Some(KeepAlive::For(time)) if time.is_zero());
+    let reason = match unloads {
+        true => {
+            hub.unload(&ask.model).await?;
+            "unload"
+        }
+        false => {
+            hub.acquire(&ask.model, ask.wishes.ctx()?, ask.keep_alive).await?;
+            "load"
+        }
+    };
+    let mut line = beginning(&ask.model);
+    line.extend(said(shape, Reply::default()));
+    line.insert("done".into(), true.into());
+    line.insert("done_reason".into(), reason.into());
+    if !unloads {
+        line.insert("total_duration".into(), nanos(start.elapsed()).into());
+        line.insert("load_duration".into(), nanos(start.elapsed()).into());
+    }
+    Ok(Value::Object(line))
+}
+
+impl Answer {
+    async fn next(&mut self) -> Option<Value> {
+        if self.is_over {
+            return None;
+        }
+        let line = match self.talk.next().await? {
+            Ok(Said::Part(Part { deltas, logprobs })) => {
+                let mut reply = Reply::default();
+                reply.extend(deltas);
+                self.line(reply, &logprobs)
+            }
+            Ok(Said::End(done)) => {
+                self.is_over = true;
+                let mut line = self.line(Reply::default(), &[]);
+                line.extend(self.end(&done));
+                line
+            }
+            Err(error) => {
+                self.is_over = true;
+                return Some(error.ollama());
+            }
+        };
+        Some(Value::Object(line))
+    }
+
+    fn line(&mut self, mut reply: Reply, logprobs: &[TokenLogprobs]) -> Map<String, Value> {
+        let mut line = beginning(&self.model);
+        let calls = std::mem::take(&mut reply.tool_calls);
+        let mut said = said(self.shape, reply);
+        if !calls.is_empty()
+            && let Some(Value::Object(message)) = said.get_mut("message")
+        {
+            let calls: Vec<Value> = calls.into_iter().map(|call| self.call(call)).collect();
+            message.insert("tool_calls".into(), calls.into());
+        }
+        line.extend(said);
+        line.insert("done".into(), false.into());
+        if !logprobs.is_empty() {
+            let all: Vec<Value> = logprobs.iter().map(logprob).collect();
+            line.insert("logprobs".into(), all.into());
+        }
+        line
+    }
+
+    fn call(&mut self, call: ToolCall) -> Value {
+        let index = self.calls;
+        self.calls += 1;
+        let id = call.id.unwrap_or_else(|| format!("call_{:016x}", random()));
+        json!({"id": id, "function": {"index": index, "name": call.name, "arguments": call.arguments}})
+    }
+
+    fn end(&self, done: &Done) -> Map<String, Value> {
+        let mut end = object(json!({
+            "done": true,
+            "done_reason": done.reason.name(),
+            "total_duration": nanos(self.start.elapsed()),
+            "load_duration": nanos(self.talk.lease.load_time),
+            "prompt_eval_count": done.prompt_tokens,
+            "prompt_eval_duration": nanos(done.prompt_time),
+            "eval_count": done.drawn.len(),
+            "eval_duration": nanos(done.eval_time),
+        }));
+        if let (Shape::Generate, Some(prompt)) = (self.shape, self.talk.prompt()) {
+            let context: Vec<Token> = prompt.iter().chain(&done.drawn).copied().collect();
+            end.insert("context".into(), context.into());
+        }
+        end
+    }
+}
+
+fn beginning(model: &str) -> Map<String, Value> {
+    let now = humantime::format_rfc3339_micros(SystemTime::now()).to_string();
+    object(json!({"model": model, "created_at": now}))
+}
+
+fn said(shape: Shape, reply: Reply) -> Map<String, Value> {
+    let thinking = (!reply.thinking.is_empty()).then_some(reply.thinking);
+    let mut said = match shape {
+        Shape::Chat => json!({"role": "assistant", "content": reply.content}),
+        Shape::Generate => json!({"response": reply.content}),
+    };
+    if let Some(thinking) = thinking {
+        said["thinking"] = thinking.into();
+    }
+    object(match shape {
+        Shape::Chat => json!({ "message": said }),
+        Shape::Generate => said,
+    })
+}
+
+fn logprob(token: &TokenLogprobs) -> Value {
+    let one = |bytes: &[u8], logprob: f32| json!({"token": String::from_utf8_lossy(bytes), "logprob": logprob, "bytes": bytes});
+    let mut value = one(&token.bytes, token.logprob);
+    if !token.top.is_empty() {
+        value["top_logprobs"] =
+            token.top.iter().map(|(bytes, logprob)| one(bytes, *logprob)).collect();
+    }
+    value
+}
+
+fn object(value: Value) -> Map<String, Value> {
+    match value {
+        Value::Object(map) => map,
+        _ => unreachable!("written as an object"),
+    }
+}

@@ -1,0 +1,77 @@
+//! `/api/embed`, and `/api/embeddings` as it was before.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::Json;
+use axum::extract::State;
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::ask::{Wishes, one_or_more};
+use crate::body::{Received, read};
+use crate::embed::{EmbedAsk, EmbedInput, embed as compute};
+use crate::error::Ollama;
+use crate::hub::Hub;
+use crate::openapi::schemas;
+use crate::talk::nanos;
+
+#[derive(Deserialize, JsonSchema)]
+#[schemars(rename = "OllamaEmbed")]
+pub(super) struct Body {
+    #[serde(default)]
+    model: String,
+    #[serde(default, deserialize_with = "one_or_more")]
+    #[schemars(schema_with = "schemas::texts")]
+    input: Option<Vec<String>>,
+    prompt: Option<String>,
+    truncate: Option<bool>,
+    dimensions: Option<usize>,
+    options: Option<Wishes>,
+    #[serde(default)]
+    #[schemars(schema_with = "schemas::keep_alive")]
+    keep_alive: Option<Value>,
+}
+
+impl Body {
+    fn ask(self, texts: Vec<String>) -> Result<EmbedAsk, Ollama> {
+        Ok(EmbedAsk {
+            model: self.model,
+            keep_alive: super::keep_alive(self.keep_alive.as_ref())?,
+            inputs: texts.into_iter().map(EmbedInput::Text).collect(),
+            wishes: self.options.unwrap_or_default(),
+            truncate: self.truncate.unwrap_or(true),
+            dimensions: self.dimensions,
+        })
+    }
+}
+
+pub(super) async fn embed(
+    State(hub): State<Arc<Hub>>,
+    body: Received,
+) -> Result<Json<Value>, Ollama> {
+    let start = Instant::now();
+    let mut body: Body = read(body)?;
+    let model = body.model.clone();
+    // Nothing at all asks for no embedding, but has the model loaded.
+    let texts = body.input.take().filter(|texts| *texts != [""]).unwrap_or_default();
+    let done = compute(&hub, body.ask(texts)?).await?;
+    Ok(Json(json!({
+        "model": model,
+        "embeddings": done.embeddings,
+        "total_duration": nanos(start.elapsed()),
+        "load_duration": nanos(done.load_time),
+        "prompt_eval_count": done.tokens,
+    })))
+}
+
+pub(super) async fn embeddings(
+    State(hub): State<Arc<Hub>>,
+    body: Received,
+) -> Result<Json<Value>, Ollama> {
+    let mut body: Body = read(body)?;
+    let texts = body.prompt.take().filter(|prompt| !prompt.is_empty()).into_iter().collect();
+    let done = compute(&hub, body.ask(texts)?).await?;
+    Ok(Json(json!({"embedding": done.embeddings.into_iter().next().unwrap_or_default()})))
+}

@@ -1,0 +1,393 @@
+//! `/v1/chat/completions`.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tierstream_chat::{Delta, Message, Think, Tool, ToolCall};
+
+use super::stream::{Chunks, events};
+use super::{Common, check_most, fingerprint, id, logprobs, now, timings, usage};
+use crate::ask::{Ask, Input};
+use crate::body::{Received, read};
+use crate::error::{ApiError, ApiResult, OpenAi};
+use crate::grammar::Form;
+use crate::hub::Hub;
+use crate::job::TokenLogprobs;
+use crate::openapi::schemas;
+use crate::talk::{Part, Said, Talk, Whole};
+
+#[derive(Deserialize, JsonSchema)]
+#[schemars(rename = "Chat")]
+pub(super) struct Body {
+    #[serde(flatten)]
+    common: Common,
+    messages: Vec<MessageBody>,
+    #[schemars(extend("not" = {"const": 0}))]
+    max_completion_tokens: Option<i64>,
+    #[serde(default)]
+    #[schemars(schema_with = "schemas::tools")]
+    tools: Option<Vec<Tool>>,
+    #[serde(default)]
+    #[schemars(schema_with = "schemas::tool_choice")]
+    tool_choice: Option<Value>,
+    parallel_tool_calls: Option<bool>,
+    #[serde(default)]
+    #[schemars(schema_with = "schemas::response_format")]
+    response_format: Option<Value>,
+    logprobs: Option<bool>,
+    #[schemars(range(max = 20))]
+    top_logprobs: Option<usize>,
+    #[serde(default)]
+    #[schemars(schema_with = "schemas::effort")]
+    reasoning_effort: Option<String>,
+    chat_template_kwargs: Option<TemplateArguments>,
+}
+
+/// What some clients have templates told.
+#[derive(Deserialize, JsonSchema)]
+struct TemplateArguments {
+    enable_thinking: Option<bool>,
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[schemars(rename = "Message")]
+struct MessageBody {
+    role: String,
+    content: Option<Content>,
+    reasoning_content: Option<String>,
+    tool_calls: Option<Vec<CallBody>>,
+    tool_call_id: Option<String>,
+    name: Option<String>,
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(untagged)]
+enum Content {
+    Text(String),
+    Parts(Vec<ContentPart>),
+}
+
+#[derive(Deserialize, JsonSchema)]
+struct ContentPart {
+    #[serde(rename = "type")]
+    kind: String,
+    text: Option<String>,
+    refusal: Option<String>,
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[schemars(rename = "Call")]
+struct CallBody {
+    id: Option<String>,
+    function: FunctionBody,
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[schemars(rename = "CalledFunction")]
+struct FunctionBody {
+    name: String,
+    #[serde(default)]
+    arguments: Value,
+}
+
+pub(super) async fn chat(State(hub): State<Arc<Hub>>, body: Received) -> Result<Response, OpenAi> {
+    let mut body: Body = read(body)?;
+    let (streams, tells_usage) = (body.common.streams(), body.common.tells_usage());
+    let model = body.common.model.clone();
+    let tells_logprobs = body.logprobs.unwrap_or(false);
+    let ask = ask(&mut body)?;
+    let mut talk = Talk::begin(&hub, ask).await?;
+    let head = Head { id: id("chatcmpl-"), created: now(), model };
+    if streams {
+        let stage = Stage::Begins;
+        return Ok(events(&hub, Streamed { talk, head, tells_usage, tells_logprobs, stage }));
+    }
+    let Whole { reply, logprobs: tokens, done } = talk.whole().await?;
+    let mut message = json!({"role": "assistant", "content": reply.content, "refusal": null});
+    if !reply.thinking.is_empty() {
+        message["reasoning_content"] = reply.thinking.into();
+    }
+    let reason = reason(&talk, done.reason.name());
+    if !reply.tool_calls.is_empty() {
+        let call = |call: ToolCall| {
+            let arguments = call.arguments.to_string();
+            let function = json!({"name": call.name, "arguments": arguments});
+            json!({"id": call.id.unwrap_or_else(|| id("call_")), "type": "function", "function": function})
+        };
+        if message["content"] == "" {
+            message["content"] = Value::Null;
+        }
+        message["tool_calls"] = reply.tool_calls.into_iter().map(call).collect();
+    }
+    let logprobs = if tells_logprobs { logprobs(&tokens) } else { Value::Null };
+    let choice =
+        json!({"index": 0, "message": message, "finish_reason": reason, "logprobs": logprobs});
+    let mut answer = head.object("chat.completion", json!([choice]));
+    answer["usage"] = usage(&done);
+    answer["timings"] = timings(&done);
+    Ok(Json(answer).into_response())
+}
+
+/// What all chunks of an answer have.
+struct Head {
+    id: String,
+    created: u64,
+    model: String,
+}
+
+impl Head {
+    fn object(&self, kind: &str, choices: Value) -> Value {
+        json!({
+            "id": self.id,
+            "object": kind,
+            "created": self.created,
+            "model": self.model,
+            "system_fingerprint": fingerprint(),
+            "choices": choices,
+        })
+    }
+}
+
+fn reason(talk: &Talk, reason: &'static str) -> &'static str {
+    match reason {
+        "stop" if talk.has_called() => "tool_calls",
+        reason => reason,
+    }
+}
+
+struct Streamed {
+    talk: Talk,
+    head: Head,
+    tells_usage: bool,
+    tells_logprobs: bool,
+    stage: Stage,
+}
+
+#[derive(PartialEq, Eq)]
+enum Stage {
+    Begins,
+    Goes,
+    Over,
+}
+
+impl Chunks for Streamed {
+    async fn next(&mut self) -> Option<Vec<Value>> {
+        match self.stage {
+            Stage::Over => return None,
+            // Before the prompt is read, so that the client sees that it will be answered.
+            Stage::Begins => {
+                self.stage = Stage::Goes;
+                return Some(vec![self.chunk(
+                    &json!({"role": "assistant", "content": ""}),
+                    None,
+                    &[],
+                )]);
+            }
+            Stage::Goes => {}
+        }
+        match self.talk.next().await? {
+            Ok(Said::Part(Part { deltas, logprobs })) => {
+                let mut logprobs = &logprobs[..];
+                let mut chunks = Vec::new();
+                for delta in deltas.into_iter().filter_map(delta_of) {
+                    chunks.push(self.chunk(&delta, None, std::mem::take(&mut logprobs)));
+                }
+                if !logprobs.is_empty() {
+                    chunks.push(self.chunk(&json!({}), None, logprobs));
+                }
+                Some(chunks)
+            }
+            Ok(Said::End(done)) => {
+                self.stage = Stage::Over;
+                let reason = reason(&self.talk, done.reason.name());
+                let mut last = self.chunk(&json!({}), Some(reason), &[]);
+                if !self.tells_usage {
+                    last["timings"] = timings(&done);
+                    return Some(vec![last]);
+                }
+                let mut counts = self.head.object("chat.completion.chunk", json!([]));
+                counts["usage"] = usage(&done);
+                counts["timings"] = timings(&done);
+                Some(vec![last, counts])
+            }
+            Err(error) => {
+                self.stage = Stage::Over;
+                Some(vec![error.openai()])
+            }
+        }
+    }
+}
+
+impl Streamed {
+    fn chunk(&self, delta: &Value, reason: Option<&str>, tokens: &[TokenLogprobs]) -> Value {
+        let tokens = (self.tells_logprobs && !tokens.is_empty()).then(|| logprobs(tokens));
+        let choice =
+            json!({"index": 0, "delta": delta, "finish_reason": reason, "logprobs": tokens});
+        let mut chunk = self.head.object("chat.completion.chunk", json!([choice]));
+        if self.tells_usage {
+            chunk["usage"] = Value::Null;
+        }
+        chunk
+    }
+}
+
+fn delta_of(delta: Delta) -> Option<Value> {
+    let call = |call: Value| Some(json!({ "tool_calls": [call] }));
+    match delta {
+        Delta::Content(text) => Some(json!({ "content": text })),
+        Delta::Thinking(text) => Some(json!({ "reasoning_content": text })),
+        Delta::ToolStart { index, id: given, name } => call(json!({
+            "index": index,
+            "id": given.unwrap_or_else(|| id("call_")),
+            "type": "function",
+            "function": {"name": name, "arguments": ""},
+        })),
+        Delta::ToolArguments { index, json_fragment } => {
+            call(json!({"index": index, "function": {"arguments": json_fragment}}))
+        }
+        Delta::ToolEnd { .. } => None,
+    }
+}
+
+fn ask(body: &mut Body) -> ApiResult<Ask> {
+    let messages = std::mem::take(&mut body.messages);
+    if messages.is_empty() {
+        return Err(ApiError::of("messages", "there are no messages"));
+    }
+    let mut wishes = body.common.wishes()?;
+    check_most("max_completion_tokens", body.max_completion_tokens)?;
+    wishes.num_predict = body.max_completion_tokens.or(wishes.num_predict);
+    let mut tools = body.tools.take().unwrap_or_default();
+    let form = form(body, &mut tools)?;
+    Ok(Ask {
+        model: body.common.model.clone(),
+        input: Input::Chat(messages.into_iter().map(message).collect::<ApiResult<_>>()?),
+        tools,
+        think: think(body)?,
+        form,
+        wishes,
+        bias: body.common.bias()?,
+        logprobs: logprobs_of(body)?,
+        ..Ask::default()
+    })
+}
+
+fn logprobs_of(body: &Body) -> ApiResult<Option<usize>> {
+    match (body.logprobs.unwrap_or(false), body.top_logprobs.unwrap_or(0)) {
+        (true, n @ 0..=20) => Ok(Some(n)),
+        (false, 0) => Ok(None),
+        (false, _) => Err(ApiError::of("top_logprobs", "top_logprobs needs logprobs")),
+        (true, _) => Err(ApiError::of("top_logprobs", "top_logprobs is at most 20")),
+    }
+}
+
+fn think(body: &Body) -> ApiResult<Option<Think>> {
+    if let Some(on) = body.chat_template_kwargs.as_ref().and_then(|given| given.enable_thinking) {
+        return Ok(Some(if on { Think::On } else { Think::Off }));
+    }
+    effort(body.reasoning_effort.as_deref())
+}
+
+/// How much is to be thought.
+pub(super) fn effort(effort: Option<&str>) -> ApiResult<Option<Think>> {
+    match effort {
+        None => Ok(None),
+        Some("none") => Ok(Some(Think::Off)),
+        Some("minimal" | "low") => Ok(Some(Think::Low)),
+        Some("medium") => Ok(Some(Think::Medium)),
+        Some("high" | "xhigh") => Ok(Some(Think::High)),
+        Some(other) => {
+            let why = format!("reasoning_effort is {other:?}; it is none, low, medium or high");
+            Err(ApiError::of("reasoning_effort", why))
+        }
+    }
+}
+
+/// What the answer is held to. Who is to call nothing is told of no tools.
+fn form(body: &mut Body, tools: &mut Vec<Tool>) -> ApiResult<Form> {
+    let parallel = body.parallel_tool_calls.unwrap_or(true);
+    let wrong =
+        || ApiError::of("tool_choice", "tool_choice is none, auto, required, or names a function");
+    let mut form = match body.response_format.take() {
+        None | Some(Value::Null) => Form::Free,
+        Some(format) => response_format(&format)?,
+    };
+    if let Some(grammar) = body.common.grammar.take() {
+        form = Form::Lark(grammar);
+    }
+    match body.tool_choice.take() {
+        None | Some(Value::Null) => {}
+        Some(Value::String(choice)) => match choice.as_str() {
+            "auto" => {}
+            "none" => tools.clear(),
+            "required" => form = Form::Calls { name: None, parallel },
+            _ => return Err(wrong()),
+        },
+        Some(choice) => {
+            let name = choice["function"]["name"].as_str().ok_or_else(wrong)?.to_owned();
+            form = Form::Calls { name: Some(name), parallel: false };
+        }
+    }
+    if matches!(form, Form::Calls { .. }) && tools.is_empty() {
+        return Err(ApiError::of("tool_choice", "tool_choice needs tools"));
+    }
+    Ok(form)
+}
+
+pub(super) fn response_format(format: &Value) -> ApiResult<Form> {
+    let wrong = |why: &str| ApiError::of("response_format", why);
+    match format["type"].as_str() {
+        Some("text") => Ok(Form::Free),
+        Some("json_object") => match &format["schema"] {
+            Value::Null => Ok(Form::any_object()),
+            schema => Ok(Form::Json(schema.clone())),
+        },
+        Some("json_schema") => match &format["json_schema"]["schema"] {
+            Value::Null => Err(wrong("response_format has no json_schema.schema")),
+            schema => Ok(Form::Json(schema.clone())),
+        },
+        _ => Err(wrong("response_format is of type text, json_object or json_schema")),
+    }
+}
+
+fn message(body: MessageBody) -> ApiResult<Message> {
+    let content = match body.content {
+        None => String::new(),
+        Some(Content::Text(text)) => text,
+        Some(Content::Parts(parts)) => {
+            parts.into_iter().map(part).collect::<ApiResult<Vec<_>>>()?.join("\n")
+        }
+    };
+    let call = |call: CallBody| {
+        // A text of JSON by the API's rules; some clients send the object.
+        let arguments = match call.function.arguments {
+            Value::String(text) => serde_json::from_str(&text).unwrap_or(Value::String(text)),
+            other => other,
+        };
+        ToolCall { id: call.id, name: call.function.name, arguments }
+    };
+    let is_tool = body.role == "tool";
+    Ok(Message {
+        // The newer word for it, which templates do not know.
+        role: if body.role == "developer" { "system".into() } else { body.role },
+        content,
+        thinking: body.reasoning_content,
+        tool_calls: body.tool_calls.unwrap_or_default().into_iter().map(call).collect(),
+        tool_call_id: body.tool_call_id,
+        tool_name: body.name.filter(|_| is_tool),
+    })
+}
+
+fn part(part: ContentPart) -> ApiResult<String> {
+    match (part.kind.as_str(), part.text, part.refusal) {
+        ("text", Some(text), _) | ("refusal", _, Some(text)) => Ok(text),
+        (kind, ..) => {
+            Err(ApiError::of("messages", format!("content of type {kind:?} is not supported")))
+        }
+    }
+}

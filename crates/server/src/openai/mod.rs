@@ -1,0 +1,196 @@
+//! OpenAI's API, with the additions of llama.cpp's server.
+
+mod chat;
+mod completions;
+mod embeddings;
+mod models;
+mod responses;
+pub(crate) mod stream;
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use axum::Router;
+use axum::routing::{get, post};
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::ask::{Wishes, one_or_more, random};
+use crate::engine::Token;
+use crate::error::{ApiError, ApiResult};
+use crate::hub::Hub;
+use crate::job::{Done, TokenLogprobs};
+use crate::openapi::{Api, EVENTS, JSON, schemas};
+
+pub(crate) fn routes() -> Router<Arc<Hub>> {
+    Router::new()
+        .route("/v1/models", get(models::list))
+        .route("/v1/models/{*id}", get(models::one))
+        .route("/v1/chat/completions", post(chat::chat))
+        .route("/v1/embeddings", post(embeddings::embeddings))
+        .route("/v1/responses", post(responses::responses))
+        .route("/v1/completions", post(completions::completions))
+}
+
+/// What `routes` has.
+pub(crate) fn describe(api: &mut Api) {
+    api.get("/v1/models", "The models that there are", &[JSON]);
+    api.get("/v1/models/{*id}", "A model", &[JSON]);
+    api.post::<chat::Body>("/v1/chat/completions", "Goes on with a chat", &[JSON, EVENTS]);
+    api.post::<completions::Body>("/v1/completions", "Goes on from a text", &[JSON, EVENTS]);
+    api.post::<responses::Body>("/v1/responses", "Answers a chat with items", &[JSON, EVENTS]);
+    api.post::<embeddings::Body>("/v1/embeddings", "Embeddings of texts", &[JSON]);
+}
+
+/// What both kinds of requests have.
+#[derive(Deserialize, JsonSchema)]
+struct Common {
+    #[serde(default)]
+    model: String,
+    #[serde(default)]
+    stream: Option<bool>,
+    stream_options: Option<StreamOptions>,
+    #[schemars(extend("not" = {"const": 0}))]
+    max_tokens: Option<i64>,
+    #[schemars(range(min = 0.0))]
+    temperature: Option<f32>,
+    #[schemars(range(min = 0.0, max = 1.0))]
+    top_p: Option<f32>,
+    top_k: Option<i64>,
+    #[schemars(range(min = 0.0, max = 1.0))]
+    min_p: Option<f32>,
+    #[schemars(range(min = 0.0, max = 1.0))]
+    typical_p: Option<f32>,
+    seed: Option<i64>,
+    #[serde(default, deserialize_with = "one_or_more")]
+    #[schemars(schema_with = "schemas::texts")]
+    stop: Option<Vec<String>>,
+    #[schemars(range(min = -100.0, max = 100.0))]
+    presence_penalty: Option<f32>,
+    #[schemars(range(min = -100.0, max = 100.0))]
+    frequency_penalty: Option<f32>,
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    repeat_penalty: Option<f32>,
+    repeat_last_n: Option<i64>,
+    logit_bias: Option<serde_json::Map<String, Value>>,
+    #[schemars(range(min = 1, max = 1))]
+    n: Option<u32>,
+    #[schemars(range(min = 1, max = 1))]
+    best_of: Option<u32>,
+    /// A grammar in Lark, as llguidance reads it.
+    grammar: Option<String>,
+}
+
+#[derive(Deserialize, JsonSchema)]
+struct StreamOptions {
+    include_usage: Option<bool>,
+}
+
+impl Common {
+    fn streams(&self) -> bool {
+        self.stream.unwrap_or(false)
+    }
+
+    fn tells_usage(&self) -> bool {
+        self.stream_options.as_ref().and_then(|options| options.include_usage).unwrap_or(false)
+    }
+
+    fn wishes(&mut self) -> ApiResult<Wishes> {
+        if self.n.unwrap_or(1) != 1 || self.best_of.unwrap_or(1) != 1 {
+            return Err(ApiError::of("n", "one answer is given to a request: n and best_of are 1"));
+        }
+        check_most("max_tokens", self.max_tokens)?;
+        Ok(Wishes {
+            num_ctx: None,
+            num_predict: self.max_tokens,
+            seed: self.seed,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            typical_p: self.typical_p,
+            repeat_last_n: self.repeat_last_n,
+            temperature: self.temperature,
+            repeat_penalty: self.repeat_penalty,
+            presence_penalty: self.presence_penalty,
+            frequency_penalty: self.frequency_penalty,
+            stop: self.stop.take(),
+        })
+    }
+
+    /// Token ids, and what is added to their logits.
+    fn bias(&mut self) -> ApiResult<Vec<(Token, f32)>> {
+        let wrong = || {
+            ApiError::of("logit_bias", "logit_bias has token ids, with numbers from -100 to 100")
+        };
+        let one = |(id, value): (String, Value)| {
+            let bias = value.as_f64().filter(|bias| bias.abs() <= 100.0).ok_or_else(wrong)?;
+            // As it is used, -100 forbids.
+            let bias = if bias == -100.0 { f32::NEG_INFINITY } else { bias as f32 };
+            Ok((id.parse().map_err(|_| wrong())?, bias))
+        };
+        self.logit_bias.take().unwrap_or_default().into_iter().map(one).collect()
+    }
+}
+
+/// Refuses answers of no tokens.
+fn check_most(name: &'static str, tokens: Option<i64>) -> ApiResult<()> {
+    match tokens {
+        Some(0) => Err(ApiError::of(name, format!("{name} is at least 1"))),
+        _ => Ok(()),
+    }
+}
+
+/// An id that no other answer has.
+fn id(kind: &str) -> String {
+    format!("{kind}{:016x}", random())
+}
+
+/// Seconds since 1970.
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
+}
+
+fn fingerprint() -> &'static str {
+    concat!("tierstream-", env!("CARGO_PKG_VERSION"))
+}
+
+fn usage(done: &Done) -> Value {
+    let (prompt, drawn) = (done.prompt_tokens, done.drawn.len());
+    json!({
+        "prompt_tokens": prompt,
+        "completion_tokens": drawn,
+        "total_tokens": prompt + drawn,
+        "prompt_tokens_details": {"cached_tokens": done.cached},
+    })
+}
+
+/// As llama.cpp's server has them.
+fn timings(done: &Done) -> Value {
+    let (prompt, drawn) = (done.prompt_tokens - done.cached, done.drawn.len());
+    let per_second = |n: usize, time: std::time::Duration| match time.as_secs_f64() {
+        0.0 => 0.0,
+        seconds => n as f64 / seconds,
+    };
+    json!({
+        "cache_n": done.cached,
+        "prompt_n": prompt,
+        "prompt_ms": done.prompt_time.as_secs_f64() * 1e3,
+        "prompt_per_second": per_second(prompt, done.prompt_time),
+        "predicted_n": drawn,
+        "predicted_ms": done.eval_time.as_secs_f64() * 1e3,
+        "predicted_per_second": per_second(drawn, done.eval_time),
+    })
+}
+
+/// `choices[].logprobs` of a chat.
+fn logprobs(all: &[TokenLogprobs]) -> Value {
+    let one = |bytes: &[u8], logprob: f32| json!({"token": String::from_utf8_lossy(bytes), "logprob": logprob, "bytes": bytes});
+    let token = |token: &TokenLogprobs| {
+        let mut value = one(&token.bytes, token.logprob);
+        let top = token.top.iter().map(|(bytes, logprob)| one(bytes, *logprob));
+        value["top_logprobs"] = top.collect();
+        value
+    };
+    json!({"content": all.iter().map(token).collect::<Vec<_>>(), "refusal": null})
+}

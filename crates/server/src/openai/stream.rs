@@ -1,0 +1,51 @@
+//! Events that a server sends.
+
+use std::convert::Infallible;
+
+use axum::http::{HeaderName, HeaderValue};
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use futures_util::{Stream, StreamExt, stream};
+use serde_json::Value;
+
+use crate::hub::Hub;
+
+/// What makes an answer's events, in turn.
+pub(crate) trait Chunks: Send + 'static {
+    /// The next ones; none at the end.
+    fn next(&mut self) -> impl Future<Output = Option<Vec<Value>>> + Send;
+}
+
+/// An answer of events; `[DONE]` is the last.
+pub(crate) fn events(hub: &Hub, chunks: impl Chunks) -> Response {
+    let values =
+        stream::unfold(chunks, |mut chunks| async move { Some((chunks.next().await?, chunks)) });
+    let data = values.flat_map(stream::iter).map(|value| value.to_string());
+    let all = data.chain(stream::once(async { "[DONE]".to_owned() }));
+    respond(hub, all.map(|data| Event::default().data(data)))
+}
+
+/// An answer of events whose names are their types.
+pub(crate) fn named_events(hub: &Hub, chunks: impl Chunks) -> Response {
+    let values =
+        stream::unfold(chunks, |mut chunks| async move { Some((chunks.next().await?, chunks)) });
+    respond(
+        hub,
+        values.flat_map(stream::iter).map(|value| {
+            let event = Event::default().data(value.to_string());
+            match value["type"].as_str() {
+                Some(name) => event.event(name),
+                None => event,
+            }
+        }),
+    )
+}
+
+fn respond(hub: &Hub, events: impl Stream<Item = Event> + Send + 'static) -> Response {
+    let ping = KeepAlive::new().interval(hub.settings.ping).text("ping");
+    let mut response = Sse::new(events.map(Ok::<_, Infallible>)).keep_alive(ping).into_response();
+    // Or nginx collects the events.
+    let unbuffered = HeaderName::from_static("x-accel-buffering");
+    response.headers_mut().insert(unbuffered, HeaderValue::from_static("no"));
+    response
+}

@@ -1,0 +1,226 @@
+//! An answer while it comes: what a model says, told apart.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+use axum::http::StatusCode;
+use tierstream_chat::{Delta, Parser};
+
+use crate::ask::{self, Ask, Input};
+use crate::engine::Token;
+use crate::error::{ApiError, ApiResult};
+use crate::grammar::Form;
+use crate::hub::{Hub, Lease, blocking};
+use crate::job::{Done, Event, Goal, Job, TokenLogprobs, Writing};
+use crate::schedule::Answer;
+
+/// An answer. Who drops it ends it.
+pub(crate) struct Talk {
+    pub(crate) lease: Lease,
+    answer: Answer,
+    parser: Option<Parser>,
+    ready: VecDeque<Said>,
+    /// Of tokens whose text has not come out yet.
+    logprobs: Vec<TokenLogprobs>,
+    deadline: tokio::time::Instant,
+    /// Of a request that may be gone on from.
+    prompt: Option<Vec<Token>>,
+    has_called: bool,
+    is_over: bool,
+}
+
+/// What comes of an answer: parts, and one end.
+pub(crate) enum Said {
+    Part(Part),
+    End(Done),
+}
+
+/// A part of an answer.
+#[derive(Default)]
+pub(crate) struct Part {
+    pub(crate) deltas: Vec<Delta>,
+    pub(crate) logprobs: Vec<TokenLogprobs>,
+}
+
+/// All of an answer.
+pub(crate) struct Whole {
+    pub(crate) reply: tierstream_chat::Reply,
+    pub(crate) logprobs: Vec<TokenLogprobs>,
+    pub(crate) done: Done,
+}
+
+impl Talk {
+    /// Has a request computed: its model is loaded, and the request waits for its turn or is in it.
+    pub(crate) async fn begin(hub: &Arc<Hub>, mut ask: Ask) -> ApiResult<Self> {
+        let start = Instant::now();
+        let deadline = tokio::time::Instant::now() + hub.settings.deadline;
+        let lease = hub.acquire(&ask.model, ask.wishes.ctx()?, ask.keep_alive).await?;
+        if lease.limits.is_encoder {
+            let name = &lease.face.found.name;
+            return Err(ApiError::bad(format!("{name:?} does not generate text, but embeddings")));
+        }
+        let metrics = hub.metrics.clone();
+        blocking(move || {
+            let own = ask::own_wishes(&lease.face.found);
+            ask.wishes = std::mem::take(&mut ask.wishes).or(own);
+            let prompt = ask::prompt(&lease, &mut ask)?;
+            let ctx = lease.limits.ctx;
+            check_length(prompt.tokens.len(), ctx)?;
+            let sampling = ask.wishes.sampling(ctx)?;
+            let stop = ask.wishes.stops()?;
+            let parser =
+                prompt.parsed.map(|opens| Parser::new(&lease.face.format, &ask.tools, opens));
+            let thinks_first = prompt.parsed.unwrap_or(false);
+            let guide = match &ask.form {
+                Form::Free => None,
+                form => {
+                    lease.grammars()?.guide(form, &lease.face.format, &ask.tools, thinks_first)?
+                }
+            };
+            let goes_on = matches!(ask.input, Input::Prompt { .. }).then(|| prompt.tokens.clone());
+            let answer = lease.submit(|events, marks| {
+                let goal = Goal::Text(Box::new(Writing {
+                    max_tokens: ask.wishes.most_tokens(),
+                    sampling,
+                    stop,
+                    guide,
+                    bias: ask.bias,
+                    marks,
+                    logprobs: ask.logprobs,
+                }));
+                let wanted = Arc::new(AtomicBool::new(true));
+                Job { prompt: prompt.tokens, goal, events, wanted, queued: start, metrics }
+            })?;
+            Ok(Self {
+                lease,
+                answer,
+                parser,
+                ready: VecDeque::new(),
+                logprobs: Vec::new(),
+                deadline,
+                prompt: goes_on,
+                has_called: false,
+                is_over: false,
+            })
+        })
+        .await?
+    }
+
+    /// What comes next; none after the end or an error.
+    pub(crate) async fn next(&mut self) -> Option<ApiResult<Said>> {
+        loop {
+            if let Some(said) = self.ready.pop_front() {
+                return Some(Ok(said));
+            }
+            if self.is_over {
+                return None;
+            }
+            match tokio::time::timeout_at(self.deadline, self.answer.next()).await {
+                Ok(Some(Event::Piece(mut piece))) => {
+                    self.logprobs.append(&mut piece.logprobs);
+                    let deltas = match &mut self.parser {
+                        Some(parser) => parser.feed(&piece.text),
+                        None => vec![Delta::Content(piece.text)],
+                    };
+                    self.say(deltas);
+                }
+                Ok(Some(Event::Done(done))) => {
+                    self.is_over = true;
+                    let deltas = self.parser.as_mut().map(Parser::finish).unwrap_or_default();
+                    self.say(deltas);
+                    if !self.logprobs.is_empty() {
+                        let logprobs = std::mem::take(&mut self.logprobs);
+                        self.ready.push_back(Said::Part(Part { deltas: Vec::new(), logprobs }));
+                    }
+                    self.ready.push_back(Said::End(done));
+                }
+                Ok(Some(Event::Embedding(_))) => {}
+                Ok(Some(Event::Failed(error))) => return Some(Err(self.over(error.into()))),
+                Ok(None) => {
+                    let why = "the model has stopped; try again";
+                    let error = ApiError::new(StatusCode::SERVICE_UNAVAILABLE, why);
+                    return Some(Err(self.over(error)));
+                }
+                Err(_) => {
+                    let error = ApiError::new(
+                        StatusCode::GATEWAY_TIMEOUT,
+                        "the answer took longer than the server allows",
+                    );
+                    return Some(Err(self.over(error)));
+                }
+            }
+        }
+    }
+
+    fn over(&mut self, error: ApiError) -> ApiError {
+        self.is_over = true;
+        error
+    }
+
+    fn say(&mut self, deltas: Vec<Delta>) {
+        if deltas.is_empty() {
+            return;
+        }
+        self.has_called |= deltas.iter().any(|delta| matches!(delta, Delta::ToolEnd { .. }));
+        let logprobs = std::mem::take(&mut self.logprobs);
+        self.ready.push_back(Said::Part(Part { deltas, logprobs }));
+    }
+
+    /// The prompt's tokens, where a client may go on from them.
+    pub(crate) fn prompt(&self) -> Option<&[Token]> {
+        self.prompt.as_deref()
+    }
+
+    /// Whether the model has called a tool.
+    pub(crate) fn has_called(&self) -> bool {
+        self.has_called
+    }
+
+    /// All of it.
+    pub(crate) async fn whole(&mut self) -> ApiResult<Whole> {
+        let mut reply = tierstream_chat::Reply::default();
+        let mut logprobs = Vec::new();
+        while let Some(said) = self.next().await {
+            match said? {
+                Said::Part(mut part) => {
+                    reply.extend(part.deltas);
+                    logprobs.append(&mut part.logprobs);
+                }
+                Said::End(done) => return Ok(Whole { reply, logprobs, done }),
+            }
+        }
+        Err(ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "the answer has no end"))
+    }
+}
+
+fn check_length(prompt: usize, ctx: usize) -> ApiResult<()> {
+    if prompt == 0 {
+        return Err(ApiError::bad("the prompt is empty"));
+    }
+    if prompt >= ctx {
+        return Err(ApiError::too_long(format!(
+            "the prompt has {prompt} tokens, and with the answer the context has room for {ctx}"
+        )));
+    }
+    Ok(())
+}
+
+impl Ask {
+    /// Whether there is anything to go on from; a request without only loads its model, or unloads it.
+    pub(crate) fn is_empty(&self) -> bool {
+        match &self.input {
+            Input::Chat(messages) => messages.is_empty(),
+            Input::Prompt { prompt, before, .. } => prompt.is_empty() && before.is_empty(),
+            Input::Insert { prompt, suffix } => prompt.is_empty() && suffix.is_empty(),
+            Input::Raw(text) => text.is_empty(),
+            Input::Tokens(tokens) => tokens.is_empty(),
+        }
+    }
+}
+
+/// Nanoseconds, as Ollama gives times.
+pub(crate) fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,84 @@
+//! Names of models: several for the same weights, as Ollama has them.
+
+mod support;
+
+use std::fs;
+
+use axum::http::StatusCode;
+use serde_json::{Value, json};
+use support::{Fixture, TEMPLATE, write_model};
+use tempfile::TempDir;
+use tierstream_server::Settings;
+use tierstream_server::script::Script;
+use tierstream_store::Environment;
+
+/// A store of Ollama's, in which names have these layers beside the same weights.
+fn store(names: &[(&str, &[(&str, &str)])]) -> (TempDir, Environment) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let blobs = folder.path().join("blobs");
+    fs::create_dir_all(&blobs).expect("ours");
+    let path = |n: usize| blobs.join(format!("sha256-{n:064x}"));
+    write_model(&path(0), Some(TEMPLATE));
+    let layer = |n: usize, kind: &str| {
+        let size = path(n).metadata().expect("written").len();
+        let kind = format!("application/vnd.ollama.image.{kind}");
+        json!({"mediaType": kind, "digest": format!("sha256:{n:064x}"), "size": size})
+    };
+    let mut n = 0;
+    for (name, layers) in names {
+        let mut all = vec![layer(0, "model")];
+        for (kind, text) in *layers {
+            n += 1;
+            fs::write(path(n), text).expect("ours");
+            all.push(layer(n, kind));
+        }
+        let manifest = folder.path().join(format!("manifests/localhost/library/{name}"));
+        fs::create_dir_all(&manifest).expect("ours");
+        fs::write(manifest.join("latest"), json!({"layers": all}).to_string()).expect("ours");
+    }
+    let environment =
+        Environment { ollama_models: Some(folder.path().into()), ..Environment::default() };
+    (folder, environment)
+}
+
+fn server(folder: &TempDir, environment: &Environment, engine: &Script) -> Fixture {
+    Fixture::beside(environment, folder, engine.clone(), Settings::default())
+}
+
+async fn ask(fixture: &Fixture, name: &str) -> (StatusCode, Value) {
+    let model = format!("localhost/library/{name}");
+    let messages = json!([{"role": "user", "content": "Hi"}]);
+    fixture.post("/api/chat", json!({"model": model, "messages": messages, "stream": false})).await
+}
+
+/// Each name has its own system prompt and parameters, whichever was asked for first, and the weights are loaded
+/// once.
+#[tokio::test]
+async fn names_of_the_same_weights_are_told_apart() {
+    let names: [(&str, &[(&str, &str)]); 2] = [
+        ("mario", &[("system", "SAY[It is me, Mario]YAS"), ("params", "{\"num_predict\": 5}")]),
+        ("plain", &[]),
+    ];
+    for order in [["mario", "plain"], ["plain", "mario"]] {
+        let (folder, environment) = store(&names);
+        let engine = Script::default();
+        let fixture = server(&folder, &environment, &engine);
+        for name in [order, order].concat() {
+            let (status, answer) = ask(&fixture, name).await;
+            assert_eq!(status, StatusCode::OK, "{answer}");
+            let expected = if name == "mario" { "It is" } else { "You said: Hi" };
+            assert_eq!(answer["message"]["content"], expected, "{order:?}");
+            assert_eq!(answer["model"], format!("localhost/library/{name}"));
+        }
+        assert_eq!(engine.loads.lock().expect("no panic").len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_lora_is_refused_and_not_passed_over() {
+    let (folder, environment) = store(&[("tuned", &[("adapter", "GGUF")])]);
+    let fixture = server(&folder, &environment, &Script::default());
+    let (status, answer) = ask(&fixture, "tuned").await;
+    assert_eq!(status, StatusCode::NOT_IMPLEMENTED, "{answer}");
+    assert!(answer["error"].as_str().expect("why").contains("LoRA"), "{answer}");
+}

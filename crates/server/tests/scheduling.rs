@@ -1,0 +1,385 @@
+//! Several requests at once: their turns, their ends, and what they do to each other.
+
+mod support;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::http::StatusCode;
+use serde_json::{Value, json};
+use support::{Fixture, read_until};
+use tierstream_server::script::{FAILS, Gate, MODEL_BYTES, PANICS, Script};
+use tierstream_server::{PromptCache, Settings};
+use tokio::io::AsyncReadExt;
+
+fn chat(model: &str, text: &str) -> Value {
+    json!({"model": model, "messages": [{"role": "user", "content": text}], "stream": false})
+}
+
+fn streamed(text: &str) -> Value {
+    json!({"model": "one", "messages": [{"role": "user", "content": text}]})
+}
+
+fn content(answer: &Value) -> &str {
+    answer["message"]["content"].as_str().unwrap_or_default()
+}
+
+#[tokio::test]
+async fn what_was_computed_before_is_not_computed_again() {
+    let fixture = Fixture::new(Script::default());
+    let (_, first) = fixture.post("/api/chat", chat("one", "SAY[abc]YAS")).await;
+    assert_eq!(content(&first), "abc");
+    let cached = fixture.metric("tierstream_prompt_tokens_cached_total").await;
+    let more = json!({"model": "one", "stream": false, "messages": [
+        {"role": "user", "content": "SAY[abc]YAS"},
+        {"role": "assistant", "content": "abc"},
+        {"role": "user", "content": "SAY[d]YAS"},
+    ]});
+    let (_, second) = fixture.post("/api/chat", more).await;
+    assert_eq!(content(&second), "d");
+    let known = first["prompt_eval_count"].as_f64().expect("a number") + 3.0;
+    assert!(fixture.metric("tierstream_prompt_tokens_cached_total").await >= cached + known);
+}
+
+#[tokio::test]
+async fn requests_that_come_together_are_computed_together() {
+    let gate = Arc::new(Gate::default());
+    let fixture =
+        Fixture::new(Script { sequences: 4, gate: Some(gate.clone()), ..Script::default() });
+    let said: Vec<String> = (0..4).map(|i| format!("{i}").repeat(20)).collect();
+    let asked =
+        said.iter().map(|text| fixture.post("/api/chat", chat("one", &format!("SAY[{text}]YAS"))));
+    let opened = async {
+        // One waits in the first step, and the others for a sequence.
+        while fixture.metric("llamacpp:requests_processing").await
+            + fixture.metric("llamacpp:requests_deferred").await
+            < 4.0
+        {
+            tokio::task::yield_now().await;
+        }
+        gate.open(u64::MAX);
+    };
+    let (answers, ()) = tokio::join!(futures_util::future::join_all(asked), opened);
+    for ((status, answer), said) in answers.iter().zip(&said) {
+        assert_eq!((*status, content(answer)), (StatusCode::OK, said.as_str()));
+    }
+    let steps = fixture.metric("llamacpp:n_decode_total").await;
+    let sequences = fixture.metric("tierstream_busy_slots_total").await;
+    assert!(sequences > 1.5 * steps, "{sequences} in {steps}");
+}
+
+#[tokio::test]
+async fn a_request_that_fails_harms_no_other() {
+    let gate = Arc::new(Gate::default());
+    let fixture =
+        Fixture::new(Script { sequences: 3, gate: Some(gate.clone()), ..Script::default() });
+    let long = "x".repeat(200);
+    let good = fixture.post("/api/chat", chat("one", &format!("SAY[{long}]YAS")));
+    let bad = fixture.post("/api/chat", chat("one", FAILS));
+    // Fails when it is written, in the midst of the others' steps.
+    let halfway = fixture.post("/api/chat", chat("one", "SAY[abc FAIL~ NOW d]YAS"));
+    gate.open(u64::MAX);
+    let ((good_status, good), (bad_status, bad), (halfway_status, _)) =
+        tokio::join!(good, bad, halfway);
+    assert_eq!((good_status, content(&good)), (StatusCode::OK, long.as_str()));
+    assert_eq!(bad_status, StatusCode::INTERNAL_SERVER_ERROR);
+    assert_eq!(bad["error"], "the script says so");
+    assert_eq!(halfway_status, StatusCode::INTERNAL_SERVER_ERROR);
+    // The sequence that failed is as good as new.
+    let (status, answer) = fixture.post("/api/chat", chat("one", "SAY[abc]YAS")).await;
+    assert_eq!((status, content(&answer)), (StatusCode::OK, "abc"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_leaves_ends_what_is_computed_for_it() {
+    let gate = Arc::new(Gate::default());
+    let mut fixture = Fixture::new(Script { gate: Some(gate.clone()), ..Script::default() });
+    let listening = fixture.listen().await;
+    let mut leaving = listening.begin("/api/chat", &streamed("SAY[abcdef]YAS")).await;
+    gate.open(3);
+    read_until(&mut leaving, "\"c\"").await;
+    tokio::task::block_in_place(|| gate.wait_until_reached());
+    drop(leaving);
+    // The step that waits is ended, and the one sequence that there is free for the next.
+    tokio::task::block_in_place(|| gate.wait_until_stopped(1));
+    gate.open(u64::MAX);
+    let mut next = listening.begin("/api/chat", &streamed("SAY[xyz]YAS")).await;
+    read_until(&mut next, "\"done\":true").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_leaves_before_its_turn_gets_none() {
+    let gate = Arc::new(Gate::default());
+    let mut fixture = Fixture::new(Script { gate: Some(gate.clone()), ..Script::default() });
+    let listening = fixture.listen().await;
+    let mut first = listening.begin("/api/chat", &streamed("SAY[abc]YAS")).await;
+    tokio::task::block_in_place(|| gate.wait_until_reached());
+    let waiting = listening.begin("/api/chat", &streamed("SAY[never]YAS")).await;
+    while fixture.metric("llamacpp:requests_deferred").await < 1.0 {
+        tokio::task::yield_now().await;
+    }
+    drop(waiting);
+    while fixture.metric("llamacpp:requests_deferred").await > 0.0 {
+        tokio::task::yield_now().await;
+    }
+    gate.open(u64::MAX);
+    read_until(&mut first, "\"done\":true").await;
+    let mut last = listening.begin("/api/chat", &streamed("SAY[xyz]YAS")).await;
+    read_until(&mut last, "\"done\":true").await;
+    // Three letters and an end for each of the two.
+    assert_eq!(fixture.metric("llamacpp:tokens_predicted_total").await, 6.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_queue_refuses_more() {
+    let gate = Arc::new(Gate::default());
+    let settings = Settings { queue_max: 1, ..Settings::default() };
+    let mut fixture =
+        Fixture::with(Script { gate: Some(gate.clone()), ..Script::default() }, settings);
+    let listening = fixture.listen().await;
+    let mut first = listening.begin("/api/chat", &streamed("SAY[a]YAS")).await;
+    tokio::task::block_in_place(|| gate.wait_until_reached());
+    let mut second = listening.begin("/api/chat", &streamed("SAY[b]YAS")).await;
+    while fixture.metric("llamacpp:requests_deferred").await < 1.0 {
+        tokio::task::yield_now().await;
+    }
+    let mut third = listening.begin("/api/chat", &streamed("SAY[c]YAS")).await;
+    let refused = read_until(&mut third, "\r\n\r\n").await.to_lowercase();
+    assert!(
+        refused.starts_with("http/1.1 503") && refused.contains("\r\nretry-after: "),
+        "{refused}"
+    );
+    gate.open(u64::MAX);
+    read_until(&mut first, "\"done\":true").await;
+    read_until(&mut second, "\"done\":true").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_does_not_read_stalls_no_other() {
+    let mut fixture = Fixture::new(Script { sequences: 2, ctx: 60_000, ..Script::default() });
+    let listening = fixture.listen().await;
+    let long = "z".repeat(20_000);
+    let deaf = listening.begin("/api/chat", &streamed(&format!("SAY[{long}]YAS"))).await;
+    for _ in 0..20 {
+        let mut other = listening.begin("/api/chat", &streamed("SAY[abc]YAS")).await;
+        read_until(&mut other, "\"done\":true").await;
+    }
+    drop(deaf);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_stops_ends_answers_and_says_so() {
+    let gate = Arc::new(Gate::default());
+    let settings = Settings { grace: Duration::from_millis(1), ..Settings::default() };
+    let mut fixture =
+        Fixture::with(Script { gate: Some(gate.clone()), ..Script::default() }, settings);
+    let listening = fixture.listen().await;
+    let mut client = listening.begin("/api/chat", &streamed("SAY[abc]YAS")).await;
+    gate.open(2);
+    read_until(&mut client, "\"b\"").await;
+    listening.stop.send(()).expect("it listens");
+    listening.task.await.expect("it ends").expect("well");
+    let mut rest = String::new();
+    client.read_to_string(&mut rest).await.expect("the end");
+    assert!(!rest.contains("\"done\":true"), "{rest}");
+}
+
+#[tokio::test]
+async fn a_deadline_ends_an_answer() {
+    let gate = Arc::new(Gate::default());
+    let settings = Settings { deadline: Duration::from_millis(1), ..Settings::default() };
+    let fixture = Fixture::with(Script { gate: Some(gate), ..Script::default() }, settings);
+    let (status, answer) = fixture.post("/api/chat", chat("one", "SAY[abc]YAS")).await;
+    assert_eq!(status, StatusCode::GATEWAY_TIMEOUT, "{answer}");
+    // The gate is shut: a step that was begun is stopped, or never begun.
+    while fixture.metric("llamacpp:requests_processing").await > 0.0 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn a_model_makes_room_for_another() {
+    let engine = Script { room_bytes: MODEL_BYTES, ..Script::default() };
+    let loads = engine.loads.clone();
+    let settings = Settings { models_max: 2, ..Settings::default() };
+    let fixture = Fixture::with(engine, settings);
+    for model in ["one", "two", "one"] {
+        let (status, answer) = fixture.post("/api/chat", chat(model, "SAY[abc]YAS")).await;
+        assert_eq!((status, content(&answer)), (StatusCode::OK, "abc"));
+        let (_, loaded) = fixture.get("/api/ps").await;
+        let names: Vec<_> = loaded["models"]
+            .as_array()
+            .expect("models")
+            .iter()
+            .map(|m| m["name"].clone())
+            .collect();
+        assert_eq!(names, [model]);
+    }
+    let wanted = ["one", "two", "one"].map(|model| fixture.path(model));
+    assert_eq!(*loads.lock().expect("not poisoned"), wanted);
+}
+
+#[tokio::test]
+async fn a_model_in_use_does_not_go() {
+    let gate = Arc::new(Gate::default());
+    let engine = Script { gate: Some(gate.clone()), ..Script::default() };
+    let fixture = Fixture::with(engine, Settings { models_max: 1, ..Settings::default() });
+    let first = fixture.post("/api/chat", chat("one", "SAY[abc]YAS"));
+    let second = async {
+        tokio::task::spawn_blocking({
+            let gate = gate.clone();
+            move || gate.wait_until_reached()
+        })
+        .await
+        .expect("it is reached");
+        let refused = fixture.post("/api/chat", chat("two", "SAY[abc]YAS")).await;
+        gate.open(u64::MAX);
+        refused
+    };
+    let ((first_status, _), (second_status, _)) = tokio::join!(first, second);
+    assert_eq!((first_status, second_status), (StatusCode::OK, StatusCode::SERVICE_UNAVAILABLE));
+}
+
+#[tokio::test]
+async fn models_are_loaded_and_unloaded_by_their_clients() {
+    let fixture = Fixture::new(Script::default());
+    let (_, answer) =
+        fixture.post("/api/generate", json!({"model": "one", "keep_alive": "10m"})).await;
+    assert_eq!((&answer["done_reason"], &answer["response"]), (&json!("load"), &json!("")));
+    assert_eq!(fixture.get("/api/ps").await.1["models"][0]["model"], "one");
+    let (_, answer) =
+        fixture.post("/api/chat", json!({"model": "one", "messages": [], "keep_alive": 0})).await;
+    assert_eq!(answer["done_reason"], "unload");
+    assert_eq!(fixture.get("/api/ps").await.1, json!({"models": []}));
+}
+
+fn with_prompts(prompts: PromptCache) -> Settings {
+    Settings { prompts, ..Settings::default() }
+}
+
+/// A long conversation, in which the model says `said` next.
+fn conversation(about: &str, said: &str) -> Value {
+    json!({"model": "one", "stream": false, "messages": [
+        {"role": "user", "content": format!("SAY[{about}]YAS") + &about.repeat(50)},
+        {"role": "assistant", "content": about},
+        {"role": "user", "content": format!("SAY[{said}]YAS")},
+    ]})
+}
+
+/// Asks, and returns the tokens that were not computed again.
+async fn cached(fixture: &Fixture, about: &str, said: &str) -> f64 {
+    let name = "tierstream_prompt_tokens_cached_total";
+    let before = fixture.metric(name).await;
+    let (status, answer) = fixture.post("/api/chat", conversation(about, said)).await;
+    assert_eq!((status, content(&answer)), (StatusCode::OK, said));
+    fixture.metric(name).await - before
+}
+
+#[tokio::test]
+async fn prompts_that_lost_their_sequence_come_back() {
+    let without = Fixture::new(Script::default());
+    let prompts = PromptCache { ram_bytes: 1 << 20, ..PromptCache::default() };
+    let with = Fixture::with(Script::default(), with_prompts(prompts));
+    for (fixture, comes_back) in [(&without, false), (&with, true)] {
+        cached(fixture, "apples", "a").await;
+        // Takes the only sequence.
+        cached(fixture, "pears", "b").await;
+        let again = cached(fixture, "apples", "c").await;
+        assert_eq!(again > 300.0, comes_back, "{again}");
+        assert_eq!(fixture.metric("tierstream_prompt_cache_bytes").await > 0.0, comes_back);
+        // The other one has been kept meanwhile, and what goes on from there is right.
+        let again = cached(fixture, "pears", "d").await;
+        assert_eq!(again > 250.0, comes_back, "{again}");
+    }
+}
+
+#[tokio::test]
+async fn prompts_outlive_the_model_and_the_server() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let prompts = PromptCache {
+        ram_bytes: 1 << 20,
+        folder: Some(folder.path().join("prompts")),
+        folder_bytes: 1 << 20,
+    };
+    let models = tempfile::tempdir().expect("a folder");
+    let settings = || with_prompts(prompts.clone());
+    let first = Fixture::within(&models, Script::default(), settings());
+    cached(&first, "apples", "a").await;
+    let unload = json!({"model": "one", "keep_alive": 0});
+    first.post("/api/generate", unload.clone()).await;
+    assert!(cached(&first, "apples", "b").await > 300.0);
+    first.post("/api/generate", unload).await;
+    let second = Fixture::within(&models, Script::default(), settings());
+    assert!(cached(&second, "apples", "c").await > 300.0);
+    // Another context is another model.
+    let small = Fixture::within(&models, Script { ctx: 2048, ..Script::default() }, settings());
+    assert!(cached(&small, "apples", "d").await < 300.0);
+}
+
+/// Whatever happens to a model's thread: who waits is told, and the next request has the model loaded again.
+#[tokio::test]
+async fn a_model_that_has_ended_is_loaded_again() {
+    let engine = Script::default();
+    let fixture = Fixture::new(engine.clone());
+    let (status, answer) = fixture.post("/api/chat", chat("one", PANICS)).await;
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "{answer}");
+    let (status, answer) = fixture.post("/api/chat", chat("one", "SAY[abc]YAS")).await;
+    assert_eq!((status, content(&answer)), (StatusCode::OK, "abc"));
+    assert_eq!(engine.loads.lock().expect("no panic").len(), 2);
+    let (_, loaded) = fixture.get("/api/ps").await;
+    assert_eq!(loaded["models"].as_array().map(Vec::len), Some(1));
+}
+
+/// A load goes on when the client that asked for it has left, and the next one waits for it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_leaves_while_its_model_is_loaded() {
+    let gate = Arc::new(Gate::default());
+    let engine = Script { load_gate: Some(gate.clone()), ..Script::default() };
+    let mut fixture = Fixture::new(engine.clone());
+    let listening = fixture.listen().await;
+    let leaving = listening.begin("/api/chat", &streamed("SAY[abc]YAS")).await;
+    tokio::task::block_in_place(|| gate.wait_until_reached());
+    drop(leaving);
+    let mut next = listening.begin("/api/chat", &streamed("SAY[xyz]YAS")).await;
+    gate.open(u64::MAX);
+    read_until(&mut next, "\"done\":true").await;
+    assert_eq!(engine.loads.lock().expect("no panic").len(), 1);
+}
+
+/// The oldest messages go, as few as must, and with an answer the results of the tools that it called; the system's
+/// stay.
+#[tokio::test]
+async fn a_chat_that_is_too_long_loses_its_beginning() {
+    let fixture = Fixture::new(Script { ctx: 600, ..Script::default() });
+    let mut messages = vec![json!({"role": "system", "content": "Be brief."})];
+    for i in 0..3000 {
+        messages.push(json!({"role": "user", "content": format!("question {i:04}")}));
+        messages.push(json!({"role": "tool", "content": format!("result {i:04}")}));
+    }
+    messages.push(json!({"role": "user", "content": "SAY[yes]YAS"}));
+    let ask = |messages: &[Value]| json!({"model": "one", "messages": messages, "stream": false});
+    let (status, answer) = fixture.post("/api/chat", ask(&messages)).await;
+    assert_eq!((status, content(&answer)), (StatusCode::OK, "yes"), "{answer}");
+    // As long as what stays by hand, of which one more question and its result would be too long.
+    let tokens = answer["prompt_eval_count"].as_u64().expect("a number");
+    let kept = |n: usize| [&messages[..1], &messages[messages.len() - 1 - 2 * n..]].concat();
+    let n = (1..20).rev().find(|n| {
+        let length: usize = kept(*n)
+            .iter()
+            .map(|m| {
+                m["content"].as_str().map_or(0, str::len)
+                    + m["role"].as_str().map_or(0, str::len)
+                    + 4
+            })
+            .sum();
+        length + "\u{1}assistant\n".len() < 600
+    });
+    let fresh = Fixture::new(Script { ctx: 600, ..Script::default() });
+    let (_, by_hand) = fresh.post("/api/chat", ask(&kept(n.expect("some")))).await;
+    assert_eq!(by_hand["prompt_eval_count"], tokens);
+    // Where that may not be, it is an error.
+    let mut whole = ask(&messages);
+    whole["truncate"] = false.into();
+    let (status, _) = fixture.post("/api/chat", whole).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+}
