@@ -87,6 +87,11 @@ impl Requirement {
         }
     }
 
+    /// Whether no expert has to give way.
+    fn fits(&self, ram_bytes: u64) -> bool {
+        ram_bytes >= self.fixed_bytes + self.whole_pool_bytes + SPREAD_BYTES
+    }
+
     /// What `ram_bytes` leave for the pool.
     ///
     /// # Errors
@@ -159,6 +164,11 @@ impl Forecast {
         &self.requirement
     }
 
+    /// Whether all of it fits a budget; without one, the memory that a run would take.
+    pub fn fits(&self, ram_bytes: Option<u64>) -> bool {
+        self.requirement.fits(ram_bytes.unwrap_or_else(default_ram))
+    }
+
     /// The model, of which there is only the header. It cannot be computed with.
     pub fn model(&self) -> &Model {
         self.rehearsal.model()
@@ -197,7 +207,7 @@ impl Budget {
         if let Some(ram) = self.ram {
             needed.left_of(ram)?;
         }
-        Ok(ram >= needed.fixed_bytes + needed.whole_pool_bytes + SPREAD_BYTES)
+        Ok(needed.fits(ram))
     }
 
     fn check_file(
@@ -280,7 +290,9 @@ fn most_beside(file: &tierstream_gguf::Model, context: &ContextOptions) -> Optio
     let keys = key("attention.key_length").unwrap_or(width);
     let values = key("attention.value_length").unwrap_or(width);
     let (ctx, batch) = (u64::from(context.n_ctx), u64::from(context.n_batch));
-    let kv = layers * heads * (keys + values) * ctx * 2;
+    // Of each sequence, rounded up as llama.cpp does.
+    let cells = u64::from(context.n_seq) * ctx.next_multiple_of(256);
+    let kv = layers * heads * (keys + values) * cells * 2;
     // Scores of all heads, logits, and some rows of the widest operation.
     let vocab = file.tensors().iter().map(|t| t.dims.iter().copied().max().unwrap_or(0)).max()?;
     let compute = batch * 4 * (heads * ctx + 4 * vocab);

@@ -47,8 +47,10 @@ pub struct Options {
     /// at least two where there are two; one with a GPU, which leaves them next to nothing to do,
     /// unless they compute its [misses](Options::miss).
     pub threads: Option<u32>,
-    /// Tokens of context; default: [`DEFAULT_CTX`].
+    /// Tokens of context, of each sequence; default: [`DEFAULT_CTX`].
     pub ctx: Option<u32>,
+    /// Sequences of [`Engine::context`]. [`Engine::generate`] uses the first one alone.
+    pub sequences: u32,
     /// Tokens of a prompt computed at once; default: 512, and with a GPU up to 2048 where they take
     /// little of its memory: each expert is brought once for all of them.
     pub batch: Option<u32>,
@@ -88,6 +90,7 @@ impl Default for Options {
             miss: Miss::default(),
             threads: None,
             ctx: None,
+            sequences: 1,
             batch: None,
             keep: Keep::Last,
             seed: 0,
@@ -483,6 +486,7 @@ pub(crate) fn context_options(options: &Options, trained: u32) -> ContextOptions
     let default = if trained == 0 { DEFAULT_CTX } else { DEFAULT_CTX.min(trained) };
     ContextOptions {
         n_ctx: options.ctx.unwrap_or(default),
+        n_seq: options.sequences,
         n_batch: options.batch.unwrap_or(DEFAULT_BATCH),
         n_threads: options.threads.unwrap_or_else(|| match options.placement {
             Placement::Gpu(_) if options.miss == Miss::Copy => 1,

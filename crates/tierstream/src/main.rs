@@ -5,8 +5,6 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
 use crate::cli::args::{Bench, Cli, Command};
 use crate::cli::{interrupt, output};
 
@@ -15,7 +13,13 @@ mod cli;
 fn main() -> ExitCode {
     // While there is one thread. What it did not bring about, `doctor` tells.
     tierstream_cuda::load_modules_eagerly();
-    let cli = Cli::parse();
+    let cli = match cli::config::parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            output::report(&error, false);
+            return ExitCode::from(2);
+        }
+    };
     tierstream::set_verbose(cli.log);
     cli::gave_up::install(cli.json);
     match dispatch(&cli) {
@@ -32,6 +36,10 @@ fn main() -> ExitCode {
 fn dispatch(cli: &Cli) -> anyhow::Result<ExitCode> {
     match &cli.command {
         Command::Run(args) => cli::run::run(cli, args),
+        Command::Serve(args) => cli::serve::serve(cli, args),
+        Command::Ps(args) => cli::client::ps(cli, args),
+        Command::Stop(args) => cli::client::stop(cli, args),
+        Command::Pull(args) => cli::pull::pull(cli, args),
         Command::List => cli::list::list(cli),
         Command::Show(args) => cli::show::show(cli, args),
         Command::Verify(args) => cli::verify::verify(cli, args),

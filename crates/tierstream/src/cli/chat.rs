@@ -85,7 +85,7 @@ impl<'a> Chat<'a> {
         } else if args.system.is_some() {
             return Err(run::no_template_for_system());
         }
-        let sampling = run::sampling(args, args.model.load.seed());
+        let sampling = run::sampling(args, args.model.load.engine.seed());
         let options = Generate { max_tokens: run::max_tokens(args, engine), sampling };
         let n_ctx = engine.context().options().n_ctx as usize;
         Ok(Self {
@@ -101,7 +101,7 @@ impl<'a> Chat<'a> {
             pending: Vec::new(),
             rendered: None,
             last: None,
-            seed: args.model.load.seed,
+            seed: args.model.load.engine.seed,
             session: Session::default(),
         })
     }

@@ -12,18 +12,22 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use tierstream::Cancel;
 
+type Stop = Box<dyn Fn() + Send>;
+
 struct State {
     /// How many [`Running`] there are: with none, a signal ends the program.
     running: u32,
     /// The signal that asked to stop.
     requested: Option<c_int>,
     cancel: Option<Cancel>,
+    /// What else a request stops.
+    stop: Option<Stop>,
     /// The terminal as it was, which an editor of lines changes.
     terminal: Option<Termios>,
 }
 
 static STATE: Mutex<State> =
-    Mutex::new(State { running: 0, requested: None, cancel: None, terminal: None });
+    Mutex::new(State { running: 0, requested: None, cancel: None, stop: None, terminal: None });
 
 fn state() -> MutexGuard<'static, State> {
     STATE.lock().unwrap_or_else(PoisonError::into_inner)
@@ -63,6 +67,9 @@ fn on_signal(signal: c_int) {
     if let Some(cancel) = &state.cancel {
         cancel.cancel();
     }
+    if let Some(stop) = &state.stop {
+        stop();
+    }
 }
 
 /// From here until it is dropped, the first signal is a request. One within another knows of a
@@ -85,6 +92,17 @@ impl Running {
         state.cancel = cancel;
         Self(())
     }
+
+    /// The same for what is stopped by a function.
+    pub(crate) fn stopped_by(stop: impl Fn() + Send + 'static) -> Self {
+        let running = Self::start(None);
+        let mut state = state();
+        if state.requested.is_some() {
+            stop();
+        }
+        state.stop = Some(Box::new(stop));
+        running
+    }
 }
 
 impl Drop for Running {
@@ -92,6 +110,7 @@ impl Drop for Running {
         let mut state = state();
         state.running -= 1;
         state.cancel = None;
+        state.stop = None;
     }
 }
 

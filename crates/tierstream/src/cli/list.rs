@@ -149,18 +149,7 @@ fn table(rows: &[Row]) -> String {
             row.tool.to_string(),
             file,
         ]
-        .map(|cell| output::printable(&cell).replace(['\n', '\t'], " "))
     };
     let titles = ["NAME", "SIZE", "ARCHITECTURE", "EXPERTS", "SOURCE", "FILE"].map(str::to_owned);
-    let lines: Vec<[String; 6]> = [titles].into_iter().chain(rows.iter().map(cells)).collect();
-    let widths: [usize; 6] = std::array::from_fn(|column| {
-        lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0)
-    });
-    let mut text = String::new();
-    for line in &lines {
-        let padded = line.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
-        text.push_str(padded.collect::<Vec<_>>().join("  ").trim_end());
-        text.push('\n');
-    }
-    text
+    output::table([titles].into_iter().chain(rows.iter().map(cells)).collect())
 }

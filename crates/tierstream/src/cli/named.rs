@@ -6,7 +6,7 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use tierstream::demo;
-use tierstream_store::{Environment, Model, Store, Tool};
+use tierstream_store::{Environment, Error, HubName, Model, Store, Tool};
 
 use super::output::{self, Failure};
 
@@ -60,12 +60,27 @@ fn look_for(model: &Path) -> anyhow::Result<Named> {
     }
     let is_name = model.to_str().filter(|_| !is_path(model) && model.symlink_metadata().is_err());
     let Some(name) = is_name else { return Ok(at(model.to_owned())) };
-    let model = Store::new(&Environment::of_process()).find(name)?;
+    let found = Store::new(&Environment::of_process()).find(name);
+    let model = found.map_err(|error| not_found(name, error))?;
     output::note(format!("{} ({}) is {}", model.name, model.tool, model.path.display()));
     if !model.layers.adapters.is_empty() {
         output::note("it runs without its adapter (LoRA), which is not supported");
     }
     Ok(Named { path: model.path.clone(), stored: Some(model) })
+}
+
+/// With a hint of the hub, if the name can be one of its.
+fn not_found(name: &str, error: Error) -> anyhow::Error {
+    let Error::NotFound { nearest, .. } = &error else { return error.into() };
+    if HubName::parse(name).is_err() {
+        return error.into();
+    }
+    let pull = format!("`tierstream pull {name}` fetches it from the Hugging Face hub");
+    let hint = match error.hint().filter(|_| !nearest.is_empty()) {
+        Some(hint) => format!("{hint}; or {pull}"),
+        None => format!("{pull}; `tierstream list` tells what is on this machine"),
+    };
+    Failure::error(error, hint)
 }
 
 /// Whether it can be nothing but a path.

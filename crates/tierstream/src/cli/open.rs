@@ -11,7 +11,7 @@ use tierstream::{
     Engine, Gpu, Keep, Miss, Options, Placement, WeightSums, Weights, cache, gguf, io_config,
 };
 
-use super::args::{LoadArgs, MachineArgs, Peer};
+use super::args::{EngineArgs, LoadArgs, MachineArgs, Peer};
 use super::interrupt;
 use super::named::Named;
 use super::output::{self, Failure, Progress};
@@ -28,7 +28,7 @@ pub(crate) fn named(model: &Path) -> anyhow::Result<PathBuf> {
 
 /// The flags as the library takes them. Loads ggml's [`backends`] where a GPU is asked for.
 /// What weights are compared with is not among them: [`weight_sums`].
-pub(crate) fn options(args: &LoadArgs, experts: Option<PoolShare>) -> anyhow::Result<Options> {
+pub(crate) fn options(args: &EngineArgs, experts: Option<PoolShare>) -> anyhow::Result<Options> {
     if args.machine.gpu.0.is_none() {
         let miss = args.miss;
         anyhow::ensure!(miss == Miss::Copy, "--miss {miss} is for --gpu: no GPU is to be used");
@@ -46,6 +46,7 @@ pub(crate) fn options(args: &LoadArgs, experts: Option<PoolShare>) -> anyhow::Re
         miss: args.miss,
         threads: args.machine.threads,
         ctx: args.ctx,
+        sequences: 1,
         batch: args.batch,
         keep: Keep::Last,
         seed: u64::from(args.seed()),
@@ -63,7 +64,10 @@ pub(crate) fn options(args: &LoadArgs, experts: Option<PoolShare>) -> anyhow::Re
 
 /// With `--verify-weights`, what the weights in `path` are compared with. If nothing was recorded of
 /// them, that reads all of them.
-pub(crate) fn weight_sums(args: &LoadArgs, path: &Path) -> anyhow::Result<Option<Arc<WeightSums>>> {
+pub(crate) fn weight_sums(
+    args: &EngineArgs,
+    path: &Path,
+) -> anyhow::Result<Option<Arc<WeightSums>>> {
     if !args.verify_weights {
         return Ok(None);
     }
@@ -115,7 +119,7 @@ pub(crate) fn backends() {
 }
 
 /// Loads the model in `path`; notes go to stderr. A request of [`interrupt`] ends it.
-pub(crate) fn engine(args: &LoadArgs, path: &Path, options: Options) -> anyhow::Result<Engine> {
+pub(crate) fn engine(args: &EngineArgs, path: &Path, options: Options) -> anyhow::Result<Engine> {
     backends();
     let experts = options.experts;
     let engine = quiet_engine(path, options)?;

@@ -76,6 +76,7 @@ pub(crate) fn report(error: &anyhow::Error, json: bool) {
         .downcast_ref::<tierstream::Error>()
         .and_then(|e| e.hint())
         .or_else(|| error.downcast_ref::<tierstream_store::Error>().and_then(|e| e.hint()))
+        .or_else(|| error.downcast_ref::<tierstream_pull::Error>().and_then(|e| e.hint()))
         .or_else(|| error.downcast_ref::<Failure>().map(|f| f.hint.clone()));
     // Where stdout takes nothing, stderr may.
     if json && self::json(&JsonError { error: format!("{error:#}"), hint: hint.clone() }).is_ok() {
@@ -114,6 +115,31 @@ pub(crate) fn printable(text: &str) -> String {
 /// Bytes per second as drives are sold: `2.51 GB/s`.
 pub(crate) fn rate(bytes_per_s: f64) -> String {
     format!("{:.2} GB/s", bytes_per_s / 1e9)
+}
+
+/// A time to wait, in words.
+pub(crate) fn rough(seconds: f64) -> String {
+    match seconds.round() as u64 {
+        s @ 0..100 => format!("{s} s"),
+        s @ 100..6000 => format!("{} min", s.div_ceil(60)),
+        s => format!("{:.1} h", s as f64 / 3600.0),
+    }
+}
+
+/// Lines of cells, the first with titles, in columns. No cell breaks its line.
+pub(crate) fn table<const N: usize>(lines: Vec<[String; N]>) -> String {
+    let cell = |cell: String| printable(&cell).replace(['\n', '\t'], " ");
+    let lines: Vec<[String; N]> = lines.into_iter().map(|line| line.map(cell)).collect();
+    let widths: [usize; N] = std::array::from_fn(|column| {
+        lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0)
+    });
+    let mut text = String::new();
+    for line in &lines {
+        let padded = line.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
+        text.push_str(padded.collect::<Vec<_>>().join("  ").trim_end());
+        text.push('\n');
+    }
+    text
 }
 
 /// Joins the bytes of tokens into characters.
@@ -268,7 +294,7 @@ impl Tokens {
 
 #[cfg(test)]
 mod tests {
-    use super::{Stops, Utf8, printable};
+    use super::{Stops, Utf8, printable, rough, table};
 
     #[test]
     fn characters_are_held_back_until_complete() {
@@ -319,6 +345,20 @@ mod tests {
                 assert_eq!(found.found, kept != all);
             }
         }
+    }
+
+    #[test]
+    fn times_are_told_in_words() {
+        for (seconds, text) in [(0.4, "0 s"), (99.0, "99 s"), (121.0, "3 min"), (9000.0, "2.5 h")] {
+            assert_eq!(rough(seconds), text);
+        }
+    }
+
+    #[test]
+    fn columns_are_as_wide_as_their_cells() {
+        let line = |cells: [&str; 2]| cells.map(str::to_owned);
+        let lines = vec![line(["NAME", "SIZE"]), line(["longer", ""]), line(["é", "a\nb"])];
+        assert_eq!(table(lines), "NAME    SIZE\nlonger\né       a b\n");
     }
 
     #[test]

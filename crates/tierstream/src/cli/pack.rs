@@ -77,7 +77,7 @@ fn write(writer: Writer, start: Instant) -> pack::Result<Packed> {
         let rate = (p.done_bytes - p.resumed_bytes) as f64 / start.elapsed().as_secs_f64();
         if rate > 0.0 {
             let left = (p.total_bytes - p.done_bytes) as f64 / rate;
-            progress.detail(format!("{}, {} left", output::rate(rate), rough(left)));
+            progress.detail(format!("{}, {} left", output::rate(rate), output::rough(left)));
         }
         !interrupt::requested()
     })
@@ -118,23 +118,4 @@ fn text(answer: &Answer) -> String {
         Bytes(answer.file_bytes),
         answer.total_s
     )
-}
-
-/// A time to wait, in words.
-fn rough(seconds: f64) -> String {
-    match seconds.round() as u64 {
-        s @ 0..100 => format!("{s} s"),
-        s @ 100..6000 => format!("{} min", s.div_ceil(60)),
-        s => format!("{:.1} h", s as f64 / 3600.0),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn times_are_told_in_words() {
-        for (seconds, text) in [(0.4, "0 s"), (99.0, "99 s"), (121.0, "3 min"), (9000.0, "2.5 h")] {
-            assert_eq!(super::rough(seconds), text);
-        }
-    }
 }

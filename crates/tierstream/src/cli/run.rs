@@ -33,17 +33,18 @@ pub(crate) fn run(cli: &Cli, args: &Run) -> anyhow::Result<ExitCode> {
     interrupt::install()?;
     let input = input(cli, args)?;
     let load = &args.model.load;
-    let seed = load.seed.unwrap_or_else(random_seed);
+    let seed = load.engine.seed.unwrap_or_else(random_seed);
     let start = Instant::now();
     let path = open::path(load)?;
     if !matches!(input, Input::Tokens(_)) {
         open::check_takes_text(&path)?;
     }
-    let options = Options { seed: u64::from(seed), ..open::options(load, args.model.experts)? };
+    let options =
+        Options { seed: u64::from(seed), ..open::options(&load.engine, args.model.experts)? };
     // To the end of the report, which a signal must not cut.
     let running = Running::start(None);
-    let options = Options { weight_sums: open::weight_sums(load, &path)?, ..options };
-    let mut engine = open::engine(load, &path, options)?;
+    let options = Options { weight_sums: open::weight_sums(&load.engine, &path)?, ..options };
+    let mut engine = open::engine(&load.engine, &path, options)?;
     let prompt = match input {
         Input::Chat => {
             drop(running);
@@ -124,6 +125,7 @@ pub(crate) fn sampling(args: &Run, seed: u32) -> Sampling {
         min_p: args.min_p,
         repeat_penalty: args.repeat_penalty,
         seed,
+        ..Sampling::default()
     }
 }
 

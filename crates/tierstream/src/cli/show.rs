@@ -111,12 +111,12 @@ pub(crate) fn show(cli: &Cli, args: &Show) -> anyhow::Result<ExitCode> {
     let path = open::path(&args.model.load)?;
     let file = tierstream::pack::open(&path).map_err(Error::from)?;
     let asked = Asked {
-        ctx: args.model.load.ctx,
-        ram: args.model.load.ram.map(|b| b.0),
+        ctx: args.model.load.engine.ctx,
+        ram: args.model.load.engine.ram.map(|b| b.0),
         experts: args.model.experts,
     };
-    let options = open::options(&args.model.load, args.model.experts)?;
-    if args.model.load.verify_weights {
+    let options = open::options(&args.model.load.engine, args.model.experts)?;
+    if args.model.load.engine.verify_weights {
         output::note("--verify-weights has no effect: `show` reads no weights");
     }
     let forecast = file.check_ggml().is_ok().then(|| forecast(&file, options)).flatten();
@@ -126,7 +126,7 @@ pub(crate) fn show(cli: &Cli, args: &Show) -> anyhow::Result<ExitCode> {
     } else {
         output::print(&info.to_string())?;
     }
-    if args.model.load.machine.gpu.0.is_some() {
+    if args.model.load.engine.machine.gpu.0.is_some() {
         output::note("what is told here is of host memory: with --gpu much of it is the GPU's");
     }
     if let Some(why) = &info.llama_cpp_refuses {

@@ -17,12 +17,12 @@ pub(crate) fn verify(cli: &Cli, args: &Verify) -> anyhow::Result<ExitCode> {
         prompt: args.prompt_file.as_ref().map(read).transpose()?,
         prompt_limit: args.prompt_limit.map(|limit| limit as usize),
         generate: args.tokens as usize,
-        seed: args.model.load.seed(),
+        seed: args.model.load.engine.seed(),
     };
     let path = open::path(&args.model.load)?;
-    let mut options = open::options(&args.model.load, args.model.experts)?;
+    let mut options = open::options(&args.model.load.engine, args.model.experts)?;
     open::backends();
-    options.weight_sums = open::weight_sums(&args.model.load, &path)?;
+    options.weight_sums = open::weight_sums(&args.model.load.engine, &path)?;
     let progress = Progress::start("loading");
     let outcome = verify_model(&path, options, &what, &mut |stage, done| {
         progress.label(match stage {

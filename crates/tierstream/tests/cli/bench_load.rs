@@ -137,7 +137,10 @@ fn packed_models_are_loaded_by_us_alone() {
         let args = ["bench", "load", target, "--warm", "--rounds", "1", "--against", "mmap"];
         let output = output(args);
         assert!(stderr(&output).contains("which is packed: left out"), "{output:?}");
-        // All of it is in the page cache, and that is told.
-        assert!(stdout(&output).contains("what the page cache had: up to 100.0 %"), "{output:?}");
+        // It was just written, so the page cache has it, but for what others' memory took.
+        let stdout = stdout(&output);
+        let (_, cached) = stdout.split_once("what the page cache had: up to ").unwrap();
+        let cached: f64 = cached.split_once(" %").unwrap().0.parse().unwrap();
+        assert!((90.0..=100.0).contains(&cached), "{stdout}");
     }
 }

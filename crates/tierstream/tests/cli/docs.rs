@@ -2,8 +2,21 @@
 
 use crate::support::{output, stderr, stdout};
 
-const VERBS: [&str; 9] =
-    ["run", "list", "show", "verify", "bench", "pack", "doctor", "completions", "man"];
+const VERBS: [&str; 13] = [
+    "run",
+    "serve",
+    "ps",
+    "stop",
+    "pull",
+    "list",
+    "show",
+    "verify",
+    "bench",
+    "pack",
+    "doctor",
+    "completions",
+    "man",
+];
 
 #[test]
 fn completions_know_every_verb() {
@@ -39,6 +52,7 @@ fn the_man_page_knows_every_verb_and_its_flags() {
         "TIERSTREAM_MODELS",
         "OLLAMA_MODELS",
         "HF_HUB_CACHE",
+        "HF_TOKEN",
         "LLAMA_CACHE",
         "NO_COLOR",
     ] {

@@ -9,7 +9,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tierstream_synth::{Arch, Spec};
 
-use crate::support::{demo, stderr, stdout, tierstream};
+use crate::support::{demo, sorted, stderr, stdout, tierstream};
 
 /// A machine with models of every program.
 pub(crate) struct Stores {
@@ -45,7 +45,8 @@ impl Stores {
             serde_json::json!({"mediaType": kind, "digest": format!("sha256:{digest}"), "size": bytes.len()})
         };
         let manifest = |name: &str, layers: Vec<Value>| {
-            let text = serde_json::json!({"schemaVersion": 2, "layers": layers}).to_string();
+            let text =
+                sorted(serde_json::json!({"schemaVersion": 2, "layers": layers})).to_string();
             let path = "home/.ollama/models/manifests/registry.ollama.ai/library";
             self.write(&format!("{path}/{name}"), text.as_bytes());
         };
@@ -118,7 +119,7 @@ impl Stores {
     pub(crate) fn json(&self, args: &[&str]) -> Value {
         let output = self.output(&[args, &["--json"]].concat());
         assert!(output.status.success(), "{args:?}: {}", stderr(&output));
-        serde_json::from_str(stdout(&output)).expect("one JSON value and nothing else")
+        sorted(serde_json::from_str(stdout(&output)).expect("one JSON value and nothing else"))
     }
 
     /// `text` without where the test's folder is, and with short checksums.

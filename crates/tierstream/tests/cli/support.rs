@@ -68,7 +68,14 @@ pub(crate) fn stderr(output: &Output) -> &str {
 pub(crate) fn json(args: &[&str]) -> Value {
     let output = output(args.iter().chain(&["--json"]));
     assert!(output.status.success(), "{args:?}: {}", stderr(&output));
-    serde_json::from_str(stdout(&output)).expect("one JSON value and nothing else")
+    sorted(serde_json::from_str(stdout(&output)).expect("one JSON value and nothing else"))
+}
+
+/// With its fields in the order of their names, which they have in snapshots: a feature of serde_json, that
+/// another crate may switch on, keeps the order of the text.
+pub(crate) fn sorted(mut value: Value) -> Value {
+    value.sort_all_objects();
+    value
 }
 
 pub(crate) fn signal(child: &Child, signal: Signal) {

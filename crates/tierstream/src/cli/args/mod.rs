@@ -15,8 +15,12 @@ pub(crate) use self::bench::{
     Bench, BenchDecode, BenchIo, BenchLoad, BenchLoadTurn, BenchPrefill, BenchPrefillTurn,
     BenchTurn, LoadPeer, Peer, ReadOrder,
 };
+pub(crate) use self::client::{Ps, ServerArgs, Stop};
+pub(crate) use self::serve::Serve;
 
 mod bench;
+mod client;
+mod serve;
 
 /// In a list of flags, those of all verbs come after the verb's own.
 const LAST: usize = 100;
@@ -32,6 +36,8 @@ Environment:
   OLLAMA_MODELS        where Ollama's models are, as for Ollama
   HF_HUB_CACHE         where those of the Hugging Face cache are, as for its own programs; so are
                        HUGGINGFACE_HUB_CACHE, HF_HOME and XDG_CACHE_HOME
+  HF_TOKEN             the token that `pull` sends to the hub, as for its own programs; so are
+                       HF_TOKEN_PATH, HF_ENDPOINT and HF_HUB_OFFLINE
   LLAMA_CACHE          where llama.cpp's are, as for llama.cpp
   NO_COLOR             if it is set and not empty, no colours";
 
@@ -57,6 +63,19 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Generate text; without a prompt, chat
     Run(Run),
+    /// Serve models over HTTP, in the dialects of Ollama and OpenAI
+    ///
+    /// Programs that talk to Ollama or to OpenAI can be pointed at it.
+    Serve(Serve),
+    /// List the models that a server has loaded
+    Ps(Ps),
+    /// Have a server unload a model, when the requests that it has are done
+    Stop(Stop),
+    /// Fetch a model from the Hugging Face hub, into its cache
+    ///
+    /// What was interrupted goes on when it is fetched again. Every command that takes a model then
+    /// takes its name.
+    Pull(Pull),
     /// List the models that are on this machine: Ollama's, LM Studio's, llama.cpp's, those of the
     /// Hugging Face cache, and those in the folders of TIERSTREAM_MODELS
     ///
@@ -105,6 +124,13 @@ pub(crate) struct LoadArgs {
     /// A GGUF file (the first one of a split model), a packed one, `demo`, or a name as `tierstream
     /// list` tells it: qwen3:30b, owner/repo:Q4_K_M
     pub(crate) model: PathBuf,
+    #[command(flatten)]
+    pub(crate) engine: EngineArgs,
+}
+
+/// What a model may take, and how it is run.
+#[derive(Debug, Args, Clone)]
+pub(crate) struct EngineArgs {
     /// All host memory for this model: dense weights, KV cache, compute, experts (8GiB, 800MB). With
     /// --gpu: pinned memory for experts that do not fit the GPU's [default: half of what is free]
     #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
@@ -160,7 +186,7 @@ pub(crate) struct MachineArgs {
     pub(crate) threads: Option<u32>,
 }
 
-impl LoadArgs {
+impl EngineArgs {
     /// The seed where runs are to be the same without one.
     pub(crate) fn seed(&self) -> u32 {
         self.seed.unwrap_or(0)
@@ -300,6 +326,22 @@ pub(crate) struct Verify {
     /// Most tokens of the prompt [default: 512], or how many are drawn [default: 128]
     #[arg(long, allow_negative_numbers = true, value_parser = whole(1..=u32::MAX))]
     pub(crate) prompt_limit: Option<u32>,
+}
+
+const PULL_EXAMPLES: &str = "\
+Examples:
+  tierstream pull owner/repo-GGUF              of Q4_K_M, else the first one
+  tierstream pull hf.co/owner/repo-GGUF:Q8_0
+  tierstream pull owner/repo-GGUF:model-Q8_0.gguf
+
+Exit codes: 0, 1 for errors, 2 for wrong flags, 130 after Ctrl-C, 143 after SIGTERM.";
+
+#[derive(Debug, Args)]
+#[command(after_help = PULL_EXAMPLES)]
+pub(crate) struct Pull {
+    /// owner/repo, owner/repo:QUANT or owner/repo:FILE, with or without hf.co/ before it
+    #[arg(value_name = "NAME")]
+    pub(crate) name: String,
 }
 
 #[derive(Debug, Args)]

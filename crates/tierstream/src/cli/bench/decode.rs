@@ -85,7 +85,8 @@ struct Drive {
 }
 
 pub(crate) fn decode(cli: &Cli, args: &BenchDecode) -> anyhow::Result<ExitCode> {
-    if args.routing.is_some() && matches!(args.model.prefetch, Prefetch::Auto | Prefetch::Lookahead)
+    if args.routing.is_some()
+        && matches!(args.model.engine.prefetch, Prefetch::Auto | Prefetch::Lookahead)
     {
         let message = "recorded routing is no router's, so that none can be asked what comes next";
         return Err(Failure::error(message, "with --routing, --prefetch takes lag or off"));
@@ -94,7 +95,7 @@ pub(crate) fn decode(cli: &Cli, args: &BenchDecode) -> anyhow::Result<ExitCode> 
     let file = tierstream::pack::open(&path).map_err(tierstream::Error::from)?;
     open::check_peers(&file, &args.turns.against)?;
     let experts = tierstream::gguf::Experts::group(&file).map_err(tierstream::Error::from)?;
-    let mut sizes = match args.model.machine.gpu.0 {
+    let mut sizes = match args.model.engine.machine.gpu.0 {
         None => sizes_that_fit(&args.experts, experts.expert_bytes())?,
         Some(_) => args.experts.clone(),
     };
@@ -142,12 +143,12 @@ pub(crate) fn decode(cli: &Cli, args: &BenchDecode) -> anyhow::Result<ExitCode> 
 pub(crate) fn turn(args: &BenchTurn) -> anyhow::Result<ExitCode> {
     end_with_parent()?;
     let tokens: Vec<Token> = serde_json::from_str(&token_text(&args.token_file)?)?;
-    let mut options = open::options(&args.model.load, args.model.experts)?;
+    let mut options = open::options(&args.model.load.engine, args.model.experts)?;
     options.ctx.get_or_insert(u32::try_from(tokens.len().next_multiple_of(256))?);
     peer_options(args.peer, &mut options);
     let path = open::path(&args.model.load)?;
-    options.weight_sums = open::weight_sums(&args.model.load, &path)?;
-    let mut engine = open::engine(&args.model.load, &path, options)?;
+    options.weight_sums = open::weight_sums(&args.model.load.engine, &path)?;
+    let mut engine = open::engine(&args.model.load.engine, &path, options)?;
     if let Some(file) = args.routing.as_ref().filter(|_| args.peer.is_none()) {
         engine.context().replay(Some(routing::read(file)?));
     }
@@ -183,15 +184,15 @@ fn sizes_that_fit(asked: &[PoolShare], expert_bytes: u64) -> anyhow::Result<Vec<
 /// The tokens that every turn decodes.
 fn tokens(args: &BenchDecode, path: &Path, size: PoolShare) -> anyhow::Result<Vec<Token>> {
     let n = (args.n + args.warmup) as usize;
-    let mut options = open::options(&args.model, Some(size))?;
+    let mut options = open::options(&args.model.engine, Some(size))?;
     options.ctx.get_or_insert(u32::try_from(n.next_multiple_of(256))?);
     options.preload = false;
     // The same ones however misses are served.
     options.miss = Miss::Copy;
-    options.weight_sums = open::weight_sums(&args.model, path)?;
+    options.weight_sums = open::weight_sums(&args.model.engine, path)?;
     // What there is to note, the turns do.
     let mut engine = open::quiet_engine(path, options)?;
-    Ok(bench::tokens(&mut engine, demo::PROMPT, n, args.model.seed())?)
+    Ok(bench::tokens(&mut engine, demo::PROMPT, n, args.model.engine.seed())?)
 }
 
 fn spawn_turn(
@@ -241,7 +242,7 @@ fn report(
         n: args.n,
         warmup: args.warmup,
         repeats: args.turns.repeats,
-        threads: args.model.machine.threads.unwrap_or_else(tierstream::default_threads),
+        threads: args.model.engine.machine.threads.unwrap_or_else(tierstream::default_threads),
         cold: args.turns.cold,
         rows: ours.iter().map(|(size, turns)| row(*size, turns, resident_s, peers)).collect(),
         against: peers.iter().map(|(peer, turns)| against(*peer, turns, first)).collect(),
@@ -250,7 +251,7 @@ fn report(
             record_bytes: experts.record_bytes(0).unwrap_or(0),
         },
         io: read_path(turns().flatten().map(|t| t.io.as_ref())),
-        computes: args.model.miss != Miss::Copy,
+        computes: args.model.engine.miss != Miss::Copy,
     }
 }
 

@@ -99,14 +99,14 @@ fn model_command(
 ) -> anyhow::Result<Command> {
     let mut command = Command::new(std::env::current_exe()?);
     command.args(["bench", turn]).arg(open::path(m)?);
-    machine_flags(&mut command, &m.machine, peer.is_some());
-    command.args(["--policy", &m.policy.to_string()]);
-    command.args(["--prefetch", &m.prefetch.to_string()]);
+    machine_flags(&mut command, &m.engine.machine, peer.is_some());
+    command.args(["--policy", &m.engine.policy.to_string()]);
+    command.args(["--prefetch", &m.engine.prefetch.to_string()]);
     if peer.is_none() {
-        command.args(["--miss", &m.miss.to_string()]);
-        command.args(m.verify_weights.then_some("--verify-weights"));
+        command.args(["--miss", &m.engine.miss.to_string()]);
+        command.args(m.engine.verify_weights.then_some("--verify-weights"));
     }
-    command.args(["--seed", &m.seed().to_string()]);
+    command.args(["--seed", &m.engine.seed().to_string()]);
     let mut option = |flag: &str, value: Option<String>| {
         if let Some(value) = value {
             command.args([flag, &value]);
@@ -116,9 +116,9 @@ fn model_command(
         PoolShare::Bytes(bytes) => format!("{}B", bytes.0),
         PoolShare::Share(_) => size.to_string(),
     };
-    option("--ram", m.ram.filter(|_| peer.is_none()).map(|b| format!("{}B", b.0)));
-    option("--ctx", m.ctx.map(|c| c.to_string()));
-    option("--batch", m.batch.map(|b| b.to_string()));
+    option("--ram", m.engine.ram.filter(|_| peer.is_none()).map(|b| format!("{}B", b.0)));
+    option("--ctx", m.engine.ctx.map(|c| c.to_string()));
+    option("--batch", m.engine.batch.map(|b| b.to_string()));
     option("--experts", size.map(exact));
     option("--peer", peer.and_then(|p| p.to_possible_value()).map(|v| v.get_name().to_owned()));
     Ok(command)

@@ -73,7 +73,7 @@ pub(crate) fn prefill(cli: &Cli, args: &BenchPrefill) -> anyhow::Result<ExitCode
     let report = Report {
         model: args.model.load.model.display().to_string(),
         repeats: args.turns.repeats,
-        threads: args.model.load.machine.threads.unwrap_or_else(tierstream::default_threads),
+        threads: args.model.load.engine.machine.threads.unwrap_or_else(tierstream::default_threads),
         cold: args.turns.cold,
         rows: rows.collect(),
     };
@@ -91,13 +91,13 @@ pub(crate) fn prefill(cli: &Cli, args: &BenchPrefill) -> anyhow::Result<ExitCode
 /// One measurement; the result is a line of JSON.
 pub(crate) fn turn(args: &BenchPrefillTurn) -> anyhow::Result<ExitCode> {
     end_with_parent()?;
-    let mut options = open::options(&args.model.load, args.model.experts)?;
+    let mut options = open::options(&args.model.load.engine, args.model.experts)?;
     options.ctx.get_or_insert(args.tokens.next_multiple_of(256));
     peer_options(args.peer, &mut options);
     let path = open::path(&args.model.load)?;
-    options.weight_sums = open::weight_sums(&args.model.load, &path)?;
-    let mut engine = open::engine(&args.model.load, &path, options)?;
-    let turn = bench::prefill(&mut engine, args.tokens as usize, args.model.load.seed())?;
+    options.weight_sums = open::weight_sums(&args.model.load.engine, &path)?;
+    let mut engine = open::engine(&args.model.load.engine, &path, options)?;
+    let turn = bench::prefill(&mut engine, args.tokens as usize, args.model.load.engine.seed())?;
     output::print(&format!("{}\n", serde_json::to_string(&turn)?))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -1,0 +1,156 @@
+//! `tierstream serve`: models over HTTP.
+
+mod models;
+#[cfg(test)]
+mod tests;
+
+use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use signal_hook::low_level;
+use tierstream_pull::{Options, Puller};
+use tierstream_server::engine::Extra;
+use tierstream_server::{Server, Settings};
+use tierstream_store::{Environment, Store};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use self::models::Models;
+use super::args::{Cli, Serve};
+use super::keys;
+use super::named::Named;
+use super::open;
+use super::output::{self, Failure};
+
+pub(crate) fn serve(cli: &Cli, args: &Serve) -> anyhow::Result<ExitCode> {
+    // What is wrong with the flags is told now, and not to the first client.
+    open::options(&args.engine, args.experts)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.context("cannot start the server's threads")?;
+    let done = runtime.block_on(listen(cli, args));
+    // What still computes is not waited for.
+    runtime.shutdown_background();
+    done
+}
+
+async fn listen(cli: &Cli, args: &Serve) -> anyhow::Result<ExitCode> {
+    if let Some(folder) = &args.prompt_folder {
+        try_folder(folder)?;
+    }
+    let address = &args.host.0;
+    let listener =
+        TcpListener::bind(address).await.map_err(|error| cannot_listen(address, &error))?;
+    let listens = listener.local_addr().context("the listener has no address")?;
+    let environment = Environment::of_process();
+    let settings = Settings {
+        keep_alive: args.keep_alive,
+        models_max: args.max_models as usize,
+        queue_max: args.max_queue as usize,
+        deadline: Duration::from_secs(args.timeout.into()),
+        api_keys: args.api_keys.as_deref().map(keys::read).transpose()?.unwrap_or_default(),
+        origins: args.origins.clone(),
+        prompts: args.prompts(),
+        puller: puller(&environment),
+        listens,
+        ..Settings::default()
+    };
+    if !listens.ip().is_loopback() && settings.api_keys.is_empty() {
+        output::note(
+            "whoever reaches this address may use the models: --api-keys has requests need a key",
+        );
+    }
+    let models = Arc::new(Models::new(args, &args.prompts()));
+    let store = Store::new(&environment);
+    let server = Server::new(models.clone(), store, extras(args)?, settings);
+    tell(cli, listens)?;
+    let stop = async move {
+        stopped().await;
+        models.stop();
+    };
+    server.run(listener, stop).await.context("the server failed")?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What fetches models for clients. A server does without, if the environment does not allow it.
+fn puller(environment: &Environment) -> Option<Arc<Puller>> {
+    let puller = Puller::new(environment, Options::default());
+    let told = |error| output::note(format!("no client can have a model fetched: {error}"));
+    puller.map_err(told).ok().map(Arc::new)
+}
+
+fn tell(cli: &Cli, listens: SocketAddr) -> anyhow::Result<()> {
+    let url = format!("http://{listens}");
+    if cli.json {
+        return output::json(&serde_json::json!({ "url": url }));
+    }
+    output::status("2", &format!("listening on {url} (Ollama's API, and OpenAI's under /v1)"));
+    output::status("2", &format!("a page to look at, with a chat: {url}/ui"));
+    Ok(())
+}
+
+/// Files of prompts are written while requests run, who would not be told.
+fn try_folder(folder: &Path) -> anyhow::Result<()> {
+    let probe = folder.join(format!("{}.partial", std::process::id()));
+    let tried = std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(folder)
+        .and_then(|()| std::fs::write(&probe, []))
+        .and_then(|()| std::fs::remove_file(&probe));
+    tried.map_err(|error| {
+        let text = format!("--prompt-folder {}: {error}", folder.display());
+        Failure::error(text, "it is to be a folder that this user can write to")
+    })
+}
+
+fn cannot_listen(address: &str, error: &std::io::Error) -> anyhow::Error {
+    let hint = match error.kind() {
+        std::io::ErrorKind::AddrInUse => {
+            "another program listens there, perhaps Ollama: stop it, or choose another port with --host :11435"
+        }
+        std::io::ErrorKind::PermissionDenied => "ports below 1024 are for root",
+        _ => "--host takes an address of this machine: 127.0.0.1, or 0.0.0.0 for all of them",
+    };
+    Failure::error(format!("cannot listen on {address}: {error}"), hint)
+}
+
+/// The first signal lets answers end, the second one ends the program.
+async fn stopped() {
+    let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
+    let mut signals: Vec<Signal> = kinds.into_iter().filter_map(|kind| signal(kind).ok()).collect();
+    next(&mut signals).await;
+    tokio::spawn(async move {
+        next(&mut signals).await;
+        low_level::exit(1);
+    });
+}
+
+/// Waits for any of them.
+async fn next(signals: &mut [Signal]) {
+    std::future::poll_fn(|context| {
+        let came = signals.iter_mut().any(|signal| signal.poll_recv(context).is_ready());
+        if came { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
+}
+
+/// The demo model, and those whose files were named.
+fn extras(args: &Serve) -> anyhow::Result<Vec<Extra>> {
+    let name = |path: &Path| {
+        let name = path.file_stem().and_then(|name| name.to_str());
+        name.map(str::to_owned)
+            .with_context(|| format!("{}: this is no name of a file", path.display()))
+    };
+    let demo = Extra { name: "demo".into(), path: Named::find(Path::new("demo"))?.path };
+    let named = args.files.iter().map(|file| {
+        tierstream::pack::open(file).map_err(tierstream::Error::from)?;
+        Ok(Extra { name: name(file)?, path: file.clone() })
+    });
+    named.chain([Ok(demo)]).collect()
+}

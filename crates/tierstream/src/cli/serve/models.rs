@@ -1,0 +1,378 @@
+//! What the server has models run with: the library.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tierstream::machine::Filesystem;
+use tierstream::memory::Usage;
+use tierstream::size::{Bytes, PoolShare};
+use tierstream::{Context, Error, Forecast, Model, Options, Placement, Sampler, drive, ggml, gguf};
+use tierstream_server::PromptCache;
+use tierstream_server::engine::{
+    Compute, Counters, Engine, EngineError, Entry, LayerCounters, Limits, LoadOptions, Loaded,
+    Rates, Sample, Sampling, Text, Token, WAIT_BOUNDS,
+};
+
+use super::super::args::{EngineArgs, Serve};
+use super::super::open;
+use super::super::output;
+
+/// What a few hundred connections and their answers take.
+const SERVER_BYTES: u64 = 24 << 20;
+
+/// Loads models as the flags say.
+pub(super) struct Models {
+    args: EngineArgs,
+    experts: Option<PoolShare>,
+    sequences: u32,
+    /// Bytes that the program has by itself.
+    own_bytes: u64,
+    /// Bytes that are left to the server: kept prompts, connections, answers.
+    server_bytes: u64,
+    stops: AtomicBool,
+}
+
+impl Models {
+    pub(super) fn new(args: &Serve, prompts: &PromptCache) -> Self {
+        let mut engine = args.engine.clone();
+        let ctx = std::env::var("OLLAMA_CONTEXT_LENGTH").ok().and_then(|n| n.parse().ok());
+        engine.ctx = engine.ctx.or(ctx.filter(|&n| n > 0));
+        let own_bytes = Usage::now().rss_bytes;
+        let stops = AtomicBool::new(false);
+        Self {
+            args: engine,
+            experts: args.experts,
+            sequences: args.parallel,
+            own_bytes,
+            server_bytes: prompts.ram_bytes + SERVER_BYTES,
+            stops,
+        }
+    }
+
+    /// Ends what is being loaded.
+    pub(super) fn stop(&self) {
+        self.stops.store(true, Ordering::Release);
+    }
+
+    /// The flags' options for a model beside others that have `taken_bytes`.
+    fn options(&self, asked: &LoadOptions) -> anyhow::Result<Options> {
+        let mut options = open::options(&self.args, self.experts)?;
+        options.sequences = self.sequences;
+        options.ctx = asked.ctx.or(options.ctx);
+        if !on_gpu(&options) {
+            // A budget counts what the process has, of which the others' pools may lack some yet.
+            let others_now = Usage::now().rss_bytes.saturating_sub(self.own_bytes);
+            let missing = asked.taken_bytes.saturating_sub(others_now);
+            let not_ours = missing + self.server_bytes;
+            options.ram_bytes = options.ram_bytes.map(|bytes| bytes.saturating_sub(not_ours));
+        }
+        Ok(options)
+    }
+
+    /// A budget that is too small is told as the user gave it, with what the server has of it.
+    fn with_server(&self, error: Error) -> Error {
+        match error {
+            Error::Ram { ram_bytes, least_bytes, pool_bytes } => Error::Ram {
+                ram_bytes: ram_bytes + self.server_bytes,
+                least_bytes: least_bytes + self.server_bytes,
+                pool_bytes,
+            },
+            other => other,
+        }
+    }
+
+    /// Loads a model with options that `change` has the last word about.
+    pub(super) fn load_with(
+        &self,
+        path: &Path,
+        asked: &LoadOptions,
+        change: impl FnOnce(&mut Options),
+    ) -> Result<Loaded, EngineError> {
+        let failed = |error: anyhow::Error| EngineError::Failed(format!("{error:#}"));
+        let mut options = self.options(asked).map_err(failed)?;
+        let file = tierstream::pack::open(path).map_err(|error| of(error.into()))?;
+        if asked.taken_bytes > 0 && !on_gpu(&options) {
+            // Below half of a model in memory is slow: others go before that.
+            let forecast =
+                Forecast::new(&file, self.options(asked).map_err(failed)?).map_err(of)?;
+            if !forecast.fits(options.ram_bytes) {
+                let why = "there is no room for all of this model beside those that are loaded";
+                return Err(EngineError::NoRoom(why.into()));
+            }
+        }
+        options.weight_sums = open::weight_sums(&self.args, path).map_err(failed)?;
+        change(&mut options);
+        open::backends();
+        let before = Usage::now().rss_bytes;
+        let streams_to_gpu = on_gpu(&options);
+        // All that changes the bits.
+        let device = format!("{:?} {:?}", options.placement, options.miss);
+        let mut engine =
+            tierstream::Engine::load(path, options, &mut |_| !self.stops.load(Ordering::Acquire))
+                .map_err(|error| of(self.with_server(error)))?;
+        let notes = engine.notes().to_vec();
+        let model = engine.model().clone();
+        let requirement = engine.requirement();
+        let ram_bytes = requirement.fixed_bytes.saturating_sub(before) + model.pool_bytes().0;
+        let took = engine.load_time();
+        tell(path, ram_bytes, took, &notes);
+        let context = engine.context();
+        let stalls = context.stalls();
+        let limits = Limits {
+            ctx: context.options().n_ctx as usize,
+            sequences: self.sequences as usize,
+            batch: context.batch_size(),
+            is_encoder: context.is_encoder(),
+            // Several tokens there have whole layers brought.
+            together: if streams_to_gpu && model.is_streamed() {
+                1
+            } else {
+                self.sequences as usize
+            },
+        };
+        Ok(Loaded {
+            identity: identity(&file, &device, limits.ctx),
+            text: Arc::new(Tokenizer(model.clone())),
+            vram_bytes: model.vram_bytes().unwrap_or(0),
+            layers: {
+                let model = model.clone();
+                Arc::new(move || model.layer_uses().into_iter().map(of_layer).collect())
+            },
+            rates: Rates {
+                // After the load, which may have measured it.
+                drive: drive::limit_gbps(path, Filesystem::of(path).as_ref())
+                    .map(|gbps| gbps * 1e9),
+                gpu: model.gpu().and_then(|gpu| gpu.link_rate()),
+            },
+            counters: Arc::new(move || counters(&model, stalls.as_deref())),
+            compute: Box::new(Computing { engine, limits }),
+            ram_bytes,
+            notes,
+        })
+    }
+}
+
+impl Engine for Models {
+    fn load(&self, path: &Path, asked: &LoadOptions) -> Result<Loaded, EngineError> {
+        self.load_with(path, asked, |_| ())
+    }
+}
+
+/// Of what a sequence's state depends on.
+fn identity(files: &gguf::Model, device: &str, ctx: usize) -> String {
+    let file =
+        |file: &gguf::FileInfo| format!("{} {} {:?}", file.path.display(), file.len, file.identity);
+    let files: Vec<String> = files.files().iter().map(file).collect();
+    format!(
+        "{} {} {device} {ctx} {}",
+        env!("CARGO_PKG_VERSION"),
+        ggml::ggml_version(),
+        files.join(" ")
+    )
+}
+
+fn on_gpu(options: &Options) -> bool {
+    !matches!(options.placement, Placement::Cpu)
+}
+
+fn tell(path: &Path, bytes: u64, took: Duration, notes: &[String]) {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    output::note(format!(
+        "loaded {name} in {:.1} s: {} of memory",
+        took.as_secs_f64(),
+        Bytes(bytes)
+    ));
+    notes.iter().for_each(output::note);
+}
+
+/// With the hint, which a client's user needs as much.
+fn of(error: Error) -> EngineError {
+    let text = match error.hint() {
+        Some(hint) => format!("{error} (hint: {hint})"),
+        None => error.to_string(),
+    };
+    match error {
+        Error::Ram { .. }
+        | Error::RamBelow { .. }
+        | Error::Vram { .. }
+        | Error::VramTaken { .. } => EngineError::NoRoom(text),
+        Error::Engine(ggml::Error::Cancelled) => EngineError::Cancelled,
+        _ => EngineError::Failed(text),
+    }
+}
+
+fn counters(model: &Model, stalls: Option<&ggml::Stalls>) -> Counters {
+    let experts = model.expert_counters();
+    let (pool, filled) = model.pool_bytes();
+    let (below, below_filled) = model.pool_below_bytes().unwrap_or_default();
+    let on_gpu = model.gpu().is_some();
+    let reads = model.reader().map(|reader| reader.stats()).unwrap_or_default();
+    let read = experts.faults.saturating_sub(experts.ram_hits);
+    Counters {
+        from_vram: if on_gpu { experts.hits } else { 0 },
+        from_ram: if on_gpu { experts.ram_hits } else { experts.hits },
+        from_drive: read,
+        evictions: experts.evictions,
+        bytes_read: experts.bytes_read,
+        drive_bytes: reads.bytes_read,
+        gpu_bytes: if on_gpu { experts.bytes_brought } else { 0 },
+        vram_pool_bytes: if on_gpu { pool } else { 0 },
+        ram_pool_bytes: if on_gpu { below } else { pool },
+        vram_filled_bytes: if on_gpu { filled } else { 0 },
+        ram_filled_bytes: if on_gpu { below_filled } else { filled },
+        expert_bytes: model.expert_bytes(),
+        reads_in_flight: reads.in_flight as u64,
+        reads: reads.reads,
+        waits: stalls.map(ggml::Stalls::counts).unwrap_or_default(),
+        waited_seconds: stalls.map_or(0.0, |stalls| stalls.total().as_secs_f64()),
+        read_seconds: (reads.latency.p50.as_secs_f64(), reads.latency.p99.as_secs_f64()),
+    }
+}
+
+fn of_layer(layer: ggml::LayerUse) -> LayerCounters {
+    let ggml::LayerUse { block, from_vram, from_ram, from_drive, uses } = layer;
+    LayerCounters { block, from_vram, from_ram, from_drive, uses }
+}
+
+struct Tokenizer(Model);
+
+impl Text for Tokenizer {
+    fn tokenize(&self, text: &str, begin: bool, markup: bool) -> Result<Vec<Token>, EngineError> {
+        self.0
+            .vocab()
+            .tokenize(text, begin, markup)
+            .map_err(|error| EngineError::Refused(error.to_string()))
+    }
+
+    fn piece(&self, token: Token, markup: bool) -> Vec<u8> {
+        let vocab = self.0.vocab();
+        if markup { vocab.name(token) } else { vocab.piece(token) }
+    }
+
+    fn is_end(&self, token: Token) -> bool {
+        self.0.vocab().is_end(token)
+    }
+
+    fn bos_eos(&self) -> (String, String) {
+        let vocab = self.0.vocab();
+        let name = |token: Option<Token>| {
+            let bytes = token.map(|token| vocab.name(token)).unwrap_or_default();
+            String::from_utf8_lossy(&bytes).into_owned()
+        };
+        (name(vocab.bos()), name(vocab.eos()))
+    }
+
+    fn len(&self) -> usize {
+        self.0.vocab().len() as usize
+    }
+}
+
+struct Computing {
+    engine: tierstream::Engine,
+    limits: Limits,
+}
+
+impl Computing {
+    fn context(&mut self) -> &mut Context {
+        self.engine.context()
+    }
+}
+
+fn sequence(sequence: usize) -> u32 {
+    u32::try_from(sequence).expect("as few as the flags allow")
+}
+
+impl Compute for Computing {
+    fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    fn step(&mut self, entries: &[Entry]) -> Result<(), EngineError> {
+        let entry = |e: &Entry| ggml::Entry {
+            token: e.token,
+            sequence: sequence(e.sequence),
+            keep: e.keep,
+        };
+        let entries: Vec<_> = entries.iter().map(entry).collect();
+        self.context().step(&entries).map_err(|error| of(error.into()))
+    }
+
+    fn embed(&mut self, at: usize, tokens: &[Token]) -> Result<Vec<f32>, EngineError> {
+        self.context().embed(sequence(at), tokens).map_err(|error| of(error.into()))
+    }
+
+    fn logits(&mut self, row: usize) -> &[f32] {
+        self.context().logits(row)
+    }
+
+    fn len(&mut self, at: usize) -> usize {
+        self.context().len(sequence(at)) as usize
+    }
+
+    fn cut(&mut self, at: usize, len: usize) -> bool {
+        self.context().cut(sequence(at), u32::try_from(len).unwrap_or(u32::MAX))
+    }
+
+    fn saved_bytes(&mut self, at: usize) -> usize {
+        self.context().saved_bytes(sequence(at))
+    }
+
+    fn save(&mut self, at: usize) -> Option<Vec<u8>> {
+        self.context().save(sequence(at))
+    }
+
+    fn restore(&mut self, at: usize, state: &[u8], len: usize) -> bool {
+        let len = u32::try_from(len).unwrap_or(u32::MAX);
+        self.context().restore(sequence(at), state, len).is_ok()
+    }
+
+    fn rest(&mut self) {
+        self.context().rest();
+    }
+
+    fn sampler(&self, sampling: &Sampling) -> Box<dyn Sample> {
+        let Sampling { temperature, top_k, top_p, min_p, typical_p, .. } = *sampling;
+        Box::new(Drawing(Sampler::new(tierstream::Sampling {
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            typical_p,
+            penalty_tokens: sampling.penalty_tokens,
+            repeat_penalty: sampling.repeat_penalty,
+            frequency_penalty: sampling.frequency_penalty,
+            presence_penalty: sampling.presence_penalty,
+            seed: sampling.seed,
+        })))
+    }
+
+    fn stopper(&self) -> Arc<dyn Fn(bool) + Send + Sync> {
+        let cancel = self.engine.cancel_handle();
+        Arc::new(move |on| if on { cancel.cancel() } else { cancel.reset() })
+    }
+}
+
+struct Drawing(Sampler);
+
+impl Sample for Drawing {
+    fn accept(&mut self, tokens: &[Token]) {
+        self.0.accept(tokens);
+    }
+
+    fn sample(&mut self, logits: &[f32]) -> Option<Token> {
+        self.0.sample_row(logits)
+    }
+}
+
+// The buckets of the one are those of the other.
+const _: () = {
+    let (ours, theirs) = (ggml::STALL_BOUNDS, WAIT_BOUNDS);
+    assert!(ours.len() == theirs.len());
+    let mut at = 0;
+    while at < ours.len() {
+        assert!(ours[at].as_nanos() as f64 == theirs[at] * 1e9);
+        at += 1;
+    }
+};
