@@ -133,7 +133,7 @@ def test_bodies_that_are_no_requests(http_to):
             answer = http_to.post(path, content=content)
             assert answer.status_code == 400 and message(answer.json()), (path, content)
             assert answer.headers["content-type"] == "application/json"
-        answer = http_to.post(path, content=b'{"model": "' + b"x" * (33 << 20) + b'"}')
+        answer = http_to.post(path, content=b'{"model": "' + b"x" * (9 << 20) + b'"}')
         assert answer.status_code == 413 and message(answer.json())
         answer = http_to.get(path)
         assert answer.status_code == 405 and message(answer.json()) and "POST" in answer.headers["allow"]

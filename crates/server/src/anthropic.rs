@@ -13,7 +13,7 @@ use tierstream_chat::{Function, Message, Think, Tool, ToolCall};
 
 use crate::ask::{self, Ask, Input, Wishes, random};
 use crate::blocks::{Block, Blocks, Change};
-use crate::body::{Received, read};
+use crate::body::{Admission, Received, read};
 use crate::error::{Anthropic, ApiError, ApiResult};
 use crate::grammar::Form;
 use crate::hub::{Hub, blocking};
@@ -90,12 +90,12 @@ struct Thinking {
 }
 
 async fn messages(State(hub): State<Arc<Hub>>, body: Received) -> Result<Response, Anthropic> {
-    let body: Body = read(body)?;
+    let (body, admission): (Body, _) = read(body)?;
     let (streams, model) = (body.stream.unwrap_or(false), body.model.clone());
     if body.max_tokens.is_none_or(|n| n < 1) {
         return Err(ApiError::of("max_tokens", "max_tokens is to be at least 1").into());
     }
-    let mut talk = Talk::begin(&hub, ask(body)?).await?;
+    let mut talk = Talk::begin(&hub, ask(body, admission)?).await?;
     let id = format!("msg_{:016x}", random());
     if streams {
         return Ok(named_events(
@@ -111,10 +111,7 @@ async fn messages(State(hub): State<Arc<Hub>>, body: Received) -> Result<Respons
         }));
     };
     loop {
-        let missing = || {
-            ApiError::new(axum::http::StatusCode::INTERNAL_SERVER_ERROR, "the answer has no end")
-        };
-        match talk.next().await.ok_or_else(missing)?? {
+        match talk.next().await.ok_or_else(ApiError::endless)?? {
             Said::Part(part) => part.deltas.into_iter().for_each(|delta| close(blocks.push(delta))),
             Said::End(done) => {
                 close(blocks.finish());
@@ -130,14 +127,17 @@ async fn messages(State(hub): State<Arc<Hub>>, body: Received) -> Result<Respons
 }
 
 async fn count(State(hub): State<Arc<Hub>>, body: Received) -> Result<Json<Value>, Anthropic> {
-    let mut ask = ask(read(body)?)?;
-    let lease = hub.acquire(&ask.model, None, None).await?;
-    let tokens =
-        blocking(move || ask::prompt(&lease, &mut ask).map(|prompt| prompt.tokens.len())).await??;
+    let (body, admission) = read(body)?;
+    let mut ask = ask(body, admission.clone())?;
+    let counted = async {
+        let lease = hub.acquire(&ask.model, None, None).await?;
+        blocking(move || ask::prompt(&lease, &mut ask).map(|prompt| prompt.tokens.len())).await?
+    };
+    let tokens = admission.within(counted).await?;
     Ok(Json(json!({ "input_tokens": tokens })))
 }
 
-fn ask(body: Body) -> ApiResult<Ask> {
+fn ask(body: Body, admission: Admission) -> ApiResult<Ask> {
     if body.messages.is_empty() {
         return Err(ApiError::of("messages", "there are no messages"));
     }
@@ -177,8 +177,6 @@ fn ask(body: Body) -> ApiResult<Ask> {
         return Err(ApiError::of("tool_choice", "tool_choice needs tools"));
     }
     Ok(Ask {
-        model: body.model,
-        input: Input::Chat(messages),
         tools,
         think: body
             .thinking
@@ -192,7 +190,7 @@ fn ask(body: Body) -> ApiResult<Ask> {
             stop: body.stop_sequences,
             ..Wishes::default()
         },
-        ..Ask::default()
+        ..Ask::new(admission, body.model, Input::Chat(messages))
     })
 }
 

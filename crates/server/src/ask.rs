@@ -7,6 +7,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use tierstream_chat::{DateTime, Message, Request, Template, Think, Tool};
 
+use crate::body::Admission;
 use crate::catalog::{self, Found};
 use crate::engine::{Sampling, Token};
 use crate::error::{ApiError, ApiResult};
@@ -15,8 +16,9 @@ use crate::hub::{KeepAlive, Lease};
 use crate::openapi::schemas;
 
 /// A request for text.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone)]
 pub(crate) struct Ask {
+    pub(crate) admission: Admission,
     pub(crate) model: String,
     pub(crate) keep_alive: Option<KeepAlive>,
     pub(crate) input: Input,
@@ -35,8 +37,28 @@ pub(crate) struct Ask {
     pub(crate) truncate: bool,
 }
 
+impl Ask {
+    /// One that leaves all else open.
+    pub(crate) fn new(admission: Admission, model: String, input: Input) -> Self {
+        Self {
+            admission,
+            model,
+            keep_alive: None,
+            input,
+            tools: Vec::new(),
+            think: None,
+            thinking_is_a_must: false,
+            form: Form::Free,
+            wishes: Wishes::default(),
+            bias: Vec::new(),
+            logprobs: None,
+            truncate: false,
+        }
+    }
+}
+
 /// What the model goes on from.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) enum Input {
     Chat(Vec<Message>),
     /// A prompt for the model's template; with a template of the client's, for that.
@@ -54,12 +76,6 @@ pub(crate) enum Input {
     /// Text as it is.
     Raw(String),
     Tokens(Vec<Token>),
-}
-
-impl Default for Input {
-    fn default() -> Self {
-        Self::Chat(Vec::new())
-    }
 }
 
 /// How a client wants its tokens, as in the `options` of Ollama's requests and in its models' layer of

@@ -4,17 +4,17 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use axum::http::StatusCode;
-
 use crate::ask::Wishes;
+use crate::body::Admission;
 use crate::engine::{EngineError, Token};
 use crate::error::{ApiError, ApiResult};
 use crate::hub::{Hub, KeepAlive, Lease, blocking};
 use crate::job::{Event, Goal, Job};
 
 /// A request for embeddings.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct EmbedAsk {
+    pub(crate) admission: Admission,
     pub(crate) model: String,
     pub(crate) keep_alive: Option<KeepAlive>,
     pub(crate) inputs: Vec<EmbedInput>,
@@ -46,18 +46,15 @@ pub(crate) async fn embed(hub: &Arc<Hub>, ask: EmbedAsk) -> ApiResult<Embedded> 
     if ask.inputs.len() > INPUTS_MAX {
         return Err(ApiError::of("input", format!("a request has at most {INPUTS_MAX} inputs")));
     }
-    let deadline = tokio::time::Instant::now() + hub.settings.deadline;
-    let lease = Arc::new(hub.acquire(&ask.model, ask.wishes.ctx()?, ask.keep_alive).await?);
+    let admission = ask.admission;
+    let lease = hub.acquire(&ask.model, ask.wishes.ctx()?, ask.keep_alive);
+    let lease = Arc::new(admission.within(lease).await?);
     let mut done = Embedded { embeddings: Vec::new(), tokens: 0, load_time: lease.load_time };
     for input in ask.inputs {
         let (model, truncate) = (lease.clone(), ask.truncate);
         let tokens = blocking(move || tokens(&model, input, truncate)).await??;
         done.tokens += tokens.len();
-        let computed = tokio::time::timeout_at(deadline, one(hub, &lease, tokens)).await;
-        let late = |_| {
-            ApiError::new(StatusCode::GATEWAY_TIMEOUT, "that took longer than the server allows")
-        };
-        let embedding = computed.map_err(late)??;
+        let embedding = admission.within(one(hub, &lease, tokens)).await?;
         done.embeddings.push(shortened(embedding, ask.dimensions)?);
     }
     Ok(done)
@@ -98,9 +95,7 @@ async fn one(hub: &Arc<Hub>, lease: &Lease, prompt: Vec<Token>) -> ApiResult<Vec
     match answer.next().await {
         Some(Event::Embedding(embedding)) => Ok(embedding),
         Some(Event::Failed(error)) => Err(error.into()),
-        _ => {
-            Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "the model has stopped; try again"))
-        }
+        _ => Err(ApiError::stopped()),
     }
 }
 

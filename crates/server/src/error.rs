@@ -47,11 +47,28 @@ impl ApiError {
         Self { code: Some(TOO_LONG), ..Self::bad(message) }
     }
 
+    /// There may be room for it later.
+    pub(crate) fn unavailable(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, message)
+    }
+
     pub(crate) fn busy() -> Self {
-        Self::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "too many requests wait already; try again later",
-        )
+        Self::unavailable("too many requests wait already; try again later")
+    }
+
+    /// The model's thread has ended.
+    pub(crate) fn stopped() -> Self {
+        Self::unavailable("the model has stopped; try again")
+    }
+
+    /// The request's time is over.
+    pub(crate) fn late() -> Self {
+        Self::new(StatusCode::GATEWAY_TIMEOUT, "that took longer than the server allows")
+    }
+
+    /// An answer that breaks off.
+    pub(crate) fn endless() -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "the answer has no end")
     }
 
     pub(crate) fn openai(&self) -> Value {
@@ -75,6 +92,7 @@ impl ApiError {
             403 => "permission_error",
             404 => "not_found_error",
             413 => "request_too_large",
+            504 => "timeout_error",
             503 => "overloaded_error",
             400..500 => "invalid_request_error",
             _ => "api_error",
@@ -93,8 +111,8 @@ impl ApiError {
                 .headers_mut()
                 .insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER));
         }
-        if self.status == StatusCode::PAYLOAD_TOO_LARGE {
-            // The rest of the body is not read, so that no other request can follow it.
+        if matches!(self.status.as_u16(), 408 | 413 | 503) {
+            // There may be more of the body, which nobody reads, so that no other request can follow it.
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response

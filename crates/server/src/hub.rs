@@ -9,6 +9,7 @@ use tokio::sync::Semaphore;
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::ask;
+use crate::body::Bodies;
 use crate::catalog::{Catalog, Found, Header};
 use crate::engine::{
     Counters, Engine, EngineError, LayerCounters, Limits, LoadOptions, Loaded, Rates, Text, Token,
@@ -37,6 +38,8 @@ pub(crate) struct Hub {
     loading: tokio::sync::Mutex<()>,
     /// Models that may be fetched at the same time.
     pub(crate) pulls: Arc<Semaphore>,
+    /// Memory for requests that are read.
+    pub(crate) bodies: Bodies,
     uses: AtomicU64,
     began: Instant,
     /// Names this run of the server.
@@ -220,6 +223,7 @@ impl Hub {
         Self {
             catalog,
             prompts: Arc::new(Prompts::new(&settings.prompts)),
+            bodies: Bodies::new(settings.bodies_bytes_max),
             settings,
             metrics: Arc::default(),
             engine,
@@ -409,10 +413,8 @@ impl Hub {
             let oldest = idle.min_by_key(|(_, model)| model.last_use.load(Ordering::Relaxed));
             oldest.map(|(at, _)| at).map(|at| models.remove(at))
         };
-        let all_used = || {
-            let status = StatusCode::SERVICE_UNAVAILABLE;
-            ApiError::new(status, "the models that are loaded are all in use; try again later")
-        };
+        let all_used =
+            || ApiError::unavailable("the models that are loaded are all in use; try again later");
         let model = idle.ok_or_else(all_used)?;
         // Its memory is free then, whoever still looks at its counters.
         blocking(move || model.scheduler.close()).await

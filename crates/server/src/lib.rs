@@ -5,6 +5,7 @@
 //! ```text
 //! listen.rs       connections, with bounds on their number and time
 //! guard.rs        host, origin, key
+//! body.rs         its body, within the memory that there is for all of them
 //! ollama/, openai/, anthropic.rs, misc.rs   a dialect's JSON to an Ask
 //! talk.rs         Talk::begin
 //!   hub.rs        the model: which are loaded, which one goes for another
@@ -56,12 +57,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::DefaultBodyLimit;
 use axum::http::{StatusCode, Uri};
 use axum::middleware::from_fn_with_state;
 use tierstream_store::Store;
 use tokio::net::TcpListener;
-use tower_http::timeout::RequestBodyTimeoutLayer;
 
 pub use hub::KeepAlive;
 pub use prompts::PromptCache;
@@ -74,9 +73,6 @@ use crate::hub::Hub;
 
 /// How often is looked for models whose time is over.
 const EXPIRY_INTERVAL: Duration = Duration::from_millis(250);
-
-/// Time in which some of a request's body comes.
-const BODY_TIME_MAX: Duration = Duration::from_secs(60);
 
 /// A server.
 pub struct Server {
@@ -111,8 +107,6 @@ impl Server {
                 let why = "the route takes another method";
                 respond(uri.path(), ApiError::new(StatusCode::METHOD_NOT_ALLOWED, why))
             })
-            .layer(DefaultBodyLimit::max(hub.settings.body_bytes_max))
-            .layer(RequestBodyTimeoutLayer::new(BODY_TIME_MAX))
             .layer(from_fn_with_state(hub.clone(), guard::guard))
             // Outside, so that pages that may ask are told why they were refused.
             .layer(guard::cors(hub))

@@ -96,9 +96,10 @@ struct Tokenize {
 }
 
 async fn tokenize(State(hub): State<Arc<Hub>>, body: Received) -> Result<Json<Value>, OpenAi> {
-    let body: Tokenize = read(body)?;
-    let lease = lease(&hub, body.model.as_deref()).await?;
+    let (body, admission): (Tokenize, _) = read(body)?;
+    let lease = admission.within(lease(&hub, body.model.as_deref())).await?;
     let answer = blocking(move || {
+        let _until_it_is_tokens = admission;
         let (begin, markup) =
             (body.add_special.unwrap_or(false), body.parse_special.unwrap_or(true));
         let tokens = lease.text.tokenize(&body.content, begin, markup)?;
@@ -123,8 +124,8 @@ struct Detokenize {
 }
 
 async fn detokenize(State(hub): State<Arc<Hub>>, body: Received) -> Result<Json<Value>, OpenAi> {
-    let body: Detokenize = read(body)?;
-    let lease = lease(&hub, body.model.as_deref()).await?;
+    let (body, admission): (Detokenize, _) = read(body)?;
+    let lease = admission.within(lease(&hub, body.model.as_deref())).await?;
     let tokens = lease.checked(body.tokens)?;
     let bytes: Vec<u8> = tokens.iter().flat_map(|&token| lease.text.piece(token, true)).collect();
     Ok(Json(json!({"content": String::from_utf8_lossy(&bytes)})))

@@ -20,6 +20,8 @@ pub struct Settings {
     pub queue_max: usize,
     /// Bytes of a request's body.
     pub body_bytes_max: usize,
+    /// Bytes of memory for all requests that are read at the same time, each until it is tokens.
+    pub bodies_bytes_max: usize,
     /// Time that a request may take.
     pub deadline: Duration,
     /// Time that answers have to end when the server stops.
@@ -45,7 +47,9 @@ impl Default for Settings {
             keep_alive: KeepAlive::For(Duration::from_secs(300)),
             models_max: 1,
             queue_max: 512,
-            body_bytes_max: 32 << 20,
+            // A million tokens of text, and as much again for JSON around it.
+            body_bytes_max: 8 << 20,
+            bodies_bytes_max: 64 << 20,
             deadline: Duration::from_secs(3600),
             grace: Duration::from_secs(3),
             prompts: PromptCache::default(),

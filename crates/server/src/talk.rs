@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use axum::http::StatusCode;
 use tierstream_chat::{Delta, Parser};
 
 use crate::ask::{self, Ask, Input};
@@ -55,7 +54,7 @@ impl Talk {
     /// Has a request computed: its model is loaded, and the request waits for its turn or is in it.
     pub(crate) async fn begin(hub: &Arc<Hub>, mut ask: Ask) -> ApiResult<Self> {
         let start = Instant::now();
-        let deadline = tokio::time::Instant::now() + hub.settings.deadline;
+        let deadline = ask.admission.deadline;
         let lease = hub.acquire(&ask.model, ask.wishes.ctx()?, ask.keep_alive).await?;
         if lease.limits.is_encoder {
             let name = &lease.face.found.name;
@@ -139,16 +138,10 @@ impl Talk {
                 Ok(Some(Event::Embedding(_))) => {}
                 Ok(Some(Event::Failed(error))) => return Some(Err(self.over(error.into()))),
                 Ok(None) => {
-                    let why = "the model has stopped; try again";
-                    let error = ApiError::new(StatusCode::SERVICE_UNAVAILABLE, why);
-                    return Some(Err(self.over(error)));
+                    return Some(Err(self.over(ApiError::stopped())));
                 }
                 Err(_) => {
-                    let error = ApiError::new(
-                        StatusCode::GATEWAY_TIMEOUT,
-                        "the answer took longer than the server allows",
-                    );
-                    return Some(Err(self.over(error)));
+                    return Some(Err(self.over(ApiError::late())));
                 }
             }
         }
@@ -191,7 +184,7 @@ impl Talk {
                 Said::End(done) => return Ok(Whole { reply, logprobs, done }),
             }
         }
-        Err(ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "the answer has no end"))
+        Err(ApiError::endless())
     }
 }
 

@@ -70,12 +70,11 @@ struct FunctionBody {
 }
 
 pub(super) async fn chat(State(hub): State<Arc<Hub>>, body: Received) -> Result<Response, Ollama> {
-    let body: Body = read(body)?;
+    let (body, admission): (Body, _) = read(body)?;
     let messages = body.messages.unwrap_or_default().into_iter().map(message);
+    let input = Input::Chat(messages.collect::<ApiResult<_>>()?);
     let ask = Ask {
-        model: body.model,
         keep_alive: super::keep_alive(body.keep_alive.as_ref())?,
-        input: Input::Chat(messages.collect::<ApiResult<_>>()?),
         tools: body.tools.unwrap_or_default(),
         think: super::think(body.think.as_ref())?,
         thinking_is_a_must: true,
@@ -83,7 +82,7 @@ pub(super) async fn chat(State(hub): State<Arc<Hub>>, body: Received) -> Result<
         wishes: body.options.unwrap_or_default(),
         logprobs: super::logprobs(body.logprobs, body.top_logprobs),
         truncate: body.truncate.unwrap_or(true),
-        ..Ask::default()
+        ..Ask::new(admission, body.model, input)
     };
     Ok(answer(&hub, ask, body.stream.unwrap_or(true), Shape::Chat).await?)
 }

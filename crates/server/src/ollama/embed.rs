@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::ask::{Wishes, one_or_more};
-use crate::body::{Received, read};
+use crate::body::{Admission, Received, read};
 use crate::embed::{EmbedAsk, EmbedInput, embed as compute};
 use crate::error::Ollama;
 use crate::hub::Hub;
@@ -35,8 +35,9 @@ pub(super) struct Body {
 }
 
 impl Body {
-    fn ask(self, texts: Vec<String>) -> Result<EmbedAsk, Ollama> {
+    fn ask(self, admission: Admission, texts: Vec<String>) -> Result<EmbedAsk, Ollama> {
         Ok(EmbedAsk {
+            admission,
             model: self.model,
             keep_alive: super::keep_alive(self.keep_alive.as_ref())?,
             inputs: texts.into_iter().map(EmbedInput::Text).collect(),
@@ -52,11 +53,11 @@ pub(super) async fn embed(
     body: Received,
 ) -> Result<Json<Value>, Ollama> {
     let start = Instant::now();
-    let mut body: Body = read(body)?;
+    let (mut body, admission): (Body, _) = read(body)?;
     let model = body.model.clone();
     // Nothing at all asks for no embedding, but has the model loaded.
     let texts = body.input.take().filter(|texts| *texts != [""]).unwrap_or_default();
-    let done = compute(&hub, body.ask(texts)?).await?;
+    let done = compute(&hub, body.ask(admission, texts)?).await?;
     Ok(Json(json!({
         "model": model,
         "embeddings": done.embeddings,
@@ -70,8 +71,8 @@ pub(super) async fn embeddings(
     State(hub): State<Arc<Hub>>,
     body: Received,
 ) -> Result<Json<Value>, Ollama> {
-    let mut body: Body = read(body)?;
+    let (mut body, admission): (Body, _) = read(body)?;
     let texts = body.prompt.take().filter(|prompt| !prompt.is_empty()).into_iter().collect();
-    let done = compute(&hub, body.ask(texts)?).await?;
+    let done = compute(&hub, body.ask(admission, texts)?).await?;
     Ok(Json(json!({"embedding": done.embeddings.into_iter().next().unwrap_or_default()})))
 }

@@ -48,7 +48,7 @@ pub(super) async fn generate(
     State(hub): State<Arc<Hub>>,
     body: Received,
 ) -> Result<Response, Ollama> {
-    let body: Body = read(body)?;
+    let (body, admission): (Body, _) = read(body)?;
     if body.images.is_some_and(|images| !images.is_empty()) {
         return Err(ApiError::bad("images are not supported").into());
     }
@@ -67,15 +67,13 @@ pub(super) async fn generate(
         (false, None) => Input::Prompt { system, prompt, template, before },
     };
     let ask = Ask {
-        model: body.model,
         keep_alive: super::keep_alive(body.keep_alive.as_ref())?,
-        input,
         think: super::think(body.think.as_ref())?,
         thinking_is_a_must: true,
         form: Form::of_ollama(body.format)?,
         wishes: body.options.unwrap_or_default(),
         logprobs: super::logprobs(body.logprobs, body.top_logprobs),
-        ..Ask::default()
+        ..Ask::new(admission, body.model, input)
     };
     Ok(answer(&hub, ask, body.stream.unwrap_or(true), Shape::Generate).await?)
 }

@@ -74,7 +74,7 @@ pub(super) async fn show(
     State(hub): State<Arc<Hub>>,
     body: Received,
 ) -> Result<Json<Value>, Ollama> {
-    let body: Show = read(body)?;
+    let (body, _): (Show, _) = read(body)?;
     let name = body.model.or(body.name).unwrap_or_default();
     let shown = blocking(move || {
         let found = hub.catalog.find(&name)?;

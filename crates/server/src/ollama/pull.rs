@@ -48,7 +48,7 @@ impl Drop for Pulling {
 }
 
 pub(super) async fn pull(State(hub): State<Arc<Hub>>, body: Received) -> Result<Response, Ollama> {
-    let body: Body = read(body)?;
+    let (body, _): (Body, _) = read(body)?;
     let mut pulling = begin(&hub, &body.model.or(body.name).unwrap_or_default())?;
     if body.stream.unwrap_or(true) {
         return Ok(body::lines(stream::unfold(pulling, |mut pulling| async move {

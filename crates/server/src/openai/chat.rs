@@ -13,7 +13,7 @@ use tierstream_chat::{Delta, Message, Think, Tool, ToolCall};
 use super::stream::{Chunks, events};
 use super::{Common, check_most, fingerprint, id, logprobs, now, timings, usage};
 use crate::ask::{Ask, Input};
-use crate::body::{Received, read};
+use crate::body::{Admission, Received, read};
 use crate::error::{ApiError, ApiResult, OpenAi};
 use crate::grammar::Form;
 use crate::hub::Hub;
@@ -96,11 +96,11 @@ struct FunctionBody {
 }
 
 pub(super) async fn chat(State(hub): State<Arc<Hub>>, body: Received) -> Result<Response, OpenAi> {
-    let mut body: Body = read(body)?;
+    let (mut body, admission): (Body, _) = read(body)?;
     let (streams, tells_usage) = (body.common.streams(), body.common.tells_usage());
     let model = body.common.model.clone();
     let tells_logprobs = body.logprobs.unwrap_or(false);
-    let ask = ask(&mut body)?;
+    let ask = ask(&mut body, admission)?;
     let mut talk = Talk::begin(&hub, ask).await?;
     let head = Head { id: id("chatcmpl-"), created: now(), model };
     if streams {
@@ -254,7 +254,7 @@ fn delta_of(delta: Delta) -> Option<Value> {
     }
 }
 
-fn ask(body: &mut Body) -> ApiResult<Ask> {
+fn ask(body: &mut Body, admission: Admission) -> ApiResult<Ask> {
     let messages = std::mem::take(&mut body.messages);
     if messages.is_empty() {
         return Err(ApiError::of("messages", "there are no messages"));
@@ -264,16 +264,15 @@ fn ask(body: &mut Body) -> ApiResult<Ask> {
     wishes.num_predict = body.max_completion_tokens.or(wishes.num_predict);
     let mut tools = body.tools.take().unwrap_or_default();
     let form = form(body, &mut tools)?;
+    let input = Input::Chat(messages.into_iter().map(message).collect::<ApiResult<_>>()?);
     Ok(Ask {
-        model: body.common.model.clone(),
-        input: Input::Chat(messages.into_iter().map(message).collect::<ApiResult<_>>()?),
         tools,
         think: think(body)?,
         form,
         wishes,
         bias: body.common.bias()?,
         logprobs: logprobs_of(body)?,
-        ..Ask::default()
+        ..Ask::new(admission, body.common.model.clone(), input)
     })
 }
 

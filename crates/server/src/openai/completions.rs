@@ -13,7 +13,7 @@ use tierstream_chat::{Delta, Reply};
 use super::stream::{Chunks, events};
 use super::{Common, fingerprint, id, now, timings, usage};
 use crate::ask::{Ask, Input};
-use crate::body::{Received, read};
+use crate::body::{Admission, Received, read};
 use crate::engine::Token;
 use crate::error::{ApiError, ApiResult, OpenAi};
 use crate::grammar::Form;
@@ -41,6 +41,12 @@ enum Prompt {
     Many(Vec<Vec<Token>>),
 }
 
+impl Default for Prompt {
+    fn default() -> Self {
+        Self::Text(String::new())
+    }
+}
+
 /// Prompts of a request, which are answered one after the other.
 const PROMPTS_MAX: usize = 128;
 
@@ -48,20 +54,20 @@ pub(super) async fn completions(
     State(hub): State<Arc<Hub>>,
     body: Received,
 ) -> Result<Response, OpenAi> {
-    let mut body: Body = read(body)?;
+    let (mut body, admission): (Body, _) = read(body)?;
     let echo = body.echo.unwrap_or(false);
     let (streams, tells_usage) = (body.common.streams(), body.common.tells_usage());
     let head = Head { id: id("cmpl-"), created: now(), model: body.common.model.clone() };
-    let asks = asks(&mut body)?;
-    let mut asks = asks.into_iter().enumerate();
+    // The prompt is kept until the answer's end then.
+    let _kept = echo.then(|| admission.clone());
+    let mut asks = Asks::new(&mut body, admission)?;
     if streams {
-        let (_, (echoed, ask)) =
-            asks.next().ok_or_else(|| ApiError::of("prompt", "there is no prompt"))?;
-        if asks.next().is_some() {
+        if asks.inputs.len() > 1 {
             return Err(ApiError::of("prompt", "one prompt at a time can be streamed").into());
         }
+        let (echoed, ask) =
+            asks.next().ok_or_else(|| ApiError::of("prompt", "there is no prompt"))?;
         let talk = Talk::begin(&hub, ask).await?;
-        let echoed = echo.then_some(echoed);
         return Ok(events(
             &hub,
             Streamed { talk, head, echoed, tells_usage, offset: 0, is_over: false },
@@ -69,10 +75,10 @@ pub(super) async fn completions(
     }
     let mut choices = Vec::new();
     let mut sum: Option<Done> = None;
-    for (index, (echoed, ask)) in asks {
+    for (index, (echoed, ask)) in asks.enumerate() {
         let mut talk = Talk::begin(&hub, ask).await?;
         let Whole { reply, logprobs, done } = talk.whole().await?;
-        let text = if echo { echoed + &reply.content } else { reply.content };
+        let text = echoed.unwrap_or_default() + &reply.content;
         choices.push(choice(index, &text, Some(done.reason.name()), &logprobs, 0));
         sum = Some(match sum {
             None => done,
@@ -87,45 +93,67 @@ pub(super) async fn completions(
     Ok(Json(answer).into_response())
 }
 
-/// The requests, with the texts that they go on from, as far as these are texts.
-fn asks(body: &mut Body) -> ApiResult<Vec<(String, Ask)>> {
-    let form = body.common.grammar.take().map_or(Form::Free, Form::Lark);
-    let wishes = body.common.wishes()?;
-    let bias = body.common.bias()?;
-    if body.logprobs.is_some_and(|n| n > 20) {
-        return Err(ApiError::of("logprobs", "logprobs is at most 20"));
-    }
-    let suffix = body.suffix.take().filter(|suffix| !suffix.is_empty());
-    let text = |text: String| {
-        let input = match &suffix {
-            Some(suffix) => Input::Insert { prompt: text.clone(), suffix: suffix.clone() },
-            None => Input::Raw(text.clone()),
+/// The requests, with the texts that are to be echoed. Each is made when its turn comes: all have the same suffix
+/// and form.
+struct Asks {
+    inputs: std::vec::IntoIter<Input>,
+    suffix: Option<String>,
+    echo: bool,
+    /// What they have in common; none after the last.
+    ask: Option<Ask>,
+}
+
+impl Asks {
+    fn new(body: &mut Body, admission: Admission) -> ApiResult<Self> {
+        if body.logprobs.is_some_and(|n| n > 20) {
+            return Err(ApiError::of("logprobs", "logprobs is at most 20"));
+        }
+        let inputs: Vec<_> = match std::mem::take(&mut body.prompt) {
+            Prompt::Text(one) => vec![Input::Raw(one)],
+            Prompt::Texts(all) => all.into_iter().map(Input::Raw).collect(),
+            Prompt::Tokens(one) => vec![Input::Tokens(one)],
+            Prompt::Many(all) => all.into_iter().map(Input::Tokens).collect(),
         };
-        (text, input)
-    };
-    let tokens = |tokens| (String::new(), Input::Tokens(tokens));
-    let inputs: Vec<_> = match std::mem::replace(&mut body.prompt, Prompt::Text(String::new())) {
-        Prompt::Text(one) => vec![text(one)],
-        Prompt::Texts(all) => all.into_iter().map(text).collect(),
-        Prompt::Tokens(one) => vec![tokens(one)],
-        Prompt::Many(all) => all.into_iter().map(tokens).collect(),
-    };
-    if inputs.len() > PROMPTS_MAX {
-        return Err(ApiError::of("prompt", format!("a request has at most {PROMPTS_MAX} prompts")));
-    }
-    let ask = |(text, input)| {
+        if inputs.len() > PROMPTS_MAX {
+            let most = format!("a request has at most {PROMPTS_MAX} prompts");
+            return Err(ApiError::of("prompt", most));
+        }
         let ask = Ask {
-            model: body.common.model.clone(),
-            input,
-            form: form.clone(),
-            wishes: wishes.clone(),
-            bias: bias.clone(),
+            form: body.common.grammar.take().map_or(Form::Free, Form::Lark),
+            wishes: body.common.wishes()?,
+            bias: body.common.bias()?,
             logprobs: body.logprobs,
-            ..Ask::default()
+            ..Ask::new(admission, body.common.model.clone(), Input::Raw(String::new()))
         };
-        (text, ask)
-    };
-    Ok(inputs.into_iter().map(ask).collect())
+        Ok(Self {
+            inputs: inputs.into_iter(),
+            suffix: body.suffix.take().filter(|suffix| !suffix.is_empty()),
+            echo: body.echo.unwrap_or(false),
+            ask: Some(ask),
+        })
+    }
+}
+
+impl Iterator for Asks {
+    type Item = (Option<String>, Ask);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let input = self.inputs.next()?;
+        let echoed = match &input {
+            Input::Raw(text) if self.echo => Some(text.clone()),
+            _ => None,
+        };
+        let input = match (input, &self.suffix) {
+            (Input::Raw(prompt), Some(suffix)) => Input::Insert { prompt, suffix: suffix.clone() },
+            (input, _) => input,
+        };
+        // With the last one goes what the request was let in with.
+        let ask = match self.inputs.len() {
+            0 => self.ask.take()?,
+            _ => self.ask.clone()?,
+        };
+        Some((echoed, Ask { input, ..ask }))
+    }
 }
 
 struct Head {

@@ -10,6 +10,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::ask::Wishes;
 use crate::body::{Received, read};
 use crate::embed::{EmbedAsk, EmbedInput, embed};
 use crate::engine::Token;
@@ -39,7 +40,7 @@ pub(super) async fn embeddings(
     State(hub): State<Arc<Hub>>,
     body: Received,
 ) -> Result<Json<Value>, OpenAi> {
-    let body: Body = read(body)?;
+    let (body, admission): (Body, _) = read(body)?;
     let in_base64 = match body.encoding_format.as_deref() {
         None | Some("float") => false,
         Some("base64") => true,
@@ -59,10 +60,13 @@ pub(super) async fn embeddings(
         return Err(ApiError::of("input", "the input is empty").into());
     }
     let ask = EmbedAsk {
+        admission,
         model: body.model.clone(),
+        keep_alive: None,
         inputs,
+        wishes: Wishes::default(),
+        truncate: false,
         dimensions: body.dimensions,
-        ..EmbedAsk::default()
     };
     let done = embed(&hub, ask).await?;
     let one = |(index, embedding): (usize, Vec<f32>)| {

@@ -15,7 +15,7 @@ use super::stream::{Chunks, named_events};
 use super::{check_most, id, now};
 use crate::ask::{Ask, Input, Wishes, name_results};
 use crate::blocks::{Block, Blocks, Change};
-use crate::body::{Received, read};
+use crate::body::{Admission, Received, Room, read};
 use crate::error::{ApiError, ApiResult, OpenAi};
 use crate::grammar::Form;
 use crate::hub::Hub;
@@ -70,11 +70,12 @@ pub(super) async fn responses(
     State(hub): State<Arc<Hub>>,
     body: Received,
 ) -> Result<Response, OpenAi> {
-    let body: Body = read(body)?;
+    let (body, admission): (Body, _) = read(body)?;
     let streams = body.stream.unwrap_or(false);
-    let (ask, frame) = ask(body)?;
+    let (ask, frame) = ask(body, admission)?;
+    let room = hub.bodies.room_of(&frame)?;
     let talk = Talk::begin(&hub, ask).await?;
-    let mut answer = Answer::new(talk, frame);
+    let mut answer = Answer::new(talk, frame, room);
     if streams {
         return Ok(named_events(&hub, answer));
     }
@@ -90,7 +91,7 @@ pub(super) async fn responses(
     }
 }
 
-fn ask(body: Body) -> ApiResult<(Ask, Map<String, Value>)> {
+fn ask(body: Body, admission: Admission) -> ApiResult<(Ask, Map<String, Value>)> {
     if body.previous_response_id.is_some() {
         let why = "answers are not kept: send what was said before as input";
         return Err(ApiError::of("previous_response_id", why));
@@ -143,8 +144,6 @@ fn ask(body: Body) -> ApiResult<(Ask, Map<String, Value>)> {
         "metadata": body.metadata.unwrap_or_default(),
     });
     let ask = Ask {
-        model: body.model,
-        input: Input::Chat(messages),
         tools,
         think: effort(effort_text.as_deref())?,
         form,
@@ -154,7 +153,7 @@ fn ask(body: Body) -> ApiResult<(Ask, Map<String, Value>)> {
             num_predict: body.max_output_tokens,
             ..Wishes::default()
         },
-        ..Ask::default()
+        ..Ask::new(admission, body.model, Input::Chat(messages))
     };
     match frame {
         Value::Object(frame) => Ok((ask, frame)),
@@ -278,6 +277,8 @@ fn content(content: &Value) -> ApiResult<String> {
 struct Answer {
     talk: Talk,
     frame: Map<String, Value>,
+    /// Of the frame, which has much of the request in it.
+    _room: Room,
     blocks: Blocks,
     /// Ids of the items, and what their events are called.
     ids: Vec<(String, &'static str)>,
@@ -289,11 +290,12 @@ struct Answer {
 }
 
 impl Answer {
-    fn new(talk: Talk, frame: Map<String, Value>) -> Self {
+    fn new(talk: Talk, frame: Map<String, Value>, room: Room) -> Self {
         let (ids, items) = (Vec::new(), Vec::new());
         Self {
             talk,
             frame,
+            _room: room,
             blocks: Blocks::default(),
             ids,
             items,
@@ -314,10 +316,7 @@ impl Answer {
             ]);
         }
         let said = self.talk.next().await;
-        let missing = || {
-            ApiError::new(axum::http::StatusCode::INTERNAL_SERVER_ERROR, "the answer has no end")
-        };
-        match said.ok_or_else(missing)?? {
+        match said.ok_or_else(ApiError::endless)?? {
             Said::Part(part) => {
                 let changes: Vec<_> =
                     part.deltas.into_iter().flat_map(|delta| self.blocks.push(delta)).collect();

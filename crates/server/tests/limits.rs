@@ -1,0 +1,157 @@
+//! What a request may take: memory for its body, and time.
+
+mod support;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::http::{Request, StatusCode, header};
+use futures_util::{StreamExt, stream};
+use serde_json::{Value, json};
+use support::Fixture;
+use tierstream_server::Settings;
+use tierstream_server::script::{Gate, Script};
+use tokio::sync::oneshot;
+use tower::ServiceExt;
+
+const PATHS: [&str; 6] = [
+    "/api/chat",
+    "/api/embed",
+    "/v1/chat/completions",
+    "/v1/responses",
+    "/v1/messages",
+    "/tokenize",
+];
+
+fn request(path: &str, body: Body) -> Request<Body> {
+    Request::post(path).header(header::HOST, "localhost").body(body).expect("valid")
+}
+
+fn chat(text: &str) -> Value {
+    json!({"model": "one", "messages": [{"role": "user", "content": text}], "stream": false})
+}
+
+/// A body whose end comes when it is let: the first channel tells that all before it was read.
+fn held(first: &str, rest: &str) -> (Body, oneshot::Receiver<()>, oneshot::Sender<()>) {
+    let (first, rest) = (Bytes::from(first.to_owned()), Bytes::from(rest.to_owned()));
+    let (read, is_read) = oneshot::channel();
+    let (go, goes) = oneshot::channel();
+    let last = async move {
+        read.send(()).expect("somebody waits for it");
+        drop(goes.await);
+        rest
+    };
+    let pieces = stream::once(async { first }).chain(stream::once(last));
+    (Body::from_stream(pieces.map(Ok::<_, std::io::Error>)), is_read, go)
+}
+
+async fn wait_until_reached(gate: &Arc<Gate>) {
+    let gate = gate.clone();
+    tokio::task::spawn_blocking(move || gate.wait_until_reached()).await.expect("it is reached");
+}
+
+#[tokio::test]
+async fn a_body_that_is_too_large_is_refused_before_it_is_read() {
+    let settings = Settings { body_bytes_max: 100, ..Settings::default() };
+    let fixture = Fixture::with(Script::default(), settings);
+    for path in PATHS {
+        let (status, answer) = fixture.send(request(path, Body::from("x".repeat(101)))).await;
+        assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE, "{answer}");
+        // The size is not known before it has come.
+        let (body, is_read, _go) = held(&"x".repeat(101), "");
+        let (status, answer) = fixture.send(request(path, body)).await;
+        assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE, "{answer}");
+        assert!(is_read.await.is_err(), "nothing more was asked for");
+    }
+    let (status, _) = fixture.send(request("/api/chat", Body::from(" ".repeat(100)))).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+}
+
+#[tokio::test]
+async fn bodies_that_come_at_the_same_time_share_memory() {
+    let settings = Settings { bodies_bytes_max: 64 << 10, ..Settings::default() };
+    let fixture = Fixture::with(Script::default(), settings);
+    let text = chat(&format!("SAY[abc]YAS{}", "x".repeat(7 << 10))).to_string();
+    let (first, second) = text.split_at(text.len() - 10);
+    let (one, one_is_read, one_goes) = held(first, second);
+    let (two, two_is_read, two_goes) = held(first, second);
+    let others = async {
+        one_is_read.await.expect("it is read");
+        two_is_read.await.expect("it is read");
+        for path in PATHS {
+            let request = request(path, Body::from(text.clone()));
+            let refused = fixture.router.clone().oneshot(request).await.expect("an answer");
+            assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
+            assert!(refused.headers().contains_key(header::RETRY_AFTER));
+            assert_eq!(refused.headers()[header::CONNECTION], "close");
+        }
+        one_goes.send(()).expect("it waits");
+        two_goes.send(()).expect("it waits");
+    };
+    let sent = [one, two].map(|body| fixture.send(request("/api/chat", body)));
+    let (answers, ()) = tokio::join!(futures_util::future::join_all(sent), others);
+    for (status, answer) in answers {
+        // Too long for the context, but read.
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{answer}");
+    }
+    let (status, answer) = fixture.post("/api/chat", chat("SAY[abc]YAS")).await;
+    assert_eq!(status, StatusCode::OK, "{answer}");
+}
+
+/// Values take more memory than their text says.
+#[tokio::test]
+async fn a_body_of_many_values_is_refused() {
+    let settings = Settings { bodies_bytes_max: 64 << 10, ..Settings::default() };
+    let fixture = Fixture::with(Script::default(), settings);
+    let values = |n| json!({"model": "one", "prompt": vec![1; n], "max_tokens": 1});
+    let (status, answer) = fixture.post("/v1/completions", values(100)).await;
+    assert_eq!(status, StatusCode::OK, "{answer}");
+    let (status, answer) = fixture.post("/v1/completions", values(1000)).await;
+    assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE, "{answer}");
+}
+
+#[tokio::test]
+async fn memory_is_held_until_a_request_is_tokens() {
+    let (load_gate, gate) = (Arc::<Gate>::default(), Arc::<Gate>::default());
+    let engine = Script {
+        gate: Some(gate.clone()),
+        load_gate: Some(load_gate.clone()),
+        ..Script::default()
+    };
+    let settings = Settings { bodies_bytes_max: 14 << 10, ..Settings::default() };
+    let fixture = Fixture::with(engine, settings);
+    let body = || chat(&format!("{} SAY[abc]YAS", "x".repeat(2 << 10)));
+    let third = async {
+        wait_until_reached(&load_gate).await;
+        let (status, answer) = fixture.post("/api/chat", body()).await;
+        assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "{answer}");
+        load_gate.open(u64::MAX);
+        wait_until_reached(&gate).await;
+        let opened = async {
+            while fixture.metric("llamacpp:requests_deferred").await < 1.0 {
+                tokio::task::yield_now().await;
+            }
+            gate.open(u64::MAX);
+        };
+        tokio::join!(fixture.post("/api/chat", body()), opened).0
+    };
+    let (first, third) = tokio::join!(fixture.post("/api/chat", body()), third);
+    for (status, answer) in [first, third] {
+        assert_eq!((status, &answer["message"]["content"]), (StatusCode::OK, &json!("abc")));
+    }
+}
+
+/// However often a piece of it comes.
+#[tokio::test(start_paused = true)]
+async fn a_body_has_a_minute() {
+    let fixture = Fixture::new(Script::default());
+    for path in PATHS {
+        let pieces = stream::repeat(()).then(|()| async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            Ok::<_, std::io::Error>(" ")
+        });
+        let (status, answer) = fixture.send(request(path, Body::from_stream(pieces))).await;
+        assert_eq!(status, StatusCode::REQUEST_TIMEOUT, "{answer}");
+    }
+}
