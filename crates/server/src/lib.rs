@@ -3,7 +3,7 @@
 //! What runs models is an [`engine::Engine`]; this crate knows none of them. A request's way:
 //!
 //! ```text
-//! listen.rs       connections, with bounds on their number and time
+//! listen.rs       connections, with bounds on their number (peers.rs: of each peer) and time
 //! guard.rs        host, origin, key
 //! body.rs         its body, within the memory that there is for all of them
 //! ollama/, openai/, anthropic.rs, misc.rs   a dialect's JSON to an Ask
@@ -43,6 +43,7 @@ mod misc;
 mod ollama;
 mod openai;
 mod openapi;
+mod peers;
 mod prompts;
 mod schedule;
 pub mod script;
@@ -70,6 +71,7 @@ use crate::catalog::Catalog;
 use crate::engine::{Engine, Extra};
 use crate::error::{ApiError, respond};
 use crate::hub::Hub;
+use crate::listen::Bounds;
 
 /// How often is looked for models whose time is over.
 const EXPIRY_INTERVAL: Duration = Duration::from_millis(250);
@@ -130,7 +132,8 @@ impl Server {
                 hub.unload_expired().await;
             }
         });
-        let served = listen::listen(listener, self.router(), self.hub.settings.grace, stop).await;
+        let (bounds, grace) = (Bounds::default(), self.hub.settings.grace);
+        let served = listen::listen(listener, self.router(), bounds, grace, stop).await;
         expiry.abort();
         self.hub.close().await;
         served

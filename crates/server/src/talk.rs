@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use tierstream_chat::{Delta, Parser};
+use tokio::time::timeout_at;
 
 use crate::ask::{self, Ask, Input};
 use crate::engine::Token;
@@ -52,7 +53,12 @@ pub(crate) struct Whole {
 
 impl Talk {
     /// Has a request computed: its model is loaded, and the request waits for its turn or is in it.
-    pub(crate) async fn begin(hub: &Arc<Hub>, mut ask: Ask) -> ApiResult<Self> {
+    pub(crate) async fn begin(hub: &Arc<Hub>, ask: Ask) -> ApiResult<Self> {
+        let deadline = ask.admission.deadline;
+        timeout_at(deadline, Self::begun(hub, ask)).await.map_err(|_| ApiError::late())?
+    }
+
+    async fn begun(hub: &Arc<Hub>, mut ask: Ask) -> ApiResult<Self> {
         let start = Instant::now();
         let deadline = ask.admission.deadline;
         let lease = hub.acquire(&ask.model, ask.wishes.ctx()?, ask.keep_alive).await?;
@@ -116,7 +122,11 @@ impl Talk {
             if self.is_over {
                 return None;
             }
-            match tokio::time::timeout_at(self.deadline, self.answer.next()).await {
+            // A model that is fast always has an event, and the timer would never be looked at.
+            if tokio::time::Instant::now() >= self.deadline {
+                return Some(Err(self.over(ApiError::late())));
+            }
+            match timeout_at(self.deadline, self.answer.next()).await {
                 Ok(Some(Event::Piece(mut piece))) => {
                     self.logprobs.append(&mut piece.logprobs);
                     let deltas = match &mut self.parser {

@@ -155,3 +155,52 @@ async fn a_body_has_a_minute() {
         assert_eq!(status, StatusCode::REQUEST_TIMEOUT, "{answer}");
     }
 }
+
+/// Loading is a part of it. There is no time at all here.
+#[tokio::test]
+async fn a_deadline_holds_while_a_model_is_loaded() {
+    let gate = Arc::<Gate>::default();
+    let engine = Script { load_gate: Some(gate.clone()), ..Script::default() };
+    let settings = Settings { deadline: Duration::ZERO, ..Settings::default() };
+    let fixture = Fixture::with(engine, settings);
+    let input = json!({"model": "one", "input": "a", "content": "a"});
+    let message = json!({"model": "one", "max_tokens": 1, "messages": chat("a")["messages"]});
+    for (path, body) in [
+        ("/api/chat", chat("a")),
+        ("/api/chat", json!({"model": "one", "messages": []})),
+        ("/api/embed", input.clone()),
+        ("/v1/chat/completions", chat("a")),
+        ("/v1/responses", input.clone()),
+        ("/v1/messages", message.clone()),
+        ("/v1/messages/count_tokens", message),
+        ("/tokenize", input),
+    ] {
+        let (status, answer) = fixture.post(path, body).await;
+        assert_eq!(status, StatusCode::GATEWAY_TIMEOUT, "{path}: {answer}");
+    }
+    // Or the load would never end.
+    gate.open(u64::MAX);
+}
+
+/// However fast the next token comes.
+#[tokio::test]
+async fn a_deadline_holds_while_tokens_come() {
+    let fixture = Fixture::new(Script::default());
+    let mut body = chat(&format!("SAY[{}]YAS", "a".repeat(100)));
+    body["stream"] = true.into();
+    let request = support::post("/api/chat", &body);
+    let answer = fixture.router.clone().oneshot(request).await.expect("an answer");
+    let mut lines = answer.into_body().into_data_stream();
+    assert!(lines.next().await.is_some());
+    while fixture.metric("llamacpp:requests_processing").await > 0.0 {
+        tokio::task::yield_now().await;
+    }
+    // All tokens are there, and nobody waits for anything.
+    tokio::time::pause();
+    tokio::time::advance(Settings::default().deadline).await;
+    let mut rest = Vec::new();
+    while let Some(line) = lines.next().await {
+        rest.push(serde_json::from_slice::<Value>(&line.expect("a line")).expect("JSON"));
+    }
+    assert_eq!(rest, [json!({"error": "that took longer than the server allows"})]);
+}

@@ -72,11 +72,12 @@ async fn load_or_unload(
     let unloads = matches!(ask.keep_alive, Some(KeepAlive::For(time)) if time.is_zero());
     let reason = match unloads {
         true => {
-            hub.unload(&ask.model).await?;
+            ask.admission.within(hub.unload(&ask.model)).await?;
             "unload"
         }
         false => {
-            hub.acquire(&ask.model, ask.wishes.ctx()?, ask.keep_alive).await?;
+            let load = hub.acquire(&ask.model, ask.wishes.ctx()?, ask.keep_alive);
+            ask.admission.within(load).await?;
             "load"
         }
     };
