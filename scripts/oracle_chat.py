@@ -12,8 +12,6 @@ many of each kind, `--seed N` others.
 import argparse
 import datetime
 import json
-import os
-import pathlib
 import random
 import subprocess
 import sys
@@ -23,9 +21,8 @@ import jinja2.ext
 import jinja2.sandbox
 
 import oracle_chat_cases as made_up
+from paths import EXAMPLES, ROOT
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-TARGET = ROOT / os.environ.get("CARGO_TARGET_DIR", "target")
 TEMPLATES = ROOT / "crates/chat/tests/templates"
 NOW = 1795775611
 
@@ -122,7 +119,7 @@ def theirs(case):
 
 def ours(cases):
     lines = "".join(json.dumps({"now": NOW, **case}) + "\n" for case in cases)
-    run = [TARGET / "release/examples/render"]
+    run = [EXAMPLES / "render"]
     told = subprocess.run(run, input=lines.encode(), check=True, stdout=subprocess.PIPE).stdout
     return [json.loads(line) for line in told.decode().split("\n") if line]
 

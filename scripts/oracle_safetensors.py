@@ -8,7 +8,6 @@ loaded into memory of our own and into the caller's, by every engine.
 """
 
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -19,8 +18,8 @@ import numpy
 import safetensors
 import safetensors.numpy
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-TARGET = ROOT / os.environ.get("CARGO_TARGET_DIR", "target")
+from paths import EXAMPLES, TARGET
+
 ENGINES = ["uring", "pread", "buffered"]
 SHAPES = [(), (1,), (0,), (3, 5), (2, 0, 4), (7, 1, 300), (400, 1001)]
 
@@ -57,7 +56,7 @@ def compare(name, path, expected, metadata):
     """Prints a line for each engine; returns whether nothing differs."""
     good = True
     for engine in ENGINES:
-        run = [TARGET / "release/examples/checksums", path, engine]
+        run = [EXAMPLES / "checksums", path, engine]
         head, *lines = subprocess.run(run, check=True, stdout=subprocess.PIPE).stdout.splitlines()
         ours = {}
         for line in map(json.loads, lines):

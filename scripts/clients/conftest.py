@@ -1,23 +1,11 @@
-import contextlib
+import os
 
 import pytest
 
-import server as servers
+import servers
+from store import write_story
 
-
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory):
-    """Scripted models."""
-    folder = tmp_path_factory.mktemp("models")
-    servers.write_models(folder)
-    return folder
-
-
-@pytest.fixture
-def start(folder):
-    """Starts servers, which the end of the test ends."""
-    with contextlib.ExitStack() as running:
-        yield lambda **options: running.enter_context(servers.scripted(folder, **options))
+pytest_plugins = ["server_fixtures"]
 
 
 @pytest.fixture
@@ -28,6 +16,9 @@ def server(start):
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory):
-    """The program itself, with models that compute."""
-    with servers.program(tmp_path_factory.mktemp("home")) as server:
+    """The program itself, for a user of a home of its own: the demo model, and `story`."""
+    home = tmp_path_factory.mktemp("home")
+    write_story(home / "models")
+    environment = {"HOME": str(home), "PATH": os.environ["PATH"], "OLLAMA_MODELS": str(home / "models")}
+    with servers.program("--threads", "1", env=environment) as server:
         yield server

@@ -6,13 +6,13 @@ import subprocess
 
 import pytest
 
-import server as servers
+from paths import TARGET
 
 HERE = pathlib.Path(__file__).parent / "js"
 
 
 def node(server, *arguments):
-    modules = str(servers.TARGET / "clients/js/node_modules")
+    modules = str(TARGET / "clients/js/node_modules")
     environment = os.environ | {"SERVER": server.url, "NODE_PATH": modules}
     pipe = subprocess.PIPE
     return subprocess.Popen(["node", *arguments], env=environment, stdout=pipe, stderr=subprocess.STDOUT, text=True)

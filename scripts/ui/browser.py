@@ -1,19 +1,13 @@
 """A browser that has the page open, and what is asked of every page."""
 
-import os
-import pathlib
 import re
 import shutil
-import sys
 
 from playwright.sync_api import expect
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-TARGET = ROOT / os.environ.get("CARGO_TARGET_DIR", "target")
-AXE = TARGET / "ui/node_modules/axe-core/axe.min.js"
+from paths import TARGET
 
-# The servers are those that the clients are tested with.
-sys.path.append(str(ROOT / "scripts/clients"))
+AXE = TARGET / "ui/node_modules/axe-core/axe.min.js"
 
 expect.set_options(timeout=20_000)
 

@@ -1,10 +1,9 @@
-import contextlib
-
 import pytest
 from playwright.sync_api import sync_playwright
 
 from browser import View, launch
-import server as servers
+
+pytest_plugins = ["server_fixtures"]
 
 
 @pytest.fixture(scope="session")
@@ -13,21 +12,6 @@ def browser():
         browser = launch(playwright)
         yield browser
         browser.close()
-
-
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory):
-    """Scripted models."""
-    folder = tmp_path_factory.mktemp("models")
-    servers.write_models(folder)
-    return folder
-
-
-@pytest.fixture
-def start(folder):
-    """Starts servers, which the end of the test ends."""
-    with contextlib.ExitStack() as running:
-        yield lambda **options: running.enter_context(servers.scripted(folder, **options))
 
 
 @pytest.fixture

@@ -1,15 +1,17 @@
 """Makes the pictures of docs/ui.md: the demo model, with a quarter of its experts in memory.
 
-Wants target/release/tierstream; run it with the Python of ./x ui: target/ui/bin/python scripts/ui/pictures.py
+Wants target/release/tierstream; run it with the Python of ./x ui:
+
+    PYTHONPATH=scripts target/ui/bin/python scripts/ui/pictures.py
 """
 
-import contextlib
 import re
-import subprocess
 
 from playwright.sync_api import expect, sync_playwright
 
-from browser import ROOT, TARGET, View, launch
+import servers
+from browser import View, launch
+from paths import ROOT
 
 PROMPT = "It was a cold evening in November, and the old gentleman sat by the fire."
 DESK = {"viewport": {"width": 1280, "height": 736}}
@@ -19,21 +21,10 @@ PICTURES = {
     "phone": {"viewport": {"width": 360, "height": 1110}, "device_scale_factor": 1.5, "color_scheme": "light"},
 }
 
-
-@contextlib.contextmanager
-def serving():
-    command = [TARGET / "release/tierstream", "serve", "--host", "127.0.0.1:0", "--experts", "25%", "-t", "1", "--json"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
-        try:
-            yield next(found[0] for line in process.stdout if (found := re.search(r"http://[\d.:]+", line)))
-        finally:
-            process.terminate()
-
-
-with serving() as url, sync_playwright() as playwright:
+with servers.program("--experts", "25%", "-t", "1") as server, sync_playwright() as playwright:
     browser = launch(playwright)
     for name, options in PICTURES.items():
-        view = View(browser, url, **options)
+        view = View(browser, server.url, **options)
         expect(view.at("#model option")).not_to_have_count(0)
         # Several, so that the lines have something to show.
         for turn in range(4):

@@ -1,17 +1,13 @@
-"""Servers for the tests: one of scripted models, and the program itself."""
+"""Starts servers: one of scripted models, and the program itself."""
 
 import contextlib
-import hashlib
+import itertools
 import json
-import os
-import pathlib
 import struct
 import subprocess
+import urllib.request
 
-import httpx
-
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-TARGET = ROOT / os.environ.get("CARGO_TARGET_DIR", "target")
+from paths import EXAMPLES, TARGET
 
 # Knows tools and thinking.
 TEMPLATE = """\
@@ -84,7 +80,9 @@ class Server:
 
     def metric(self, name):
         """A value of `/metrics`."""
-        for line in httpx.get(self.url + "/metrics").text.splitlines():
+        with urllib.request.urlopen(self.url + "/metrics") as answer:
+            lines = answer.read().decode().splitlines()
+        for line in lines:
             if line.startswith(name + " "):
                 return float(line.split()[1])
         raise KeyError(name)
@@ -93,57 +91,23 @@ class Server:
 @contextlib.contextmanager
 def scripted(folder, **options):
     """A server of the models in `folder`. Options are those of crates/server/examples/scripted.rs."""
-    program = TARGET / "release/examples/scripted"
     arguments = [f"{name}={value}" for name, value in options.items()]
     pipe = subprocess.PIPE
-    with subprocess.Popen([program, folder, *arguments], stdin=pipe, stdout=pipe, text=True) as process:
+    with subprocess.Popen([EXAMPLES / "scripted", folder, *arguments], stdin=pipe, stdout=pipe, text=True) as process:
         try:
             yield Server(process.stdout.readline().strip(), process)
         finally:
             process.kill()
 
 
-def write_store(folder):
-    """A store as Ollama makes it, with the demo model as `story`, under a template that knows tools."""
-    template = """\
-{{- if .Tools }}You may call:{{ range .Tools }}
-{{ . }}{{ end }}
-{{ end }}{{ range .Messages }}{{ .Role }}: {{ .Content }}{{ range .ToolCalls }}<tool_call>
-{"name": "{{ .Function.Name }}", "arguments": {{ .Function.Arguments }}}
-</tool_call>{{ end }}
-{{ end }}assistant: """
-    [demo] = (ROOT / "models").glob("*.gguf")
-    (folder / "blobs").mkdir(parents=True)
-
-    def layer(kind, content):
-        digest = "sha256:" + hashlib.sha256(content).hexdigest()
-        (folder / "blobs" / digest.replace(":", "-")).write_bytes(content)
-        return {"mediaType": "application/vnd.ollama.image." + kind, "digest": digest, "size": len(content)}
-
-    parts = {"model": demo.read_bytes(), "template": template.encode(), "params": b'{"temperature": 0}'}
-    config = layer("config", b"{}") | {"mediaType": "application/vnd.docker.container.image.v1+json"}
-    manifest = {
-        "schemaVersion": 2,
-        "mediaType": "application/vnd.docker.distribution.manifest.v2+json",
-        "config": config,
-        "layers": [layer(kind, content) for kind, content in parts.items()],
-    }
-    path = folder / "manifests/registry.ollama.ai/library/story/latest"
-    path.parent.mkdir(parents=True)
-    path.write_text(json.dumps(manifest))
-
-
 @contextlib.contextmanager
-def program(home):
-    """`tierstream serve`, for a user whose home that is: the demo model, and `story`."""
-    store = home / "models"
-    write_store(store)
-    environment = {"HOME": str(home), "PATH": os.environ["PATH"], "OLLAMA_MODELS": str(store)}
-    command = [TARGET / "release/tierstream", "serve", "--host", "127.0.0.1:0", "--threads", "1", "--json"]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment) as process:
+def program(*flags, env=None):
+    """`tierstream serve`, on a port that the system chooses."""
+    command = [TARGET / "release/tierstream", "serve", "--host", "127.0.0.1:0", "--json", *flags]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as process:
         try:
-            told = iter(process.stdout.readline, "")
-            yield Server(next(line for line in told if "http" in line).split('"')[3], process)
+            # One object over several lines.
+            told = itertools.takewhile(lambda line: line != "}\n", process.stdout)
+            yield Server(json.loads("".join(told) + "}")["url"], process)
         finally:
             process.kill()
