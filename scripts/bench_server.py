@@ -8,64 +8,47 @@ of tokens per second after the first token, as the client sees them and as `run 
 thread, so that on two cores the client has the other one.
 """
 
-import contextlib
+import argparse
 import http.client
 import json
 import os
-import pathlib
 import statistics
 import subprocess
-import sys
 import time
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-RELEASE = ROOT / os.environ.get("CARGO_TARGET_DIR", "target") / "release"
-PROGRAM = RELEASE / "tierstream"
-HOST = "127.0.0.1:11561"
+import servers
+from paths import EXAMPLES, TARGET
+
 PROMPT = "It was a cold evening in November, and the old gentleman sat by the fire,"
-TOKENS, ROUNDS = 400, 15
+TOKENS = 400
 
 
-@contextlib.contextmanager
 def serving(*flags):
-    command = [PROGRAM, "serve", "--host", HOST, "--json", "-t", "1", *flags]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    try:
-        # Its first words are that it listens.
-        server.stdout.readline()
-        while not answers():
-            time.sleep(0.05)
-        yield server
-    finally:
-        server.terminate()
-        server.wait()
-
-
-def answers():
-    try:
-        connection = http.client.HTTPConnection(HOST)
-        connection.request("GET", "/health")
-        return connection.getresponse().status == 200
-    except OSError:
-        return False
+    return servers.program("--threads", "1", *flags)
 
 
 def load(clients, seconds, *flags):
     with serving(*flags) as server:
-        command = [RELEASE / "examples/load", HOST, "demo", str(clients), str(seconds), str(server.pid)]
-        told = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+        command = [EXAMPLES / "load", address(server), "demo", clients, seconds, server.process.pid]
+        told = json.loads(subprocess.run(map(str, command), check=True, stdout=subprocess.PIPE).stdout)
     print(json.dumps({"flags": flags, "seconds": seconds, **told}), flush=True)
 
 
-def over_http():
+def address(server):
+    return server.url.removeprefix("http://")
+
+
+def over_http(server):
     """Tokens per second after the first one."""
-    connection = http.client.HTTPConnection(HOST)
+    connection = http.client.HTTPConnection(address(server))
     options = {"temperature": 0, "num_predict": TOKENS}
     body = {"model": "demo", "prompt": PROMPT, "raw": True, "options": options}
     connection.request("POST", "/api/generate", json.dumps(body))
     times = []
     for line in connection.getresponse():
-        if json.loads(line)["done"]:
+        told = json.loads(line)
+        if told["done"]:
+            assert told["eval_count"] == TOKENS
             break
         times.append(time.perf_counter())
     # A token of half a character comes with the next one.
@@ -73,30 +56,35 @@ def over_http():
 
 
 def run():
-    command = [PROGRAM, "run", "demo", PROMPT, "-n", str(TOKENS), "--temp", "0", "-t", "1", "--json"]
-    return json.loads(subprocess.run(command, check=True, capture_output=True).stdout)["tok_s"]
+    command = [TARGET / "release/tierstream", "run", "demo", PROMPT]
+    flags = ["-n", str(TOKENS), "--temp", "0", "-t", "1", "--json"]
+    return json.loads(subprocess.run(command + flags, check=True, stdout=subprocess.PIPE).stdout)["tok_s"]
 
 
-def overhead():
+def overhead(rounds):
     ratios = []
-    with serving("--parallel", "1"):
-        over_http()
-        for number in range(ROUNDS):
-            rates = {}
-            for which in [over_http, run][:: 1 if number % 2 else -1]:
-                rates[which] = which()
-            ratios.append(rates[over_http] / rates[run])
-            print(f"run {rates[run]:.0f} tok/s, HTTP {rates[over_http]:.0f} tok/s: {ratios[-1]:.3f}", flush=True)
-    print(f"HTTP / run: median {statistics.median(ratios):.3f} of {ROUNDS}")
+    with serving("--parallel", "1") as server:
+        ways = {"HTTP": lambda: over_http(server), "run": run}
+        # Loads the model.
+        over_http(server)
+        for number in range(rounds):
+            rates = {name: ways[name]() for name in list(ways)[:: 1 if number % 2 else -1]}
+            ratios.append(rates["HTTP"] / rates["run"])
+            print(f"run {rates['run']:.0f} tok/s, HTTP {rates['HTTP']:.0f} tok/s: {ratios[-1]:.3f}", flush=True)
+    spread = f"{min(ratios):.3f}-{max(ratios):.3f}"
+    print(f"HTTP / run: median {statistics.median(ratios):.3f} ({spread}) of {rounds} rounds")
 
 
 def main():
-    print("load", os.getloadavg(), flush=True)
-    load(64, 60, "--parallel", "8")
-    load(64, 60, "--parallel", "64", "--ctx", "256")
-    load(64, 60, "--parallel", "8", "--experts", "25%")
-    overhead()
-    sys.stdout.flush()
+    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument("--rounds", type=int, default=7, help="of HTTP beside run")
+    flags.add_argument("--seconds", type=int, default=60, help="of each load")
+    args = flags.parse_args()
+    print("load average", os.getloadavg(), flush=True)
+    load(64, args.seconds, "--parallel", "8")
+    load(64, args.seconds, "--parallel", "64", "--ctx", "256")
+    load(64, args.seconds, "--parallel", "8", "--experts", "25%")
+    overhead(args.rounds)
 
 
 main()
