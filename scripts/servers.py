@@ -9,8 +9,8 @@ import urllib.request
 
 from paths import EXAMPLES, TARGET
 
-# Knows tools and thinking.
-TEMPLATE = """\
+# Knows tools.
+TOOLS = """\
 {%- if tools %}<|im_start|>system
 You may call:
 {%- for tool in tools %}
@@ -27,6 +27,10 @@ Answer a call as <tool_call>
 </tool_call>{% endfor %}<|im_end|>
 {% endfor -%}
 {%- if add_generation_prompt %}<|im_start|>assistant
+{% endif -%}"""
+
+# Knows thinking, too.
+TEMPLATE = TOOLS.removesuffix("{% endif -%}") + """\
 {% if enable_thinking is defined and not enable_thinking %}<think>
 
 </think>
@@ -42,14 +46,17 @@ PLAIN = """\
 {% endif -%}"""
 
 
-def write_model(path, keys):
-    """Writes a GGUF of a header alone: its keys are texts, and numbers of 32 bits."""
+def gguf_key(key, value):
+    """A key of a GGUF's header: its value is a text, or a number of 32 bits."""
     text = lambda text: struct.pack("<Q", len(text.encode())) + text.encode()
-    parts = [b"GGUF", struct.pack("<IQQ", 3, 0, len(keys))]
-    for key, value in keys.items():
-        kind = struct.pack("<I", 8) + text(value) if isinstance(value, str) else struct.pack("<II", 4, value)
-        parts.append(text(key) + kind)
-    path.write_bytes(b"".join(parts))
+    kind = struct.pack("<I", 8) + text(value) if isinstance(value, str) else struct.pack("<II", 4, value)
+    return text(key) + kind
+
+
+def write_model(path, keys):
+    """Writes a GGUF of a header alone."""
+    head = b"GGUF" + struct.pack("<IQQ", 3, 0, len(keys))
+    path.write_bytes(head + b"".join(gguf_key(*one) for one in keys.items()))
 
 
 def write_models(folder):
