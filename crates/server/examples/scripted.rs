@@ -11,8 +11,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tierstream_script::{Gate, Script};
 use tierstream_server::engine::Extra;
-use tierstream_server::script::{Gate, Script};
 use tierstream_server::{Server, Settings};
 use tierstream_store::{Environment, Store};
 use tokio::net::TcpListener;

@@ -2,7 +2,7 @@
 
 use tierstream_chat::Delta;
 
-use crate::ask::random;
+use crate::ids;
 
 /// A block, as far as it is written.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,7 +53,7 @@ impl Blocks {
                 self.more(text, &mut changes);
             }
             Delta::ToolStart { id, name, .. } => {
-                let id = id.unwrap_or_else(|| format!("call_{:016x}", random()));
+                let id = id.unwrap_or_else(|| ids::id("call_"));
                 self.begin(Block::Call { id, name, arguments: String::new() }, &mut changes);
             }
             Delta::ToolArguments { json_fragment, .. } => self.more(json_fragment, &mut changes),

@@ -1,5 +1,5 @@
 //! What the server needs of whatever runs models. The program runs them with llama.cpp; tests have one that
-//! needs no weights ([`crate::script`]).
+//! needs no weights (`crates/script`).
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -43,6 +43,15 @@ impl Form {
         }
     }
 
+    /// Calls that a client demands.
+    pub(crate) fn calls(name: Option<&str>, parallel: bool, tools: &[Tool]) -> ApiResult<Self> {
+        if tools.is_empty() {
+            return Err(ApiError::of("tool_choice", "tool_choice needs tools"));
+        }
+        let name = name.map(str::to_owned);
+        Ok(Self::Calls { parallel: parallel && name.is_none(), name })
+    }
+
     pub(crate) fn any_object() -> Self {
         Self::Json(json!({"type": "object"}))
     }

@@ -6,7 +6,7 @@
 //! listen.rs       connections, with bounds on their number (peers.rs: of each peer) and time
 //! guard.rs        host, origin, key
 //! body.rs         its body, within the memory that there is for all of them
-//! ollama/, openai/, anthropic.rs, misc.rs   a dialect's JSON to an Ask
+//! ollama/, openai/, anthropic/, misc.rs   a dialect's JSON to an Ask
 //! talk.rs         Talk::begin
 //!   hub.rs        the model: which are loaded, which one goes for another
 //!     catalog.rs  by its name, in all stores
@@ -16,7 +16,7 @@
 //!     active.rs   one of them: its prompt, then token by token
 //!       write.rs  from logits to text
 //! talk.rs         Talk::next: thinking, content, calls
-//! ollama/, openai/, anthropic.rs            to the dialect's lines or events
+//! ollama/, openai/, anthropic/            to the dialect's lines or events
 //! ```
 //!
 //! `ui.rs` has a page to look at while that happens.
@@ -29,13 +29,16 @@ mod ask;
 mod blocks;
 mod body;
 mod catalog;
+mod content;
 mod embed;
 pub mod engine;
 mod error;
+mod events;
 mod face;
 mod grammar;
 mod guard;
 mod hub;
+mod ids;
 mod job;
 mod listen;
 mod metrics;
@@ -46,7 +49,6 @@ mod openapi;
 mod peers;
 mod prompts;
 mod schedule;
-pub mod script;
 mod settings;
 mod talk;
 mod texts;

@@ -7,8 +7,8 @@ use std::net::SocketAddr;
 use axum::body::Body;
 use axum::http::{HeaderMap, Method, Request, StatusCode, header};
 use support::Fixture;
+use tierstream_script::Script;
 use tierstream_server::Settings;
-use tierstream_server::script::Script;
 use tower::ServiceExt;
 
 /// The status and the head of an answer to a request with these headers.

@@ -10,8 +10,8 @@ use axum::http::{Request, StatusCode, header};
 use futures_util::{StreamExt, stream};
 use serde_json::{Value, json};
 use support::Fixture;
+use tierstream_script::{Gate, Script};
 use tierstream_server::Settings;
-use tierstream_server::script::{Gate, Script};
 use tokio::sync::oneshot;
 use tower::ServiceExt;
 

@@ -5,7 +5,7 @@ mod support;
 use axum::http::{Request, header};
 use serde_json::{Value, json};
 use support::Fixture;
-use tierstream_server::script::Script;
+use tierstream_script::Script;
 
 /// Every number that the board in `docs/` asks for is there.
 #[tokio::test]

@@ -8,8 +8,8 @@ use axum::http::StatusCode;
 use serde_json::{Value, json};
 use support::{Fixture, TEMPLATE, write_model};
 use tempfile::TempDir;
+use tierstream_script::Script;
 use tierstream_server::Settings;
-use tierstream_server::script::Script;
 use tierstream_store::Environment;
 
 /// A store of Ollama's, in which names have these layers beside the same weights.

@@ -8,7 +8,7 @@ use axum::body::Body;
 use axum::http::{Request, StatusCode, header};
 use serde_json::Value;
 use support::Fixture;
-use tierstream_server::script::Script;
+use tierstream_script::Script;
 use tower::ServiceExt;
 
 /// Paths of the page, whose files are not for programs.

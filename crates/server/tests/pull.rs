@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 use support::{Fixture, read_until, write_model};
 use tempfile::TempDir;
 use tierstream_pull::{Options, Puller};
+use tierstream_script::Script;
 use tierstream_server::Settings;
-use tierstream_server::script::Script;
 use tierstream_store::Environment;
 
 struct Site {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use axum::http::StatusCode;
 use serde_json::{Value, json};
 use support::{Fixture, read_until};
-use tierstream_server::script::{FAILS, Gate, MODEL_BYTES, PANICS, Script};
+use tierstream_script::{FAILS, Gate, MODEL_BYTES, PANICS, Script};
 use tierstream_server::{PromptCache, Settings};
 use tokio::io::AsyncReadExt;
 

@@ -6,8 +6,8 @@ use axum::body::Body;
 use axum::http::{HeaderMap, Request, StatusCode, header};
 use serde_json::{Value, json};
 use support::Fixture;
+use tierstream_script::{DRIVE_RATE, MODEL_BYTES, Script};
 use tierstream_server::Settings;
-use tierstream_server::script::{DRIVE_RATE, MODEL_BYTES, Script};
 use tower::ServiceExt;
 
 const FILES: [(&str, &str); 7] = [

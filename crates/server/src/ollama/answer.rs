@@ -8,11 +8,12 @@ use futures_util::stream;
 use serde_json::{Map, Value, json};
 use tierstream_chat::{Reply, ToolCall};
 
-use crate::ask::{Ask, random};
+use crate::ask::Ask;
 use crate::body;
 use crate::engine::Token;
 use crate::error::ApiResult;
 use crate::hub::{Hub, KeepAlive};
+use crate::ids;
 use crate::job::{Done, TokenLogprobs};
 use crate::talk::{Part, Said, Talk, Whole, nanos};
 
@@ -139,7 +140,7 @@ impl Answer {
     fn call(&mut self, call: ToolCall) -> Value {
         let index = self.calls;
         self.calls += 1;
-        let id = call.id.unwrap_or_else(|| format!("call_{:016x}", random()));
+        let id = call.id.unwrap_or_else(|| ids::id("call_"));
         json!({"id": id, "function": {"index": index, "name": call.name, "arguments": call.arguments}})
     }
 

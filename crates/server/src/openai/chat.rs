@@ -10,13 +10,15 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tierstream_chat::{Delta, Message, Think, Tool, ToolCall};
 
-use super::stream::{Chunks, events};
-use super::{Common, check_most, fingerprint, id, logprobs, now, timings, usage};
+use super::{Common, check_most, fingerprint, logprobs, now, timings, tool_choice, usage};
 use crate::ask::{Ask, Input};
 use crate::body::{Admission, Received, read};
+use crate::content;
 use crate::error::{ApiError, ApiResult, OpenAi};
+use crate::events::{Chunks, events};
 use crate::grammar::Form;
 use crate::hub::Hub;
+use crate::ids::id;
 use crate::job::TokenLogprobs;
 use crate::openapi::schemas;
 use crate::talk::{Part, Said, Talk, Whole};
@@ -307,35 +309,14 @@ pub(super) fn effort(effort: Option<&str>) -> ApiResult<Option<Think>> {
     }
 }
 
-/// What the answer is held to. Who is to call nothing is told of no tools.
+/// What the answer is held to.
 fn form(body: &mut Body, tools: &mut Vec<Tool>) -> ApiResult<Form> {
-    let parallel = body.parallel_tool_calls.unwrap_or(true);
-    let wrong =
-        || ApiError::of("tool_choice", "tool_choice is none, auto, required, or names a function");
-    let mut form = match body.response_format.take() {
-        None | Some(Value::Null) => Form::Free,
-        Some(format) => response_format(&format)?,
+    let form = match (body.common.grammar.take(), body.response_format.take()) {
+        (Some(grammar), _) => Form::Lark(grammar),
+        (None, None | Some(Value::Null)) => Form::Free,
+        (None, Some(format)) => response_format(&format)?,
     };
-    if let Some(grammar) = body.common.grammar.take() {
-        form = Form::Lark(grammar);
-    }
-    match body.tool_choice.take() {
-        None | Some(Value::Null) => {}
-        Some(Value::String(choice)) => match choice.as_str() {
-            "auto" => {}
-            "none" => tools.clear(),
-            "required" => form = Form::Calls { name: None, parallel },
-            _ => return Err(wrong()),
-        },
-        Some(choice) => {
-            let name = choice["function"]["name"].as_str().ok_or_else(wrong)?.to_owned();
-            form = Form::Calls { name: Some(name), parallel: false };
-        }
-    }
-    if matches!(form, Form::Calls { .. }) && tools.is_empty() {
-        return Err(ApiError::of("tool_choice", "tool_choice needs tools"));
-    }
-    Ok(form)
+    tool_choice(body.tool_choice.as_ref(), form, body.parallel_tool_calls, tools)
 }
 
 pub(super) fn response_format(format: &Value) -> ApiResult<Form> {
@@ -385,8 +366,6 @@ fn message(body: MessageBody) -> ApiResult<Message> {
 fn part(part: ContentPart) -> ApiResult<String> {
     match (part.kind.as_str(), part.text, part.refusal) {
         ("text", Some(text), _) | ("refusal", _, Some(text)) => Ok(text),
-        (kind, ..) => {
-            Err(ApiError::of("messages", format!("content of type {kind:?} is not supported")))
-        }
+        (kind, ..) => Err(content::unsupported("messages", kind)),
     }
 }

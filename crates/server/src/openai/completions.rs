@@ -10,14 +10,15 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tierstream_chat::{Delta, Reply};
 
-use super::stream::{Chunks, events};
-use super::{Common, fingerprint, id, now, timings, usage};
+use super::{Common, fingerprint, now, timings, usage};
 use crate::ask::{Ask, Input};
 use crate::body::{Admission, Received, read};
 use crate::engine::Token;
 use crate::error::{ApiError, ApiResult, OpenAi};
+use crate::events::{Chunks, events};
 use crate::grammar::Form;
 use crate::hub::Hub;
+use crate::ids::id;
 use crate::job::{Done, TokenLogprobs};
 use crate::talk::{Part, Said, Talk, Whole};
 

@@ -5,7 +5,6 @@ mod completions;
 mod embeddings;
 mod models;
 mod responses;
-pub(crate) mod stream;
 
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -15,10 +14,12 @@ use axum::routing::{get, post};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tierstream_chat::Tool;
 
-use crate::ask::{Wishes, one_or_more, random};
+use crate::ask::{Wishes, one_or_more};
 use crate::engine::Token;
 use crate::error::{ApiError, ApiResult};
+use crate::grammar::Form;
 use crate::hub::Hub;
 use crate::job::{Done, TokenLogprobs};
 use crate::openapi::{Api, EVENTS, JSON, schemas};
@@ -141,9 +142,32 @@ fn check_most(name: &'static str, tokens: Option<i64>) -> ApiResult<()> {
     }
 }
 
-/// An id that no other answer has.
-fn id(kind: &str) -> String {
-    format!("{kind}{:016x}", random())
+/// What `tool_choice` makes of the form of an answer. Who is to call nothing is told of no tools.
+fn tool_choice(
+    choice: Option<&Value>,
+    form: Form,
+    parallel: Option<bool>,
+    tools: &mut Vec<Tool>,
+) -> ApiResult<Form> {
+    let wrong =
+        || ApiError::of("tool_choice", "tool_choice is none, auto, required, or names a function");
+    match choice {
+        None | Some(Value::Null) => Ok(form),
+        Some(Value::String(text)) => match text.as_str() {
+            "auto" => Ok(form),
+            "none" => {
+                tools.clear();
+                Ok(form)
+            }
+            "required" => Form::calls(None, parallel.unwrap_or(true), tools),
+            _ => Err(wrong()),
+        },
+        Some(named) => {
+            // In a chat it stands one level deeper than in /v1/responses.
+            let name = named["function"]["name"].as_str().or_else(|| named["name"].as_str());
+            Form::calls(Some(name.ok_or_else(wrong)?), false, tools)
+        }
+    }
 }
 
 /// Seconds since 1970.

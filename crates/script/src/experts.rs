@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::engine::{Counters, LayerCounters, Token};
+use tierstream_server::engine::{Counters, LayerCounters, Token};
 
 /// Layers with experts; the first of all layers has none.
 const LAYERS: u32 = 6;

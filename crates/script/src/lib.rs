@@ -1,8 +1,10 @@
-//! An engine without weights, for tests: it says what it was told to say.
+//! An engine without weights, for tests of the server and of its clients: it says what it was told to say.
 //!
 //! A token is a byte, or one of a few control tokens. What is said depends on the prompt alone. In a chat it is
 //! the text between `SAY[` and `]YAS` without any `~`, the last one if there are several, else the user's last
 //! words. Text that is no chat is gone on with by the alphabet.
+
+#![forbid(unsafe_code)]
 
 mod experts;
 
@@ -12,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use self::experts::Experts;
-use crate::engine::{
+use tierstream_server::engine::{
     Compute, Engine, EngineError, Entry, Limits, LoadOptions, Loaded, Rates, Sample, Sampling,
     Text, Token,
 };
