@@ -225,6 +225,70 @@ fn with_definitions(property: &Value, schema: &Value) -> Value {
     property
 }
 
+/// The schema with its objects closed where it says nothing of that, as llama.cpp and Ollama read it. By the standard,
+/// a model could invent keys. One that puts objects together from several schemas stays as it is: the keys of
+/// one part are foreign to the other.
+fn closed(schema: &Value) -> Value {
+    let mut schema = schema.clone();
+    if !puts_together(&mut schema) {
+        close(&mut schema);
+    }
+    schema
+}
+
+/// Keywords of schemas that hold for a value beside those around them.
+const BESIDE: [&str; 9] = [
+    "allOf",
+    "anyOf",
+    "oneOf",
+    "not",
+    "if",
+    "$ref",
+    "dependentSchemas",
+    "unevaluatedProperties",
+    "$dynamicRef",
+];
+
+fn puts_together(schema: &mut Value) -> bool {
+    let here = match &*schema {
+        Value::Object(map) => {
+            let has_several = |all: &Value| all.as_array().is_some_and(|all| all.len() > 1);
+            map.get("allOf").is_some_and(has_several)
+                || map.contains_key("properties") && BESIDE.iter().any(|key| map.contains_key(*key))
+        }
+        _ => false,
+    };
+    here || parts(schema).into_iter().any(puts_together)
+}
+
+fn close(schema: &mut Value) {
+    if let Value::Object(map) = schema
+        && map.contains_key("properties")
+    {
+        map.entry("additionalProperties").or_insert(false.into());
+    }
+    parts(schema).into_iter().for_each(close);
+}
+
+/// The schemas inside of a schema that say what a value is.
+fn parts(schema: &mut Value) -> Vec<&mut Value> {
+    let Value::Object(map) = schema else { return Vec::new() };
+    let mut parts = Vec::new();
+    for (key, value) in map {
+        match (key.as_str(), value) {
+            ("properties" | "patternProperties" | "$defs" | "definitions", Value::Object(all)) => {
+                parts.extend(all.values_mut());
+            }
+            ("allOf" | "anyOf" | "oneOf" | "prefixItems" | "items", Value::Array(all)) => {
+                parts.extend(all);
+            }
+            ("items" | "additionalProperties", one) => parts.push(one),
+            _ => {}
+        }
+    }
+    parts
+}
+
 /// The rules of a grammar, one a line.
 #[derive(Default)]
 struct Rules {
@@ -242,10 +306,10 @@ impl Rules {
         format!("{kind}_{}", self.count)
     }
 
-    /// A rule for JSON of a schema.
+    /// A rule for JSON of a schema, with no keys but those that it names.
     fn json(&mut self, kind: &str, schema: &Value) -> String {
         let name = self.next(kind);
-        self.add(&name, &format!("%json {schema}"));
+        self.add(&name, &format!("%json {}", closed(schema)));
         name
     }
 

@@ -76,6 +76,11 @@ impl Call {
         input.take(used);
         self.size += used;
         match outcome {
+            Outcome::More if input.last && !is_cut && self.has_started() => {
+                // Nothing, or a mark that was broken off.
+                input.take(input.text.len());
+                Outcome::Broken
+            }
             Outcome::More if input.last || is_cut => Outcome::Broken,
             outcome => outcome,
         }

@@ -39,7 +39,7 @@ pub enum Delta {
         json_fragment: String,
     },
     /// A call is complete. It does not come for a call that the model broke off, or whose arguments it
-    /// garbled halfway; text that follows is content then.
+    /// garbled halfway; text that follows is content then, but for a mark that was broken off.
     ToolEnd {
         /// Which one.
         index: usize,
@@ -183,6 +183,12 @@ impl<'t> Input<'t> {
             }
         }
         found
+    }
+
+    /// Whether the reply was broken off within one of the marks.
+    fn breaks_off<'m>(&self, marks: impl IntoIterator<Item = &'m str>) -> bool {
+        let is_begun = |mark: &str| mark.len() > self.text.len() && mark.starts_with(self.text);
+        self.last && !self.text.is_empty() && marks.into_iter().any(is_begun)
     }
 
     /// Up to where none of the marks can begin, and the mark that begins there.

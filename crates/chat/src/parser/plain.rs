@@ -279,6 +279,11 @@ impl Plain {
             Begins::Not => {}
         }
         let opens = self.call_marks(out);
+        let thinking = self.thinking.filter(|_| in_thinking).map(|thinking| thinking.close);
+        if input.breaks_off(closes.iter().chain(&opens).copied().chain(thinking)) {
+            input.take(input.text.len());
+            return false;
+        }
         self.state = match input.begins(opens) {
             Begins::Unclear => return false,
             Begins::With(_) => State::Open { raw: String::new(), in_thinking, in_list: false },
@@ -286,12 +291,12 @@ impl Plain {
                 let call = Object::new(true).into();
                 State::Call { call, raw: String::new(), in_thinking, in_list: false }
             }
-            Begins::Not => match self.thinking.filter(|_| in_thinking) {
+            Begins::Not => match thinking {
                 // A call ends thinking, whether or not that is said, too.
-                Some(thinking) => match input.begins([thinking.close]) {
+                Some(close) => match input.begins([close]) {
                     Begins::Unclear => return false,
                     Begins::With(_) => {
-                        input.take(thinking.close.len());
+                        input.take(close.len());
                         State::Start { thought: true }
                     }
                     Begins::Not => State::Text,

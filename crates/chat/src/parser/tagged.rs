@@ -84,7 +84,8 @@ impl Tagged {
             State::Name => return self.name(input, out),
             State::Between => {
                 input.skip_space();
-                match input.begins([tags.key, tags.end]) {
+                let marks = [tags.key, tags.end];
+                match input.begins(marks) {
                     Begins::With(0) => {
                         input.take(tags.key.len());
                         self.key.clear();
@@ -98,6 +99,7 @@ impl Tagged {
                         return Some(Outcome::Done);
                     }
                     Begins::Not if input.text.is_empty() => return Some(Outcome::More),
+                    Begins::Not if input.breaks_off(marks) => return Some(Outcome::More),
                     Begins::Not => return Some(Outcome::Broken),
                     Begins::Unclear => return Some(Outcome::More),
                 }
@@ -120,6 +122,9 @@ impl Tagged {
                             input.take(tags.value.len());
                         }
                         Begins::Not if input.text.is_empty() => return Some(Outcome::More),
+                        Begins::Not if input.breaks_off([tags.value]) => {
+                            return Some(Outcome::More);
+                        }
                         Begins::Not => return Some(Outcome::Broken),
                         Begins::Unclear => return Some(Outcome::More),
                     }

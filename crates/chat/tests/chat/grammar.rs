@@ -4,7 +4,7 @@ use llguidance::api::TopLevelGrammar;
 use llguidance::toktrie::ApproximateTokEnv;
 use llguidance::{Matcher, ParserFactory};
 use serde_json::json;
-use tierstream_chat::{Format, GrammarOptions, Reply, Which};
+use tierstream_chat::{Delta, Format, GrammarOptions, Reply, Which};
 
 use crate::common::{format, parse, tools};
 
@@ -210,4 +210,55 @@ fn a_tool_that_is_not_there_has_no_grammar() {
     let format = format("qwen3.jinja");
     assert_eq!(format.tool_grammar(&tools(), Which::Named("other"), PARALLEL), None);
     assert_eq!(format.tool_grammar(&[], Which::All, PARALLEL), None);
+}
+
+/// Cut by a limit of tokens, for one.
+#[test]
+fn a_call_that_is_cut_leaves_no_text() {
+    for (name, first, second) in REPLIES {
+        let format = format(&format!("{name}.jinja"));
+        let reply = format!("{first}{second}");
+        for (cut, _) in reply.char_indices() {
+            let deltas = parse(&format, &tools(), false, [&reply[..cut]]);
+            let starts = |delta: &&Delta| matches!(delta, Delta::ToolStart { .. });
+            let started = deltas.iter().filter(starts).count();
+            let mut given = Reply::default();
+            given.extend(deltas);
+            // What begins a call may be text, until it is one.
+            if started == 2 || started == 1 && cut <= first.len() {
+                assert_eq!(given.content, "", "{name}: {}", &reply[..cut]);
+            }
+        }
+    }
+}
+
+#[test]
+fn objects_have_the_keys_that_they_are_said_to_have() {
+    let takes = |schema: serde_json::Value, json: &str| {
+        takes(&format("gemma3.jinja").json_grammar(&schema, false), json)
+    };
+    let point =
+        json!({"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]});
+    let more = r#"{"x":1,"y":2}"#;
+    assert!(takes(point.clone(), r#"{"x":1}"#) && !takes(point.clone(), more));
+    let mut open = point.clone();
+    open["additionalProperties"] = true.into();
+    assert!(takes(open.clone(), more));
+    assert!(takes(json!({"type": "object"}), more));
+    // At any depth.
+    for within in [
+        json!({"type": "array", "items": point}),
+        json!({"type": "array", "prefixItems": [point], "minItems": 1}),
+        json!({"type": "array", "items": {"$ref": "#/$defs/p"}, "$defs": {"p": point}}),
+        json!({"type": "array", "items": {"anyOf": [{"type": "null"}, point]}}),
+    ] {
+        assert!(takes(within.clone(), r#"[{"x":1}]"#), "{within}");
+        assert!(!takes(within.clone(), &format!("[{more}]")), "{within}");
+    }
+    // A key of that name is none of the schema's words.
+    let named = json!({"type": "object", "properties": {"properties": {"type": "object"}}});
+    assert!(takes(named, r#"{"properties":{"x":1}}"#));
+    // The parts would rule each other out.
+    let part = |key: &str| json!({"type": "object", "properties": {key: {"type": "integer"}}, "required": [key]});
+    assert!(takes(json!({"allOf": [part("x"), part("y")]}), more));
 }
