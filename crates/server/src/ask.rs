@@ -357,10 +357,28 @@ fn render_chat(lease: &Lease, ask: &Ask, messages: &[Message], now: DateTime) ->
     };
     let request = Request { tools: &ask.tools, think: ask.think, ..Request::new(before, now) };
     let mut rendered = lease.face.template.render(&request)?;
+    check_roles(before, &rendered)?;
     let opens = lease.face.format.opens_thinking(&rendered);
     rendered.push_str(begun);
     let tokens = tokenize(lease, &rendered)?;
     Ok(Prompt { tokens, parsed: Some(opens && begun.is_empty()) })
+}
+
+/// Roles that every template has heard of, whether or not it has a place for them.
+const ROLES: [&str; 5] = ["system", "developer", "user", "assistant", "tool"];
+
+/// Refuses messages of roles that a template passes over. Some know more than the usual ones.
+fn check_roles(messages: &[Message], rendered: &str) -> ApiResult<()> {
+    let is_lost = |message: &&Message| {
+        !ROLES.contains(&message.role.as_str()) && !rendered.contains(message.content.trim())
+    };
+    match messages.iter().find(is_lost) {
+        None => Ok(()),
+        Some(Message { role, .. }) => {
+            let why = format!("the model's chat template knows no messages of the role {role:?}");
+            Err(ApiError::of("messages", why))
+        }
+    }
 }
 
 fn insert(

@@ -140,7 +140,14 @@ impl From<tierstream_chat::Error> for ApiError {
 impl From<tierstream_store::Error> for ApiError {
     fn from(error: tierstream_store::Error) -> Self {
         match error {
-            tierstream_store::Error::NotFound { .. } => Self::no_model(error.to_string()),
+            // Its own words are about files, too, and about folders, which are nobody's business here.
+            tierstream_store::Error::NotFound { name, nearest, .. } => {
+                let nearest = match nearest.is_empty() {
+                    true => String::new(),
+                    false => format!("; there is {}", nearest.join(", ")),
+                };
+                Self::no_model(format!("there is no model {name:?}{nearest}"))
+            }
             _ => Self::bad(error.to_string()),
         }
     }

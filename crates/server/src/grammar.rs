@@ -56,6 +56,26 @@ impl Form {
         Self::Json(json!({"type": "object"}))
     }
 
+    /// Why it cannot be used, by what llguidance says, which goes on about its own workings for many lines.
+    fn refused(&self, error: &str) -> ApiError {
+        let line = error.lines().next().unwrap_or_default();
+        let why = line.split("failed to compile JSON schema: ").last().unwrap_or_default();
+        let why = why.replace("Unimplemented keys:", "these keywords are not supported:");
+        match self {
+            Self::Lark(source) if source.contains("::=") => {
+                let why = "the grammar is GBNF; it is to be Lark, with `rule: \"text\"`, as llguidance reads it";
+                ApiError::of("grammar", why)
+            }
+            Self::Lark(_) => ApiError::of("grammar", format!("the grammar is no Lark: {why}")),
+            Self::Calls { .. } => {
+                ApiError::of("tools", format!("a tool's schema cannot be used: {why}"))
+            }
+            Self::Json(_) | Self::Free => {
+                ApiError::of("response_format", format!("the schema cannot be used: {why}"))
+            }
+        }
+    }
+
     /// What llguidance is to read; none where there is nothing to hold to.
     fn grammar(
         &self,
@@ -125,9 +145,7 @@ impl Grammars {
         // What cannot be read shows at the first question.
         drop(matcher.compute_mask());
         match matcher.get_error() {
-            Some(error) => {
-                Err(ApiError::of("response_format", format!("the form cannot be used: {error}")))
-            }
+            Some(error) => Err(form.refused(&error)),
             None => Ok(Some(Guide { matcher })),
         }
     }

@@ -18,7 +18,7 @@ use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 use crate::body::{self, Received, read};
 use crate::error::{ApiError, ApiResult, Ollama};
-use crate::hub::Hub;
+use crate::hub::{Hub, blocking};
 
 /// Lines that a client may be behind; of how far it is, it then misses some.
 const LINES_MAX: usize = 64;
@@ -41,6 +41,15 @@ struct Pulling {
     cancel: Cancel,
 }
 
+impl Pulling {
+    /// One of a model that is there.
+    fn done() -> Self {
+        let (sender, lines) = channel(1);
+        sender.try_send(Ok(success())).expect("there is room for one");
+        Self { lines, cancel: Cancel::new() }
+    }
+}
+
 impl Drop for Pulling {
     fn drop(&mut self) {
         self.cancel.cancel();
@@ -49,7 +58,16 @@ impl Drop for Pulling {
 
 pub(super) async fn pull(State(hub): State<Arc<Hub>>, body: Received) -> Result<Response, Ollama> {
     let (body, _): (Body, _) = read(body)?;
-    let mut pulling = begin(&hub, &body.model.or(body.name).unwrap_or_default())?;
+    let name = body.model.or(body.name).unwrap_or_default();
+    let mut pulling = match begin(&hub, &name) {
+        Err(error) if error.status != StatusCode::SERVICE_UNAVAILABLE => {
+            // Clients that have models pulled before they ask them want to hear that one is there.
+            let catalog = hub.clone();
+            let found = blocking(move || catalog.catalog.find(&name)).await?;
+            found.map(|_| Pulling::done()).map_err(|_| error)?
+        }
+        begun => begun?,
+    };
     if body.stream.unwrap_or(true) {
         return Ok(body::lines(stream::unfold(pulling, |mut pulling| async move {
             let line = pulling.lines.recv().await?;
@@ -83,7 +101,7 @@ fn begin(hub: &Hub, name: &str) -> ApiResult<Pulling> {
         let _permit: OwnedSemaphorePermit = permit;
         let told = Told { lines: &sender, is_checked: AtomicBool::new(false) };
         let last = match puller.pull(&name, &told, &of_client) {
-            Ok(_) => Ok(json!({ "status": "success" })),
+            Ok(_) => Ok(success()),
             Err(error) => Err(failed(&error)),
         };
         let _ = sender.blocking_send(last);
@@ -128,6 +146,10 @@ impl Observer for Told<'_> {
             _ => {}
         }
     }
+}
+
+fn success() -> Value {
+    json!({ "status": "success" })
 }
 
 fn progress(file: &FileState) -> Value {

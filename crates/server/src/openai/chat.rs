@@ -29,7 +29,7 @@ pub(super) struct Body {
     #[serde(flatten)]
     common: Common,
     messages: Vec<MessageBody>,
-    #[schemars(extend("not" = {"const": 0}))]
+    #[schemars(range(min = 1))]
     max_completion_tokens: Option<i64>,
     #[serde(default)]
     #[schemars(schema_with = "schemas::tools")]

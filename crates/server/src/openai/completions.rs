@@ -109,6 +109,10 @@ impl Asks {
         if body.logprobs.is_some_and(|n| n > 20) {
             return Err(ApiError::of("logprobs", "logprobs is at most 20"));
         }
+        if body.logprobs.is_some() && body.echo == Some(true) {
+            let why = "there are no logprobs of the prompt: echo and logprobs rule each other out";
+            return Err(ApiError::of("echo", why));
+        }
         let inputs: Vec<_> = match std::mem::take(&mut body.prompt) {
             Prompt::Text(one) => vec![Input::Raw(one)],
             Prompt::Texts(all) => all.into_iter().map(Input::Raw).collect(),

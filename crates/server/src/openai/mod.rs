@@ -52,7 +52,7 @@ struct Common {
     #[serde(default)]
     stream: Option<bool>,
     stream_options: Option<StreamOptions>,
-    #[schemars(extend("not" = {"const": 0}))]
+    #[schemars(range(min = 1))]
     max_tokens: Option<i64>,
     #[schemars(range(min = 0.0))]
     temperature: Option<f32>,
@@ -134,10 +134,10 @@ impl Common {
     }
 }
 
-/// Refuses answers of no tokens.
+/// Refuses answers of no tokens. Below 0 would be without a limit in Ollama's options.
 fn check_most(name: &'static str, tokens: Option<i64>) -> ApiResult<()> {
     match tokens {
-        Some(0) => Err(ApiError::of(name, format!("{name} is at least 1"))),
+        Some(..1) => Err(ApiError::of(name, format!("{name} is at least 1"))),
         _ => Ok(()),
     }
 }

@@ -39,7 +39,7 @@ pub(super) struct Body {
     temperature: Option<f32>,
     #[schemars(range(min = 0.0, max = 1.0))]
     top_p: Option<f32>,
-    #[schemars(extend("not" = {"const": 0}))]
+    #[schemars(range(min = 1))]
     max_output_tokens: Option<i64>,
     text: Option<TextBody>,
     reasoning: Option<Reasoning>,

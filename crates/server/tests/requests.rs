@@ -1,0 +1,129 @@
+//! Requests that mean something else than they seem to, or that cannot be answered: what is said to them.
+
+mod support;
+
+use axum::http::StatusCode;
+use serde_json::{Value, json};
+use support::{Fixture, TEMPLATE, write_model};
+use tierstream_script::Script;
+
+fn user(text: &str) -> Value {
+    json!([{"role": "user", "content": text}])
+}
+
+/// What a request is refused with.
+async fn refusal(fixture: &Fixture, path: &str, body: Value) -> String {
+    let (status, answer) = fixture.post(path, body.clone()).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST, "{path} {body}: {answer}");
+    let message = &answer["error"]["message"];
+    message.as_str().or_else(|| answer["error"].as_str()).expect("a message").to_owned()
+}
+
+#[tokio::test]
+async fn an_answer_has_a_token_at_least() {
+    let fixture = Fixture::new(Script::default());
+    for tokens in [0, -1, -2] {
+        for (path, name) in [
+            ("/v1/chat/completions", "max_tokens"),
+            ("/v1/chat/completions", "max_completion_tokens"),
+            ("/v1/completions", "max_tokens"),
+            ("/v1/responses", "max_output_tokens"),
+            ("/v1/messages", "max_tokens"),
+        ] {
+            let body = json!({"model": "one", "messages": user("a"), "prompt": "a", "input": "a", name: tokens});
+            let why = refusal(&fixture, path, body).await;
+            assert!(why.starts_with(name), "{why}");
+        }
+    }
+    // Ollama's way to say that there is no limit.
+    for tokens in [-1, -2] {
+        let body = json!({"model": "one", "messages": user("SAY[abc]YAS"), "stream": false,
+            "options": {"num_predict": tokens}});
+        let (_, answer) = fixture.post("/api/chat", body).await;
+        assert_eq!(
+            (&answer["message"]["content"], &answer["done_reason"]),
+            (&json!("abc"), &json!("stop"))
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_role_that_the_template_passes_over_is_named() {
+    let fixture = Fixture::new(Script::default());
+    let known = TEMPLATE
+        .replace("{%- for m in messages %}", "{%- for m in messages if m.role == 'user' %}");
+    write_model(&fixture.path("two"), Some(&known));
+    let messages = json!([{"role": "wizard", "content": "SAY[abc]YAS"}]);
+    let both =
+        json!([{"role": "wizard", "content": "Hm."}, {"role": "user", "content": "SAY[abc]YAS"}]);
+    for path in ["/api/chat", "/v1/chat/completions", "/v1/messages"] {
+        for messages in [&messages, &both] {
+            let body =
+                json!({"model": "two", "max_tokens": 9, "stream": false, "messages": messages});
+            let why = refusal(&fixture, path, body.clone()).await;
+            assert!(why.contains("role \"wizard\""), "{why}");
+            // Another template knows it.
+            let body =
+                json!({"model": "one", "max_tokens": 9, "stream": false, "messages": messages});
+            assert_eq!(fixture.post(path, body).await.0, StatusCode::OK);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_prompt_has_no_logprobs() {
+    let fixture = Fixture::new(Script::default());
+    let body = json!({"model": "one", "prompt": "a", "max_tokens": 2, "echo": true});
+    let (_, answer) = fixture.post("/v1/completions", body.clone()).await;
+    assert_eq!(answer["choices"][0]["text"], "abc");
+    let mut with_logprobs = body;
+    with_logprobs["logprobs"] = 1.into();
+    assert!(refusal(&fixture, "/v1/completions", with_logprobs).await.contains("echo"));
+}
+
+/// One line each, in which nothing is of the reader's own workings.
+#[tokio::test]
+async fn a_form_that_cannot_be_used_is_told_in_a_sentence() {
+    let fixture = Fixture::new(Script::default());
+    let schema = json!({"type": "object", "properties": {"a": {"type": "nonsense"}}});
+    let format = json!({"type": "json_schema", "json_schema": {"name": "a", "schema": schema}});
+    let tool = json!([{"type": "function", "function": {"name": "f", "parameters": schema}}]);
+    for (given, word) in [
+        (json!({"grammar": "root ::= \"a\" | \"b\""}), "GBNF"),
+        (json!({"grammar": "start: nothing"}), "nothing"),
+        (json!({"grammar": "start: ("}), "Lark"),
+        (json!({"response_format": format}), "nonsense"),
+        (json!({"tools": tool, "tool_choice": "required"}), "nonsense"),
+    ] {
+        let mut body = json!({"model": "one", "messages": user("a")});
+        body.as_object_mut().expect("one").extend(given.as_object().expect("one").clone());
+        let why = refusal(&fixture, "/v1/chat/completions", body).await;
+        assert!(why.contains(word) && why.len() < 150 && !why.contains('\n'), "{why}");
+    }
+    let body = json!({"model": "one", "messages": user("a"), "format": schema});
+    assert!(refusal(&fixture, "/api/chat", body).await.contains("nonsense"));
+}
+
+#[tokio::test]
+async fn a_model_that_is_there_is_pulled() {
+    let fixture = Fixture::new(Script::default());
+    for (stream, name) in [(false, "one"), (false, "one:latest"), (true, "one")] {
+        let (status, answer) =
+            fixture.post("/api/pull", json!({"model": name, "stream": stream})).await;
+        assert_eq!((status, answer), (StatusCode::OK, json!({"status": "success"})));
+    }
+    let why = refusal(&fixture, "/api/pull", json!({"model": "three", "stream": false})).await;
+    assert!(why.contains("`ollama pull`"), "{why}");
+}
+
+#[tokio::test]
+async fn a_model_that_is_not_there_is_no_file_either() {
+    let fixture = Fixture::new(Script::default());
+    for path in ["/api/chat", "/v1/chat/completions", "/api/show"] {
+        let (status, answer) =
+            fixture.post(path, json!({"model": "three", "messages": user("a")})).await;
+        let text = answer.to_string();
+        assert_eq!(status, StatusCode::NOT_FOUND, "{text}");
+        assert!(text.contains("there is no model") && !text.contains("file"), "{text}");
+    }
+}
