@@ -222,7 +222,7 @@ def completions():
     yield case("200 tokens", max_tokens=200)
     yield case("one token", max_tokens=1)
     yield case("to the end of the context", why="the last token of ours is not computed any more, and has no room",
-               max_tokens=-1)
+               max_tokens=None)
     yield case("n_predict", why="a field of llama.cpp's", n_predict=8, max_tokens=None)
     yield case("stop", stop=["gentleman", "\n"])
     yield case("stop, a text", stop="and")
@@ -352,12 +352,13 @@ def errors():
         yield case(f"{name}: {json.dumps(value)}", text, ask | {name: value}, *why)
     for name, value, *why in CHAT_FIELDS:
         yield case(f"chat, {name}: {json.dumps(value)}", talk, said | {name: value}, *why)
+    yield case("max_tokens: -1", text, ask | {"max_tokens": -1}, "we refuse it, llama.cpp takes it for no limit")
     yield case("chat, 50 logprobs", talk, said | {"logprobs": True, "top_logprobs": 50}, STRICT)
 
 
 # Values that fields should not have.
 FIELDS = [
-    ("max_tokens", "many"), ("max_tokens", 0, STRICT), ("max_tokens", 1.5, STRICT), ("max_tokens", -2, LENIENT),
+    ("max_tokens", "many"), ("max_tokens", 0, STRICT), ("max_tokens", 1.5, STRICT), ("max_tokens", -2),
     ("temperature", "hot"), ("temperature", -1, STRICT), ("top_p", 2, STRICT), ("top_p", "x"), ("top_k", "x"),
     ("top_k", -1), ("min_p", -1, STRICT), ("seed", "x"), ("seed", -1), ("seed", 1 << 40), ("stop", 5, STRICT),
     ("stop", [5]), ("stop", [""]), ("stop", ""), ("stream", "yes"), ("n", 0), ("n", "x"), ("logit_bias", 5, STRICT),
