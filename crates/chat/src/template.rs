@@ -92,6 +92,25 @@ impl Template {
         Ok(Self { kind: Kind::Go(Box::new(template)), source: source.into(), capabilities })
     }
 
+    /// The template of a model with these, if it has one: `jinja`, which it was trained with, and where there is none
+    /// that can be read, `go`, Ollama's rewriting of it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Template::jinja`], if there is no `go`, and [`Template::go`].
+    pub fn of_model(
+        jinja: Option<&str>,
+        go: Option<&str>,
+        (bos, eos): (&str, &str),
+    ) -> Result<Option<Self>> {
+        let own = jinja.map(|source| Self::jinja(source, bos, eos));
+        match (own, go) {
+            (Some(Ok(template)), _) => Ok(Some(template)),
+            (_, Some(source)) => Self::go(source).map(Some),
+            (own, None) => own.transpose(),
+        }
+    }
+
     /// The prompt for a chat. Messages are in it as they are: names of control tokens that somebody wrote
     /// there are told from the template's own by nobody.
     ///

@@ -175,21 +175,9 @@ pub(crate) fn template(
     header: &Header,
     bos_eos: (&str, &str),
 ) -> ApiResult<Template> {
-    // The GGUF's own is what the model was trained with; Ollama's is a rewriting of it.
-    let mut refused = None;
-    if let Some(source) = &header.chat_template {
-        match Template::jinja(source, bos_eos.0, bos_eos.1) {
-            Ok(template) => return Ok(template),
-            Err(error) => refused = Some(error),
-        }
-    }
-    if let Some(path) = &found.layers.template
-        && let Some(source) = small_file(path)
-    {
-        return Ok(Template::go(&source)?);
-    }
-    match refused {
-        Some(error) => Err(ApiError::bad(format!("the model's chat template: {error}"))),
+    let go = found.layers.template.as_deref().and_then(small_file);
+    match Template::of_model(header.chat_template.as_deref(), go.as_deref(), bos_eos)? {
+        Some(template) => Ok(template),
         None => Ok(Template::go(NO_TEMPLATE)?),
     }
 }
