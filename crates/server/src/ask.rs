@@ -83,36 +83,47 @@ pub(crate) enum Input {
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 #[schemars(rename = "Options")]
-pub(crate) struct Wishes {
+pub struct Wishes {
+    /// Tokens of context; 0: as many as usual.
     #[serde(deserialize_with = "whole")]
-    pub(crate) num_ctx: Option<i64>,
+    pub num_ctx: Option<i64>,
     /// Tokens; below 0: as many as there is room for.
     #[serde(deserialize_with = "whole")]
-    pub(crate) num_predict: Option<i64>,
+    pub num_predict: Option<i64>,
+    /// Of sampling; -1: any.
     #[serde(deserialize_with = "whole")]
-    pub(crate) seed: Option<i64>,
+    pub seed: Option<i64>,
+    /// Draw from this many most likely tokens; 0: from all.
     #[serde(deserialize_with = "whole")]
-    pub(crate) top_k: Option<i64>,
+    pub top_k: Option<i64>,
+    /// Draw from the most likely tokens that together have this probability.
     #[schemars(range(min = 0.0, max = 1.0))]
-    pub(crate) top_p: Option<f32>,
+    pub top_p: Option<f32>,
+    /// Leave out tokens less likely than this share of the most likely one.
     #[schemars(range(min = 0.0, max = 1.0))]
-    pub(crate) min_p: Option<f32>,
+    pub min_p: Option<f32>,
+    /// Leave out tokens that are less usual than this; 1: none.
     #[schemars(range(min = 0.0, max = 1.0))]
-    pub(crate) typical_p: Option<f32>,
+    pub typical_p: Option<f32>,
     /// Tokens that penalties look back on; below 0: the context.
     #[serde(deserialize_with = "whole")]
-    pub(crate) repeat_last_n: Option<i64>,
+    pub repeat_last_n: Option<i64>,
+    /// Of sampling; 0: the most likely token.
     #[schemars(range(min = 0.0))]
-    pub(crate) temperature: Option<f32>,
+    pub temperature: Option<f32>,
+    /// Divides the logits of tokens that were there lately.
     #[schemars(extend("exclusiveMinimum" = 0))]
-    pub(crate) repeat_penalty: Option<f32>,
+    pub repeat_penalty: Option<f32>,
+    /// Taken from the logits of tokens that were there lately.
     #[schemars(range(min = -100.0, max = 100.0))]
-    pub(crate) presence_penalty: Option<f32>,
+    pub presence_penalty: Option<f32>,
+    /// Taken from them for each time.
     #[schemars(range(min = -100.0, max = 100.0))]
-    pub(crate) frequency_penalty: Option<f32>,
+    pub frequency_penalty: Option<f32>,
+    /// Texts that an answer ends before.
     #[serde(deserialize_with = "one_or_more")]
     #[schemars(schema_with = "schemas::texts")]
-    pub(crate) stop: Option<Vec<String>>,
+    pub stop: Option<Vec<String>>,
 }
 
 /// A whole number, also one that is written as `4096.0`.
@@ -150,7 +161,7 @@ const STOP_BYTES_MAX: usize = 1024;
 
 impl Wishes {
     /// These, and for what they leave open, `others`.
-    pub(crate) fn or(self, others: Self) -> Self {
+    pub fn or(self, others: Self) -> Self {
         Self {
             num_ctx: self.num_ctx.or(others.num_ctx),
             num_predict: self.num_predict.or(others.num_predict),
@@ -169,14 +180,20 @@ impl Wishes {
     }
 
     /// Tokens of context.
-    pub(crate) fn ctx(&self) -> ApiResult<Option<u32>> {
+    ///
+    /// # Errors
+    /// It is no number of tokens.
+    pub fn ctx(&self) -> ApiResult<Option<u32>> {
         let wrong = |_| ApiError::of("num_ctx", "num_ctx is to be a number of tokens");
         self.num_ctx.filter(|&n| n != 0).map(u32::try_from).transpose().map_err(wrong)
     }
 
     /// The sampler's settings. What nobody wants otherwise is as in llama.cpp's tools, with a seed of its own
-    /// for each request.
-    pub(crate) fn sampling(&self, ctx: usize) -> ApiResult<Sampling> {
+    /// for each request. `ctx`: tokens of context.
+    ///
+    /// # Errors
+    /// A number is out of its range.
+    pub fn sampling(&self, ctx: usize) -> ApiResult<Sampling> {
         let number = |name, wanted: Option<f32>, usual: f32, least: f32, most: f32| match wanted {
             None => Ok(usual),
             Some(x) if (least..=most).contains(&x) => Ok(x),
@@ -221,7 +238,10 @@ impl Wishes {
     }
 
     /// Where an answer ends.
-    pub(crate) fn stops(&self) -> ApiResult<Vec<String>> {
+    ///
+    /// # Errors
+    /// They are too many, or too long.
+    pub fn stops(&self) -> ApiResult<Vec<String>> {
         let stops = self.stop.clone().unwrap_or_default();
         if stops.len() > STOPS_MAX || stops.iter().any(|stop| stop.len() > STOP_BYTES_MAX) {
             let most =
@@ -232,7 +252,7 @@ impl Wishes {
     }
 
     /// Most tokens of an answer.
-    pub(crate) fn most_tokens(&self) -> usize {
+    pub fn most_tokens(&self) -> usize {
         self.num_predict.map_or(usize::MAX, |n| usize::try_from(n).unwrap_or(usize::MAX))
     }
 }

@@ -14,6 +14,9 @@ pub enum EngineError {
     /// Stopped by [`Compute::stopper`].
     #[error("cancelled")]
     Cancelled,
+    /// The server ends, and its models go while they compute.
+    #[error("the server is stopping")]
+    Stopping,
     /// What was asked for cannot be: the client's mistake.
     #[error("{0}")]
     Refused(String),
@@ -35,8 +38,10 @@ pub trait Engine: Send + Sync + 'static {
 }
 
 /// How a model is to be loaded.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LoadOptions {
+    /// What the client calls it.
+    pub name: String,
     /// Tokens of context of each sequence, if the client wants a number.
     pub ctx: Option<u32>,
     /// Bytes of host memory that other loaded models have.

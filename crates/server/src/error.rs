@@ -6,9 +6,10 @@ use serde_json::{Value, json};
 
 use crate::engine::EngineError;
 
-/// A request that failed.
-#[derive(Debug)]
-pub(crate) struct ApiError {
+/// A request that failed, or a wish that cannot be met.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct ApiError {
     pub(crate) status: StatusCode,
     pub(crate) message: String,
     /// OpenAI's `param`.
@@ -123,6 +124,7 @@ impl From<EngineError> for ApiError {
     fn from(error: EngineError) -> Self {
         let status = match error {
             EngineError::Refused(_) => StatusCode::BAD_REQUEST,
+            EngineError::Stopping => StatusCode::SERVICE_UNAVAILABLE,
             EngineError::NoRoom(_) | EngineError::Cancelled | EngineError::Failed(_) => {
                 StatusCode::INTERNAL_SERVER_ERROR
             }

@@ -349,7 +349,7 @@ impl Hub {
         loop {
             let taken_bytes = self.models().iter().map(|model| model.ram_bytes).sum();
             let (engine, path) = (self.engine.clone(), found.path.clone());
-            let options = LoadOptions { ctx, taken_bytes };
+            let options = LoadOptions { name: found.name.clone(), ctx, taken_bytes };
             let start = Instant::now();
             match blocking(move || engine.load(&path, &options)).await? {
                 Ok(loaded) => {
@@ -362,6 +362,8 @@ impl Hub {
                         return Err(EngineError::NoRoom(why).into());
                     }
                 }
+                // Nothing else ends a load.
+                Err(EngineError::Cancelled) => return Err(EngineError::Stopping.into()),
                 Err(error) => return Err(error.into()),
             }
         }

@@ -65,13 +65,15 @@ use axum::middleware::from_fn_with_state;
 use tierstream_store::Store;
 use tokio::net::TcpListener;
 
+pub use ask::Wishes;
+pub use error::ApiError;
 pub use hub::KeepAlive;
 pub use prompts::PromptCache;
 pub use settings::{Settings, keep_alive};
 
 use crate::catalog::Catalog;
 use crate::engine::{Engine, Extra};
-use crate::error::{ApiError, respond};
+use crate::error::respond;
 use crate::hub::Hub;
 use crate::listen::Bounds;
 
@@ -134,8 +136,8 @@ impl Server {
                 hub.unload_expired().await;
             }
         });
-        let (bounds, grace) = (Bounds::default(), self.hub.settings.grace);
-        let served = listen::listen(listener, self.router(), bounds, grace, stop).await;
+        let (bounds, grace, end) = (Bounds::default(), self.hub.settings.grace, self.hub.close());
+        let served = listen::listen(listener, self.router(), bounds, grace, stop, end).await;
         expiry.abort();
         self.hub.close().await;
         served

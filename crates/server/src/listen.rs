@@ -11,6 +11,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::timeout;
 use tokio_io_timeout::TimeoutStream;
 
 use crate::peers::{Counted, Peers};
@@ -43,13 +44,17 @@ const HEADER_TIME_MAX: Duration = Duration::from_secs(60);
 /// Time in which a client takes some of what it is sent.
 const WRITE_TIME_MAX: Duration = Duration::from_secs(60);
 
-/// Serves connections until `stop`; then answers have `grace` to end.
+/// Time in which clients are told that the server has ended their answers.
+const LAST_WORDS_TIME_MAX: Duration = Duration::from_secs(1);
+
+/// Serves connections until `stop`; then answers have `grace` to end, before `end` ends them.
 pub(crate) async fn listen(
     listener: TcpListener,
     app: Router,
     bounds: Bounds,
     grace: Duration,
     stop: impl Future<Output = ()>,
+    end: impl Future<Output = ()>,
 ) -> io::Result<()> {
     let places = Arc::new(Semaphore::new(bounds.all));
     let peers = Peers::new(bounds.of_one, bounds.local);
@@ -73,7 +78,11 @@ pub(crate) async fn listen(
     drop(listener);
     end_idle.send_replace(true);
     let all = u32::try_from(bounds.all).unwrap_or(u32::MAX);
-    drop(tokio::time::timeout(grace, places.acquire_many(all)).await);
+    let mut all_ended = pin!(places.acquire_many(all));
+    if timeout(grace, &mut all_ended).await.is_err() {
+        end.await;
+        drop(timeout(LAST_WORDS_TIME_MAX, all_ended).await);
+    }
     Ok(())
 }
 
@@ -161,7 +170,8 @@ mod tests {
                 "answer"
             }),
         );
-        let served = listen(listener, app, bounds, Duration::ZERO, std::future::pending());
+        let (stop, end) = (std::future::pending(), std::future::ready(()));
+        let served = listen(listener, app, bounds, Duration::ZERO, stop, end);
         tokio::spawn(served);
         (address, held)
     }

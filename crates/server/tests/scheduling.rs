@@ -171,17 +171,27 @@ async fn a_client_that_does_not_read_stalls_no_other() {
 async fn a_server_that_stops_ends_answers_and_says_so() {
     let gate = Arc::new(Gate::default());
     let settings = Settings { grace: Duration::from_millis(1), ..Settings::default() };
-    let mut fixture =
-        Fixture::with(Script { gate: Some(gate.clone()), ..Script::default() }, settings);
+    let engine = Script { gate: Some(gate.clone()), sequences: 1, ..Script::default() };
+    let mut fixture = Fixture::with(engine, settings);
     let listening = fixture.listen().await;
     let mut client = listening.begin("/api/chat", &streamed("SAY[abc]YAS")).await;
     gate.open(2);
     read_until(&mut client, "\"b\"").await;
+    // One waits behind it, whose answer has not begun.
+    let mut waiting = listening.begin("/api/chat", &chat("one", "SAY[abc]YAS")).await;
+    while fixture.metric("llamacpp:requests_deferred").await < 1.0 {
+        tokio::task::yield_now().await;
+    }
     listening.stop.send(()).expect("it listens");
     listening.task.await.expect("it ends").expect("well");
     let mut rest = String::new();
     client.read_to_string(&mut rest).await.expect("the end");
+    assert!(rest.contains("the server is stopping"), "{rest}");
     assert!(!rest.contains("\"done\":true"), "{rest}");
+    let mut answer = String::new();
+    waiting.read_to_string(&mut answer).await.expect("the end");
+    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+    assert!(answer.contains("the server is stopping"), "{answer}");
 }
 
 #[tokio::test]

@@ -163,9 +163,6 @@ impl Drop for Scheduler {
     }
 }
 
-const UNLOADED: &str =
-    "the model was unloaded; the server stops, or another model needs the memory";
-
 /// Says so when the thread ends, by a panic too: then those who wait hear of it, and the model is loaded again for
 /// the next one.
 struct Ends(Arc<Shared>);
@@ -216,11 +213,11 @@ impl Worker {
         }
         for slot in &mut self.slots {
             if let Some(active) = slot.active.take() {
-                active.fail(&EngineError::Failed(UNLOADED.into()));
+                active.fail(&EngineError::Stopping);
             }
         }
         for job in lock(&self.shared.queue).jobs.drain(..) {
-            job.tell(Event::Failed(EngineError::Failed(UNLOADED.into())));
+            job.tell(Event::Failed(EngineError::Stopping));
         }
         self.keep_all();
     }
