@@ -42,7 +42,7 @@ const GROWTH_PER_ENTRY_BYTES: u64 = 48;
 const GROWTH_PER_RECORD_BYTES: u64 = 128;
 
 /// By how much one run may differ from the next: an error names a budget that works next time.
-const SPREAD_BYTES: u64 = 4 << 20;
+const SPREAD_BYTES: u64 = 8 << 20;
 
 /// A budget that is larger than what is surely needed by this is not rehearsed. KV cache and
 /// compute buffers are usually smaller.

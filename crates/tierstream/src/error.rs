@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::memory;
 use crate::size::Bytes;
 
 /// What went wrong.
@@ -198,6 +199,10 @@ impl Error {
             Error::Engine(E::PackedForStock { .. }) => {
                 Some("name the GGUF that it was made of".to_owned())
             }
+            Error::Ram { least_bytes, .. } if *least_bytes > memory::most_bytes() => Some(format!(
+                "there are {} here; a smaller --ctx needs less, and so does a smaller model",
+                Bytes(memory::most_bytes())
+            )),
             Error::Ram { least_bytes, .. } => {
                 Some(format!("give it --ram {}, or a smaller --ctx", round_up_mib(*least_bytes)))
             }

@@ -41,35 +41,58 @@ pub fn total_bytes() -> u64 {
     kib_field(&text, "MemTotal:").unwrap_or(0)
 }
 
+/// Memory that this process can have at most, bytes: the machine's, or the tightest limit of its cgroups.
+pub fn most_bytes() -> u64 {
+    let limit = least_of_groups(|group| Some(group.limit_bytes));
+    limit.map_or_else(total_bytes, |limit| limit.min(total_bytes()))
+}
+
 /// What is left of the tightest memory limit among this process's cgroups, if there is one.
 pub fn cgroup_left_bytes() -> Option<u64> {
+    least_of_groups(|group| {
+        let usage = number(&group.folder.join(group.usage))?;
+        let cache = reclaimable(&group.folder.join("memory.stat")).unwrap_or(0);
+        Some(group.limit_bytes.saturating_sub(usage.saturating_sub(cache)))
+    })
+}
+
+/// A cgroup with a limit of memory.
+struct Group {
+    folder: PathBuf,
+    limit_bytes: u64,
+    /// The file of what it uses.
+    usage: &'static str,
+}
+
+/// The least figure of this process's cgroups that have a limit.
+fn least_of_groups(figure: impl Fn(&Group) -> Option<u64>) -> Option<u64> {
     let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
-    groups.lines().filter_map(left_in).min()
+    groups.lines().flat_map(limited).filter_map(|group| figure(&group)).min()
 }
 
 /// Of one line of `/proc/self/cgroup`: `id:controllers:path`; version 2 has no controllers.
-fn left_in(line: &str) -> Option<u64> {
+fn limited(line: &str) -> Vec<Group> {
     let mut fields = line.splitn(3, ':').skip(1);
-    let (controllers, path) = (fields.next()?, fields.next()?);
+    let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else { return Vec::new() };
     let (root, limit, usage) = if controllers.is_empty() {
         ("/sys/fs/cgroup", "memory.max", "memory.current")
     } else if controllers.split(',').any(|c| c == "memory") {
         ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes")
     } else {
-        return None;
+        return Vec::new();
     };
     // A limit holds for everything below it.
-    let group: PathBuf = Path::new(root).join(path.trim_start_matches('/'));
-    group
-        .ancestors()
-        .take_while(|g| g.starts_with(root))
-        .filter_map(|g| {
-            let number = |name| fs::read_to_string(g.join(name)).ok()?.trim().parse::<u64>().ok();
-            let limit = number(limit).filter(|&l| l < 1 << 60)?;
-            let cache = reclaimable(&g.join("memory.stat")).unwrap_or(0);
-            Some(limit.saturating_sub(number(usage)?.saturating_sub(cache)))
-        })
-        .min()
+    let group = |folder: &Path| {
+        let limit_bytes = number(&folder.join(limit)).filter(|&bytes| bytes < 1 << 60)?;
+        Some(Group { folder: folder.to_owned(), limit_bytes, usage })
+    };
+    let path = Path::new(root).join(path.trim_start_matches('/'));
+    path.ancestors().take_while(|g| g.starts_with(root)).filter_map(group).collect()
+}
+
+/// The number that a file has.
+fn number(path: &Path) -> Option<u64> {
+    fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
 /// Page cache that the group gives up before anything else, bytes.
@@ -88,7 +111,7 @@ fn kib_field(text: &str, name: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Usage, available_bytes, free_bytes, kib_field, total_bytes};
+    use super::{Usage, available_bytes, free_bytes, kib_field, most_bytes, total_bytes};
 
     #[test]
     fn reads_kib_fields() {
@@ -101,6 +124,7 @@ mod tests {
         let usage = Usage::now();
         assert!(usage.rss_bytes > 0 && usage.peak_rss_bytes >= usage.rss_bytes);
         assert!(available_bytes() > 0 && available_bytes() <= total_bytes());
+        assert!(most_bytes() > 0 && most_bytes() <= total_bytes());
         assert!(free_bytes() > 0 && free_bytes() <= total_bytes());
     }
 }

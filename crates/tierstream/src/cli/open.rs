@@ -9,6 +9,7 @@ use tierstream::size::{Bytes, PoolShare};
 use tierstream::sums::Against;
 use tierstream::{
     Engine, Gpu, Keep, Miss, Options, Placement, WeightSums, Weights, cache, gguf, io_config,
+    memory,
 };
 
 use super::args::{EngineArgs, LoadArgs, MachineArgs, Peer};
@@ -39,7 +40,7 @@ pub(crate) fn options(args: &EngineArgs, experts: Option<PoolShare>) -> anyhow::
         return Err(Failure::error(what, "leave one of them out"));
     }
     Ok(Options {
-        ram_bytes: args.ram.map(|b| b.0),
+        ram_bytes: args.ram.map(|ram| ram.0.min(memory::most_bytes())),
         experts,
         policy: args.policy,
         prefetch: args.prefetch,
@@ -124,6 +125,7 @@ pub(crate) fn engine(args: &EngineArgs, path: &Path, options: Options) -> anyhow
     let experts = options.experts;
     let engine = quiet_engine(path, options)?;
     let flags = [
+        beyond_memory(args),
         beyond_training(args.ctx, &engine),
         more_than_all(experts, &engine),
         experts.and_then(|_| without_experts(&engine)),
@@ -145,6 +147,13 @@ pub(crate) fn quiet_engine(path: &Path, options: Options) -> anyhow::Result<Engi
     drop(progress);
     anyhow::ensure!(!interrupt::requested(), "stopped while the model was loading");
     Ok(engine?)
+}
+
+/// That `--ram` is more than there is, if it is.
+pub(crate) fn beyond_memory(args: &EngineArgs) -> Option<String> {
+    let most = memory::most_bytes();
+    let ram = args.ram.filter(|ram| ram.0 > most)?;
+    Some(format!("--ram {ram}: there are {} here, which are the bound", Bytes(most)))
 }
 
 fn beyond_training(ctx: Option<u32>, engine: &Engine) -> Option<String> {

@@ -59,6 +59,8 @@ fn values_that_do_not_do_what_one_may_think() {
         ["--experts 9999.00 TiB: all experts of this model fit, 15.2 MiB"]
     );
     assert!(added(&["--experts", "100%"]).is_empty());
+    let [beyond] = &added(&["--ram", "9999TiB"])[..] else { panic!("one note") };
+    assert!(beyond.starts_with("--ram 9999.00 TiB: there are "), "{beyond}");
     assert_eq!(added(&["--io", "buffered"]), ["reading through the page cache, as asked"]);
 }
 
