@@ -1,6 +1,6 @@
 //! Text to tokens and back, with the tokenizer in the GGUF.
 
-use std::ffi::{CStr, CString, c_char};
+use std::ffi::c_char;
 
 use crate::abi::*;
 use crate::error::{Error, Result};
@@ -12,7 +12,6 @@ pub type Token = llama_token;
 #[derive(Debug, Clone, Copy)]
 pub struct Vocab<'a> {
     vocab: *const llama_vocab,
-    model: *const llama_model,
     _model: std::marker::PhantomData<&'a ()>,
 }
 
@@ -45,7 +44,7 @@ impl Vocab<'_> {
     pub(crate) fn new(model: *const llama_model) -> Self {
         // SAFETY: a live model.
         let vocab = unsafe { llama_model_get_vocab(model) };
-        Self { vocab, model, _model: std::marker::PhantomData }
+        Self { vocab, _model: std::marker::PhantomData }
     }
 
     /// Number of token ids.
@@ -173,60 +172,5 @@ impl Vocab<'_> {
     pub fn eos(&self) -> Option<Token> {
         // SAFETY: a live vocabulary.
         Some(unsafe { llama_vocab_eos(self.vocab) }).filter(|token| self.contains(*token))
-    }
-
-    /// The chat template in the GGUF, Jinja source.
-    pub fn chat_template(&self) -> Option<String> {
-        // SAFETY: a live model; the string lives as long as it.
-        unsafe {
-            let text = llama_model_chat_template(self.model, std::ptr::null());
-            (!text.is_null()).then(|| CStr::from_ptr(text).to_string_lossy().into_owned())
-        }
-    }
-
-    /// The prompt for `messages` (role, content) by the model's template, ready for an answer.
-    /// llama.cpp recognises the well-known templates and renders those.
-    ///
-    /// # Errors
-    /// [`Error::Vocab`] if there is no template, or none that llama.cpp knows.
-    pub fn apply_chat_template(&self, messages: &[(&str, &str)]) -> Result<String> {
-        let missing = || Error::Vocab("this model has no chat template".into());
-        let template = CString::new(self.chat_template().ok_or_else(missing)?)
-            .map_err(|_| Error::Vocab("the chat template holds a NUL".into()))?;
-        let nul =
-            |s: &str| CString::new(s).map_err(|_| Error::Vocab("a message holds a NUL".into()));
-        let owned: Vec<(CString, CString)> = messages
-            .iter()
-            .map(|(role, content)| Ok((nul(role)?, nul(content)?)))
-            .collect::<Result<_>>()?;
-        let chat: Vec<llama_chat_message> = owned
-            .iter()
-            .map(|(role, content)| llama_chat_message {
-                role: role.as_ptr(),
-                content: content.as_ptr(),
-            })
-            .collect();
-        let mut text = vec![0u8; 1024];
-        loop {
-            let room = i32::try_from(text.len()).unwrap_or(i32::MAX);
-            // SAFETY: all strings outlive the call; `text` has `room` bytes.
-            let n = unsafe {
-                llama_chat_apply_template(
-                    template.as_ptr(),
-                    chat.as_ptr(),
-                    chat.len(),
-                    true,
-                    text.as_mut_ptr().cast(),
-                    room,
-                )
-            };
-            let unknown = || Error::Vocab("llama.cpp does not know this chat template".into());
-            let n = usize::try_from(n).map_err(|_| unknown())?;
-            if n <= text.len() {
-                text.truncate(n);
-                return String::from_utf8(text).map_err(|_| unknown());
-            }
-            text.resize(n, 0);
-        }
     }
 }

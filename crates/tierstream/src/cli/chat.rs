@@ -6,11 +6,15 @@ use std::time::{Duration, Instant};
 use rustyline::error::ReadlineError;
 use tierstream::size::Bytes;
 use tierstream::{Engine, Generate, Generation, Stop, Token};
+use tierstream_chat::Message;
 
 use super::args::{self, Run};
+use super::face::{self, Face, Rendered};
 use super::output::{self, Tokens};
+use super::reply::Manner;
 use super::report::{Report, lines, percent};
-use super::{interrupt, open, run, show};
+use super::run::{self, Goal};
+use super::{interrupt, open, show};
 use input::Input;
 use words::{HELP, Line};
 
@@ -23,18 +27,16 @@ const ANSWER_PART: usize = 4;
 /// A conversation.
 pub(crate) struct Chat<'a> {
     engine: &'a mut Engine,
+    /// Its system prompt stays when messages are forgotten.
+    face: Face,
     options: Generate,
     /// Texts that end an answer.
-    stop: Vec<String>,
+    stops: Vec<String>,
     /// Tokens of context.
     n_ctx: usize,
-    /// Messages go through the model's template; otherwise it goes on from plain text.
-    template: bool,
+    hides_thinking: bool,
     verbose: bool,
-    /// Comes before the messages, and stays when they are forgotten.
-    system: Option<String>,
-    /// Role and content.
-    messages: Vec<(&'static str, String)>,
+    messages: Vec<Message>,
     /// The tokens that the context holds.
     held: Vec<Token>,
     /// Tokens of the last answer that it does not hold yet.
@@ -74,41 +76,42 @@ impl Session {
 }
 
 impl<'a> Chat<'a> {
-    pub(crate) fn new(engine: &'a mut Engine, args: &Run, verbose: bool) -> anyhow::Result<Self> {
+    /// `seed`: that of every answer; without it each has another one.
+    pub(crate) fn new(
+        engine: &'a mut Engine,
+        face: Face,
+        goal: Goal,
+        seed: Option<u32>,
+        args: &Run,
+        verbose: bool,
+    ) -> anyhow::Result<Self> {
         if !engine.model().vocab().has_text() {
             return Err(open::no_tokenizer());
         }
-        let template = run::uses_template(engine, args.raw);
-        if template {
-            let probe = engine.model().vocab().apply_chat_template(&[("user", "a")]);
-            probe.map_err(run::bad_template)?;
-        } else if args.system.is_some() {
-            return Err(run::no_template_for_system());
-        }
-        let sampling = run::sampling(args, args.model.load.engine.seed());
-        let options = Generate { max_tokens: run::max_tokens(args, engine), sampling };
+        // A template that fails does so now.
+        face.render(&[Message::new("user", "a")])?;
         let n_ctx = engine.context().options().n_ctx as usize;
         Ok(Self {
             engine,
-            options,
-            stop: args.stop.clone(),
+            face,
+            options: goal.options,
+            stops: goal.stops,
             n_ctx,
-            template,
+            hides_thinking: args.hide_thinking,
             verbose,
-            system: args.system.clone(),
             messages: Vec::new(),
             held: Vec::new(),
             pending: Vec::new(),
             rendered: None,
             last: None,
-            seed: args.model.load.engine.seed,
+            seed,
             session: Session::default(),
         })
     }
 
     pub(crate) fn run(mut self) -> anyhow::Result<ExitCode> {
         let mut input = Input::new()?;
-        if !self.template {
+        if !self.face.has_template() {
             output::note("this model has no chat template: it goes on from what you write");
         }
         output::stderr("/help lists the commands, /bye leaves");
@@ -176,12 +179,15 @@ impl<'a> Chat<'a> {
             "temp" | "temperature" => self.options.sampling.temperature = args::temperature(value)?,
             "seed" => self.seed = Some(number(0)?),
             "n" => self.options.max_tokens = number(1)?,
-            "system" if self.template => self.system = Some(value.replace("\\\n", "\n")),
+            "system" if self.face.has_template() => {
+                self.face.system = Some(value.replace("\\\n", "\n"));
+            }
             "system" => {
                 let why = "this model has no chat template, through which it would get a system";
                 return Err(format!("{why} prompt; write it into your next message"));
             }
-            _ => return Err("/set takes temp, seed, n or system, and a value".to_owned()),
+            "think" => self.face.set_think(args::think(value)?)?,
+            _ => return Err("/set takes temp, seed, n, system or think, and a value".to_owned()),
         }
         Ok(())
     }
@@ -215,7 +221,7 @@ impl<'a> Chat<'a> {
 
     fn answer(&mut self, text: String) -> anyhow::Result<()> {
         let start = Instant::now();
-        self.messages.push(("user", text));
+        self.messages.push(Message::new("user", text));
         let (first, mut prompt) = match self.fitting_prompt() {
             Ok(Some(found)) => found,
             Ok(None) => {
@@ -237,11 +243,14 @@ impl<'a> Chat<'a> {
         }
         let mut before = self.make_room(&mut prompt);
         // Without a template, the context alone knows what was said, and it has lost that.
-        before.lost = first > 0 && !self.template;
-        let mut out = Tokens::new(true, false, &self.stop);
+        before.lost = first > 0 && !self.face.has_template();
+        let parser = self.face.parser(prompt.opens_thinking);
+        let manner = Manner { silent: false, hides_thinking: self.hides_thinking, parser };
+        let mut out = Tokens::new(true, &self.stops, manner);
         let seed = self.seed.unwrap_or_else(run::random_seed);
         self.options.sampling.seed = seed;
-        let made = run::generate(self.engine, &prompt.tokens, &self.options, &mut out);
+        let made =
+            run::generate(self.engine, &prompt.tokens, &self.options, self.face.marks(), &mut out);
         out.finish()?;
         match made {
             Ok(made) => {
@@ -257,7 +266,7 @@ impl<'a> Chat<'a> {
                 if made.tokens.is_empty() {
                     self.take_back(before);
                 } else {
-                    self.keep(prompt, &made, out.text);
+                    self.keep(prompt, &made, out);
                 }
                 self.session.add(&made);
                 self.last = Some(made);
@@ -305,15 +314,16 @@ impl<'a> Chat<'a> {
         output::note(format!("the context of {} tokens is full: {turns} forgotten", self.n_ctx));
     }
 
-    fn keep(&mut self, prompt: Prompt, made: &Generation, answer: String) {
+    fn keep(&mut self, prompt: Prompt, made: &Generation, out: Tokens) {
         self.held.extend(prompt.tokens);
         self.held.extend(&made.tokens);
         let position = self.engine.context().position() as usize;
         self.pending = self.held.split_off(position.min(self.held.len()));
         // The context holds a stop text too, which the answer lacks.
         let whole = made.stop != Stop::StopText;
-        self.rendered = prompt.rendered.filter(|_| whole).map(|text| text + &answer);
-        self.messages.push(("assistant", answer));
+        self.rendered = prompt.rendered.filter(|_| whole).map(|text| text + &out.raw);
+        let thinking = Some(out.reply.thinking).filter(|text| !text.is_empty());
+        self.messages.push(Message { thinking, ..Message::new("assistant", out.reply.text) });
     }
 
     /// Brings the context to what the prompt goes on from, and gives what to come back to.
@@ -327,7 +337,7 @@ impl<'a> Chat<'a> {
             // The context shares these with the prompt, but cannot be cut back to them.
             let mut tokens = self.held[..prompt.kept].to_vec();
             tokens.append(&mut prompt.tokens);
-            *prompt = Prompt { kept: 0, tokens, rendered: prompt.rendered.take() };
+            *prompt = Prompt { kept: 0, tokens, rendered: prompt.rendered.take(), ..*prompt };
             self.engine.clear();
             self.held.clear();
         }
@@ -367,38 +377,40 @@ impl<'a> Chat<'a> {
         let tokenize = |text: &str, begin, special| {
             vocab.tokenize(text, begin, special).map_err(tierstream::Error::from)
         };
-        let adds = |added: Vec<Token>, rendered| {
-            let tokens = [&self.pending[..], &added].concat();
-            Prompt { kept: self.held.len(), tokens, rendered }
-        };
-        let messages = self.messages[first..].iter().map(|(role, text)| (*role, text.as_str()));
-        if !self.template {
+        let messages = &self.messages[first..];
+        let Some(Rendered { text, opens_thinking }) = self.face.render(messages)? else {
             if first == 0 {
-                let last = self.messages.last().map_or("", |(_, text)| text);
-                return Ok(adds(tokenize(last, self.held.is_empty(), false)?, None));
+                let last = self.messages.last().map_or("", |message| message.content.as_str());
+                return Ok(self.added(tokenize(last, self.held.is_empty(), false)?));
             }
-            let text: String = messages.map(|(_, text)| text).collect();
-            return Ok(self.anew(tokenize(&text, true, false)?, None));
-        }
-        let system = self.system.iter().map(|text| ("system", text.as_str()));
-        let messages: Vec<(&str, &str)> = system.chain(messages).collect();
-        let text = vocab.apply_chat_template(&messages).map_err(run::bad_template)?;
-        if let Some(more) = self.rendered.as_ref().and_then(|had| text.strip_prefix(had.as_str())) {
-            return Ok(adds(tokenize(more, false, true)?, Some(text)));
-        }
-        Ok(self.anew(tokenize(&text, true, true)?, Some(text)))
+            let text: String = messages.iter().map(|message| message.content.as_str()).collect();
+            return Ok(self.anew(tokenize(&text, true, false)?));
+        };
+        let more = self.rendered.as_ref().and_then(|had| text.strip_prefix(had.as_str()));
+        let prompt = match more {
+            Some(more) => self.added(tokenize(more, false, true)?),
+            None => self.anew(face::tokens(self.engine, &text)?),
+        };
+        Ok(Prompt { rendered: Some(text), opens_thinking, ..prompt })
+    }
+
+    /// The prompt that adds `tokens` to what the context holds, and is to hold.
+    fn added(&self, tokens: Vec<Token>) -> Prompt {
+        let tokens = [&self.pending[..], &tokens].concat();
+        Prompt { kept: self.held.len(), tokens, ..Prompt::default() }
     }
 
     /// The prompt that makes the context hold `tokens`.
-    fn anew(&self, mut tokens: Vec<Token>, rendered: Option<String>) -> Prompt {
+    fn anew(&self, mut tokens: Vec<Token>) -> Prompt {
         let same = self.held.iter().zip(&tokens).take_while(|(a, b)| a == b).count();
         // Something must be decoded to have a next token.
         let kept = same.min(tokens.len().saturating_sub(1));
-        Prompt { kept, tokens: tokens.split_off(kept), rendered }
+        Prompt { kept, tokens: tokens.split_off(kept), ..Prompt::default() }
     }
 }
 
 /// What is to be decoded for a message.
+#[derive(Default)]
 struct Prompt {
     /// So many of the context's tokens stay.
     kept: usize,
@@ -406,6 +418,8 @@ struct Prompt {
     tokens: Vec<Token>,
     /// With a template: all of the conversation up to the answer.
     rendered: Option<String>,
+    /// It ends where the model is to go on thinking.
+    opens_thinking: bool,
 }
 
 /// The conversation before a message, to come back to when that gets no answer.

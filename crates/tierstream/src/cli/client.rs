@@ -2,12 +2,14 @@
 
 use std::io::ErrorKind;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tierstream::size::Bytes;
 use ureq::Agent;
+use ureq::tls::{RootCerts, TlsConfig};
 
 use super::args::{Cli, Ps, ServerArgs, Stop};
 use super::keys;
@@ -30,6 +32,8 @@ struct Server {
     agent: Agent,
     /// `HOST:PORT`.
     host: String,
+    /// With its scheme.
+    url: String,
     key: Option<String>,
 }
 
@@ -71,7 +75,7 @@ struct Row {
 pub(crate) fn ps(cli: &Cli, args: &Ps) -> anyhow::Result<ExitCode> {
     let server = Server::of(&args.server)?;
     let models = server.loaded()?.into_iter().map(Row::of).collect();
-    let answer = Answer { url: format!("http://{}", server.host), models };
+    let answer = Answer { url: server.url, models };
     if cli.json {
         output::json(&answer)?;
     } else if answer.models.is_empty() {
@@ -117,10 +121,17 @@ impl Server {
             .proxy(None)
             .timeout_connect(Some(CONNECT_TIME))
             .timeout_global(Some(ANSWER_TIME));
-        let agent = config.build().new_agent();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let tls = TlsConfig::builder()
+            .unversioned_rustls_crypto_provider(provider)
+            .root_certs(RootCerts::PlatformVerifier);
+        let agent = config.tls_config(tls.build()).build().new_agent();
+        let host = reachable(&args.host.host);
+        let scheme = if args.host.is_https { "https" } else { "http" };
         Ok(Self {
             agent,
-            host: reachable(&args.host.0),
+            url: format!("{scheme}://{host}"),
+            host,
             key: keys.and_then(|keys| keys.into_iter().next()),
         })
     }
@@ -133,7 +144,7 @@ impl Server {
 
     /// What it answers: to GET, or with a body to POST.
     fn ask(&self, path: &str, body: Option<&Value>) -> anyhow::Result<Value> {
-        let url = format!("http://{}{path}", self.host);
+        let url = format!("{}{path}", self.url);
         let key = self.key.as_ref().map(|key| format!("Bearer {key}"));
         let sent = match body {
             None => {

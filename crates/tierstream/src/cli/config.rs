@@ -4,25 +4,50 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use clap::{Command, CommandFactory, FromArgMatches};
+use clap::error::{ContextKind, ContextValue};
+use clap::{Command, FromArgMatches};
 
-use super::args::Cli;
+use super::args::{self, Cli};
 use super::output::Failure;
 
 /// The flags of this process. Those of `serve` that are not given, nor in the environment, have what the file
 /// says that `--config` names, or else the one that is at its usual place.
 pub(crate) fn parse() -> anyhow::Result<Cli> {
-    let args: Vec<OsString> = std::env::args_os().collect();
-    let first = Cli::command().try_get_matches_from(&args).unwrap_or_else(|error| error.exit());
-    let mut command = Cli::command();
+    let given: Vec<OsString> = std::env::args_os().collect();
+    let first = args::command().try_get_matches_from(&given).unwrap_or_else(|error| exit(error));
+    let mut command = args::command();
     if let Some(("serve", serve)) = first.subcommand() {
         let named = serve.get_one::<PathBuf>("config").cloned();
         if let Some(path) = named.or_else(|| usual().filter(|path| path.exists())) {
             command = with_settings(command, &path)?;
         }
     }
-    let matches = command.try_get_matches_from(&args).unwrap_or_else(|error| error.exit());
+    let matches = command.try_get_matches_from(&given).unwrap_or_else(|error| exit(error));
     Ok(Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit()))
+}
+
+/// Tells of an error of the flags, and of the variable that a value may be from.
+fn exit(mut error: clap::Error) -> ! {
+    if let Some(tip) = variable(&error) {
+        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
+    }
+    error.exit()
+}
+
+/// That the value which is refused stands in a variable of the environment, if it does.
+fn variable(error: &clap::Error) -> Option<String> {
+    let text = |kind| match error.get(kind)? {
+        ContextValue::String(text) => Some(text.as_str()),
+        _ => None,
+    };
+    let (arg, value) = (text(ContextKind::InvalidArg)?, text(ContextKind::InvalidValue)?);
+    let mut command = args::command();
+    command.build();
+    let mut args = command.get_subcommands().flat_map(Command::get_arguments);
+    let variable = args.find(|known| known.to_string() == arg && known.get_env().is_some());
+    let variable = variable?.get_env()?;
+    (std::env::var_os(variable)? == value)
+        .then(|| format!("it may be from the environment: {}={value}", variable.display()))
 }
 
 /// Where the file is if nobody says where.
@@ -70,7 +95,8 @@ fn id_of(command: &Command, key: &str) -> Result<String, String> {
             Some(long) => Some((long.to_owned(), arg.get_id().to_string())),
             None => Some((arg.get_id().to_string(), arg.get_id().to_string())),
         };
-        serve.get_arguments().filter_map(named).filter(|(name, _)| name != "config")
+        let shown = serve.get_arguments().filter(|arg| !arg.is_hide_set());
+        shown.filter_map(named).filter(|(name, _)| name != "config")
     };
     if let Some((_, id)) = flags().find(|(name, _)| name == key) {
         return Ok(id);

@@ -10,6 +10,7 @@ use tierstream::size::Bytes;
 use tierstream_store::{Environment, Listed, Model, Store, Tool};
 
 use super::args::Cli;
+use super::named;
 use super::output::{self, Progress};
 
 /// The answer of `list`; `docs/json.md` tells what the fields are.
@@ -50,7 +51,8 @@ struct Problem {
 }
 
 pub(crate) fn list(cli: &Cli) -> anyhow::Result<ExitCode> {
-    let listing = Store::new(&Environment::of_process()).list();
+    let environment = Environment::of_process();
+    let listing = Store::new(&environment).list();
     let progress = Progress::start("reading headers");
     let count = listing.models.len();
     let mut models = Vec::with_capacity(count);
@@ -59,7 +61,10 @@ pub(crate) fn list(cli: &Cli) -> anyhow::Result<ExitCode> {
         models.push(Row::of(model));
     }
     drop(progress);
+    let missing = named::missing_folders(&environment).into_iter();
+    let missing = missing.map(|error| Problem { error, hint: None });
     let unreadable = listing.unreadable.into_iter().map(|e| Problem::of(e.hint(), e.into()));
+    let unreadable = unreadable.chain(missing);
     let answer = Answer { models, unreadable: unreadable.collect() };
     if cli.json {
         output::json(&answer)?;

@@ -2,17 +2,16 @@
 
 use std::process::ExitCode;
 
-use clap::CommandFactory;
 use clap_mangen::Man;
 use clap_mangen::roff::{Roff, bold, roman};
 
-use super::args::{Cli, ENVIRONMENT};
+use super::args::{self, ENVIRONMENT};
 use super::output;
 
 pub(crate) fn completions(shell: clap_complete::Shell) -> anyhow::Result<ExitCode> {
     // clap panics when it cannot write, so not to stdout, which may be closed.
     let mut script = Vec::new();
-    clap_complete::generate(shell, &mut Cli::command(), "tierstream", &mut script);
+    clap_complete::generate(shell, &mut args::command(), "tierstream", &mut script);
     output::print(&String::from_utf8_lossy(&script))?;
     Ok(ExitCode::SUCCESS)
 }
@@ -24,7 +23,7 @@ pub(crate) fn man() -> anyhow::Result<ExitCode> {
 
 /// One page: the program, then a section for each verb with its flags.
 fn page() -> std::io::Result<Vec<u8>> {
-    let mut command = Cli::command();
+    let mut command = args::command();
     command.build();
     let mut page = Vec::new();
     let man = Man::new(command.clone());

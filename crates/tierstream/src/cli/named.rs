@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
+use std::io::ErrorKind;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use tierstream::demo;
-use tierstream_store::{Environment, Error, HubName, Model, Store, Tool};
+use tierstream_store::{Environment, Error, HubName, Layers, Model, Store, Tool};
 
 use super::output::{self, Failure};
 
@@ -29,6 +30,16 @@ impl Named {
         let named = look_for(model)?;
         found.insert(model.to_owned(), named.clone());
         Ok(named)
+    }
+
+    /// Whether it was found in a store by its name.
+    pub(crate) fn is_stored(&self) -> bool {
+        self.stored.is_some()
+    }
+
+    /// What its name brings along beside the weights.
+    pub(crate) fn layers(&self) -> Layers {
+        self.stored.as_ref().map(|model| model.layers.clone()).unwrap_or_default()
     }
 
     /// Where files that are made of the model go by default: beside it, and for another program's into
@@ -60,13 +71,34 @@ fn look_for(model: &Path) -> anyhow::Result<Named> {
     }
     let is_name = model.to_str().filter(|_| !is_path(model) && model.symlink_metadata().is_err());
     let Some(name) = is_name else { return Ok(at(model.to_owned())) };
-    let found = Store::new(&Environment::of_process()).find(name);
-    let model = found.map_err(|error| not_found(name, error))?;
+    let model = find(name)?;
     output::note(format!("{} ({}) is {}", model.name, model.tool, model.path.display()));
     if !model.layers.adapters.is_empty() {
         output::note("it runs without its adapter (LoRA), which is not supported");
     }
     Ok(Named { path: model.path.clone(), stored: Some(model) })
+}
+
+/// The model of that name in a store.
+fn find(name: &str) -> anyhow::Result<Model> {
+    let environment = Environment::of_process();
+    let found = Store::new(&environment).find(name);
+    if found.is_err() {
+        missing_folders(&environment).iter().for_each(output::note);
+    }
+    found.map_err(|error| not_found(name, error))
+}
+
+/// Folders that the user names for models, and that are not there.
+pub(crate) fn missing_folders(environment: &Environment) -> Vec<String> {
+    let ollama = environment.ollama_models.iter().map(|path| ("OLLAMA_MODELS", path));
+    let own = environment.folders.iter().map(|path| ("TIERSTREAM_MODELS", path));
+    let is_missing = |path: &Path| match path.metadata() {
+        Ok(there) => !there.is_dir(),
+        Err(error) => error.kind() == ErrorKind::NotFound,
+    };
+    let missing = ollama.chain(own).filter(|(_, path)| is_missing(path));
+    missing.map(|(name, path)| format!("{name}: there is no folder {}", path.display())).collect()
 }
 
 /// With a hint of the hub, if the name can be one of its.

@@ -8,7 +8,8 @@ use serde::Serialize;
 use tierstream::Token;
 
 pub(crate) use super::progress::Progress;
-use super::wrap::{self, Wrap};
+use super::reply::{Manner, Reply};
+use super::wrap;
 
 const NOT_WRITTEN: &str = "cannot write to standard output";
 
@@ -38,7 +39,8 @@ pub(crate) fn print(text: &str) -> anyhow::Result<()> {
     write(text).context(NOT_WRITTEN)
 }
 
-fn write(text: &str) -> io::Result<()> {
+/// Writes `text` to stdout, as it is.
+pub(crate) fn write(text: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
     out.write_all(text.as_bytes())?;
     out.flush()
@@ -96,9 +98,14 @@ pub(crate) fn is_closed_pipe(error: &anyhow::Error) -> bool {
 
 /// `text` in an ANSI style, for stderr; plain where that is no terminal or colour is not wanted.
 pub(crate) fn styled(style: &str, text: &str) -> String {
+    styled_for(&io::stderr(), style, text)
+}
+
+/// The same for what is written there.
+pub(crate) fn styled_for(there: &impl IsTerminal, style: &str, text: &str) -> String {
     let wanted = std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
         && std::env::var_os("TERM").is_none_or(|v| v != "dumb");
-    if wanted && io::stderr().is_terminal() {
+    if wanted && there.is_terminal() {
         format!("\x1b[{style}m{text}\x1b[0m")
     } else {
         text.to_owned()
@@ -186,7 +193,8 @@ struct Stops {
 
 impl Stops {
     fn new(texts: &[String]) -> Self {
-        Self { texts: texts.to_vec(), ..Self::default() }
+        let texts = texts.iter().filter(|text| !text.is_empty()).cloned().collect();
+        Self { texts, ..Self::default() }
     }
 
     /// Takes text and gives what surely stands before all stop texts.
@@ -217,32 +225,25 @@ impl Stops {
 /// Writes generated tokens to stdout as they come: text, or ids where there is no tokenizer.
 #[derive(Debug)]
 pub(crate) struct Tokens {
-    /// Nothing is printed, for `--json`.
-    silent: bool,
     has_text: bool,
-    terminal: bool,
-    wrap: Wrap,
     utf8: Utf8,
     stops: Stops,
-    /// All text so far, without what may be the beginning of a stop text.
-    pub(crate) text: String,
-    written: bool,
-    failed: Option<io::Error>,
+    pub(crate) reply: Reply,
+    /// All text so far as the model wrote it, without what may be the beginning of a stop text.
+    pub(crate) raw: String,
+    has_ids: bool,
 }
 
 impl Tokens {
     /// Of models with text, the output ends before the first of `stops`.
-    pub(crate) fn new(has_text: bool, silent: bool, stops: &[String]) -> Self {
+    pub(crate) fn new(has_text: bool, stops: &[String], manner: Manner) -> Self {
         Self {
-            silent,
             has_text,
-            terminal: io::stdout().is_terminal(),
-            wrap: Wrap::default(),
             utf8: Utf8::default(),
             stops: Stops::new(stops),
-            text: String::new(),
-            written: false,
-            failed: None,
+            reply: Reply::new(manner),
+            raw: String::new(),
+            has_ids: false,
         }
     }
 
@@ -253,10 +254,11 @@ impl Tokens {
             let text = self.stops.push(&self.utf8.push(bytes));
             self.write(&text);
         } else {
-            let space = if self.written { " " } else { "" };
-            self.write(&format!("{space}{token}"));
+            let space = if self.has_ids { " " } else { "" };
+            self.has_ids = true;
+            self.reply.push(&format!("{space}{token}"));
         }
-        self.failed.is_none() && !self.stopped()
+        !self.reply.has_failed() && !self.stopped()
     }
 
     /// Whether a stop text has come.
@@ -265,30 +267,15 @@ impl Tokens {
     }
 
     fn write(&mut self, text: &str) {
-        if self.has_text {
-            self.text.push_str(text);
-        }
-        if self.silent || text.is_empty() || self.failed.is_some() {
-            return;
-        }
-        self.written = true;
-        // The width each time: a user may change it while the text comes.
-        let result = match self.terminal.then(|| wrap::columns(io::stdout())) {
-            Some(Some(columns)) => write(&self.wrap.push(&printable(text), columns)),
-            Some(None) => write(&printable(text)),
-            None => write(text),
-        };
-        self.failed = result.err();
+        self.raw.push_str(text);
+        self.reply.push(text);
     }
 
     /// Writes what is held back and ends the line.
     pub(crate) fn finish(&mut self) -> anyhow::Result<()> {
         let rest = self.stops.push(&self.utf8.finish()) + &self.stops.finish();
         self.write(&rest);
-        if !self.silent && self.failed.is_none() {
-            self.failed = write("\n").err();
-        }
-        self.failed.take().map_or(Ok(()), |error| Err(error).context(NOT_WRITTEN))
+        self.reply.finish().context(NOT_WRITTEN)
     }
 }
 

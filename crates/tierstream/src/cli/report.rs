@@ -32,6 +32,7 @@ pub(crate) struct Report<'a> {
 pub(crate) struct RunJson<'a> {
     model: String,
     text: &'a str,
+    thinking: Option<&'a str>,
     tokens: &'a [Token],
     prompt_tokens: usize,
     stop: Stop,
@@ -288,13 +289,14 @@ impl<'a> Report<'a> {
         text
     }
 
-    pub(crate) fn json(&self, text: &'a str) -> RunJson<'a> {
+    pub(crate) fn json(&self, text: &'a str, thinking: &'a str) -> RunJson<'a> {
         let (made, model) = (self.made, self.engine.model());
         let (budget_bytes, resident_bytes) = model.pool_bytes();
         let used = &made.experts;
         RunJson {
             model: model.path().display().to_string(),
             text,
+            thinking: Some(thinking).filter(|text| !text.is_empty()),
             tokens: &made.tokens,
             prompt_tokens: made.prompt_tokens,
             stop: made.stop,

@@ -7,13 +7,18 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::Context as _;
-use tierstream::{Engine, Generate, Generation, Options, Sampling, Stop, Token};
+use tierstream::{Engine, Generate, Generation, Options, Stop, Token};
+use tierstream_chat::{Message, Parser};
+use tierstream_server::{ApiError, Wishes};
 
 use super::args::{Cli, Run};
 use super::chat::Chat;
+use super::face::{self, Face, Own};
 use super::interrupt::{self, Running};
+use super::named::Named;
 use super::open;
 use super::output::{self, Failure, Progress, Tokens};
+use super::reply::Manner;
 use super::report::Report;
 
 /// Tokens of a completion when no number is given.
@@ -33,42 +38,52 @@ pub(crate) fn run(cli: &Cli, args: &Run) -> anyhow::Result<ExitCode> {
     interrupt::install()?;
     let input = input(cli, args)?;
     let load = &args.model.load;
-    let seed = load.engine.seed.unwrap_or_else(random_seed);
     let start = Instant::now();
-    let path = open::path(load)?;
+    let named = Named::find(&load.model)?;
+    let path = &named.path;
     if !matches!(input, Input::Tokens(_)) {
-        open::check_takes_text(&path)?;
+        open::check_takes_text(path)?;
     }
-    let options =
-        Options { seed: u64::from(seed), ..open::options(&load.engine, args.model.experts)? };
+    let own = Own::read(&named.layers(), args.raw)?;
+    let wishes = wishes(args).or(own.wishes.clone());
+    // As with Ollama, -1 is any.
+    let seed = wishes.seed.filter(|&seed| seed != -1).map(|seed| seed as u32);
+    let drawn = seed.unwrap_or_else(random_seed);
+    let wishes = Wishes { seed: Some(drawn.into()), ..wishes };
+    let options = open::options(&load.engine, args.model.experts)?;
+    let ctx = wishes.ctx().map_err(unmet)?;
+    let options = Options { ctx, seed: drawn.into(), ..options };
     // To the end of the report, which a signal must not cut.
     let running = Running::start(None);
-    let options = Options { weight_sums: open::weight_sums(&load.engine, &path)?, ..options };
-    let mut engine = open::engine(&load.engine, &path, options)?;
-    let prompt = match input {
+    let options = Options { weight_sums: open::weight_sums(&load.engine, path)?, ..options };
+    let mut engine = open::engine(&load.engine, path, options)?;
+    let face = Face::new(own, &engine, args)?;
+    let goal = Goal::new(&wishes, &face, &mut engine)?;
+    let (prompt, parser) = match input {
         Input::Chat => {
             drop(running);
-            return Chat::new(&mut engine, args, cli.verbose)?.run();
+            return Chat::new(&mut engine, face, goal, seed, args, cli.verbose)?.run();
         }
-        Input::Tokens(tokens) => tokens,
-        Input::Text(text) => tokens(&engine, &text, args)?,
+        Input::Tokens(tokens) => (tokens, None),
+        Input::Text(text) => prompt(&engine, &face, &text)?,
     };
     check(&engine, &prompt)?;
-    let options =
-        Generate { max_tokens: max_tokens(args, &engine), sampling: sampling(args, seed) };
     let has_text = engine.model().vocab().has_text();
     if !has_text && !args.stop.is_empty() {
         let hint = "--stop is for models that have one; -n ends after so many tokens";
         return Err(Failure::error("this model has no tokenizer", hint));
     }
-    let mut out = Tokens::new(has_text, cli.json, &args.stop);
-    let result = generate(&mut engine, &prompt, &options, &mut out);
+    let manner = Manner { silent: cli.json, hides_thinking: args.hide_thinking, parser };
+    let mut out = Tokens::new(has_text, &goal.stops, manner);
+    let result = generate(&mut engine, &prompt, &goal.options, face.marks(), &mut out);
     let written = out.finish();
     let made = result?;
     written?;
-    let report = Report { engine: &engine, made: &made, seed, total: start.elapsed() };
+    let report = Report { engine: &engine, made: &made, seed: drawn, total: start.elapsed() };
     if cli.json {
-        output::json(&report.json(&out.text))?;
+        // Ids are told as such.
+        let text = if has_text { out.reply.text.as_str() } else { "" };
+        output::json(&report.json(text, &out.reply.thinking))?;
     }
     tell(&report, cli.verbose);
     let interrupted = interrupt::exit_code().filter(|_| made.stop == Stop::Cancelled);
@@ -87,18 +102,24 @@ pub(crate) fn tell(report: &Report<'_>, verbose: bool) {
 }
 
 /// Generates into `out`, until the model, the options, a stop text, Ctrl-C or a closed
-/// stdout ends it.
+/// stdout ends it. Of the control tokens, `out` sees the names of `marks`.
 pub(crate) fn generate(
     engine: &mut Engine,
     prompt: &[Token],
     options: &Generate,
+    marks: &[Token],
     out: &mut Tokens,
 ) -> tierstream::Result<Generation> {
     let _running = Running::start(Some(engine.cancel_handle()));
     let mut reading = Some(Progress::start("reading the prompt"));
+    let model = engine.model().clone();
     let made = engine.generate(prompt, options, |token, bytes| {
         reading.take();
-        if out.push(token, bytes) { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        let goes_on = match marks.contains(&token) {
+            true => out.push(token, &model.vocab().name(token)),
+            false => out.push(token, bytes),
+        };
+        if goes_on { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     });
     // ggml's threads spin between decodes; nothing is decoded while a user reads.
     engine.context().rest();
@@ -117,26 +138,46 @@ pub(crate) fn random_seed() -> u32 {
     (RandomState::new().build_hasher().finish() >> 32) as u32
 }
 
-pub(crate) fn sampling(args: &Run, seed: u32) -> Sampling {
-    Sampling {
-        temperature: args.temp,
-        top_k: args.top_k,
-        top_p: args.top_p,
-        min_p: args.min_p,
-        repeat_penalty: args.repeat_penalty,
-        seed,
-        ..Sampling::default()
+/// How a model is to write.
+pub(crate) struct Goal {
+    pub(crate) options: Generate,
+    /// Texts that end an answer.
+    pub(crate) stops: Vec<String>,
+}
+
+impl Goal {
+    fn new(wishes: &Wishes, face: &Face, engine: &mut Engine) -> anyhow::Result<Self> {
+        let n_ctx = engine.context().options().n_ctx as usize;
+        let sampling = face::sampling(&wishes.sampling(n_ctx).map_err(unmet)?);
+        // With a chat template the model knows where its answer ends.
+        let usual = if face.has_template() { u32::MAX } else { COMPLETION_TOKENS };
+        let most = |n| u32::try_from(n).unwrap_or(u32::MAX);
+        let max_tokens = wishes.num_predict.map_or(usual, most);
+        let stops = wishes.stops().map_err(unmet)?;
+        Ok(Self { options: Generate { max_tokens, sampling }, stops })
     }
 }
 
-/// With a chat template the model knows where its answer ends.
-pub(crate) fn max_tokens(args: &Run, engine: &Engine) -> u32 {
-    let ends = uses_template(engine, args.raw);
-    args.n.unwrap_or(if ends { u32::MAX } else { COMPLETION_TOKENS })
+/// What the flags say of how a model is to write.
+fn wishes(args: &Run) -> Wishes {
+    let engine = &args.model.load.engine;
+    Wishes {
+        num_ctx: engine.ctx.map(Into::into),
+        num_predict: args.n.map(Into::into),
+        seed: engine.seed.map(Into::into),
+        top_k: args.top_k.map(Into::into),
+        top_p: args.top_p,
+        min_p: args.min_p,
+        temperature: args.temp,
+        repeat_penalty: args.repeat_penalty,
+        stop: (!args.stop.is_empty()).then(|| args.stop.clone()),
+        ..Wishes::default()
+    }
 }
 
-pub(crate) fn uses_template(engine: &Engine, raw: bool) -> bool {
-    !raw && engine.model().vocab().chat_template().is_some()
+fn unmet(error: ApiError) -> anyhow::Error {
+    let hint = "the model's name may bring parameters along, over which flags win: `tierstream run --help`";
+    Failure::error(error, hint)
 }
 
 fn input(cli: &Cli, args: &Run) -> anyhow::Result<Input> {
@@ -203,33 +244,23 @@ fn from_stdin() -> anyhow::Result<String> {
     Ok(text)
 }
 
-fn tokens(engine: &Engine, text: &str, args: &Run) -> anyhow::Result<Vec<Token>> {
+/// The tokens of a single message, and what reads the reply to it.
+fn prompt(
+    engine: &Engine,
+    face: &Face,
+    text: &str,
+) -> anyhow::Result<(Vec<Token>, Option<Parser>)> {
     let vocab = engine.model().vocab();
     if !vocab.has_text() {
         return Err(open::no_tokenizer());
     }
-    let tokens = if uses_template(engine, args.raw) {
-        let system = args.system.as_deref().map(|system| ("system", system));
-        let messages: Vec<_> = system.into_iter().chain([("user", text)]).collect();
-        let prompt = vocab.apply_chat_template(&messages).map_err(bad_template)?;
-        vocab.tokenize(&prompt, true, true)
-    } else if args.system.is_some() {
-        return Err(no_template_for_system());
-    } else {
-        vocab.tokenize(text, true, false)
-    };
-    Ok(tokens.map_err(tierstream::Error::from)?)
-}
-
-pub(crate) fn no_template_for_system() -> anyhow::Error {
-    Failure::error(
-        "this model has no chat template, through which it would get a system prompt",
-        "write it at the beginning of the prompt",
-    )
-}
-
-pub(crate) fn bad_template(error: impl std::fmt::Display) -> anyhow::Error {
-    Failure::error(error, "--raw gives it the prompt as it is, without the template")
+    match face.render(&[Message::new("user", text)])? {
+        Some(rendered) => {
+            let tokens = face::tokens(engine, &rendered.text)?;
+            Ok((tokens, face.parser(rendered.opens_thinking)))
+        }
+        None => Ok((vocab.tokenize(text, true, false).map_err(tierstream::Error::from)?, None)),
+    }
 }
 
 /// What the engine would refuse too, with a better hint.

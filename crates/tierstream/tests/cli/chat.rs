@@ -7,7 +7,7 @@ use rustix::process::Signal;
 use crate::support::{Terminal, demo, demo_with, json, signal, tierstream};
 
 const CHATML: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n\
-                      {% endfor %}<|im_start|>assistant\n";
+                      {% endfor %}{{ '<|im_start|>assistant\\n' }}";
 
 #[test]
 fn a_conversation() {
@@ -256,6 +256,24 @@ fn a_template_sees_the_whole_conversation_and_nothing_is_read_twice() {
     let stats = chat.ask("/stats");
     assert!(stats.contains(&held), "{held}: {stats}");
     chat.send("/bye\r");
+    assert_eq!(chat.exit().code(), Some(0));
+}
+
+#[test]
+fn thinking_is_shown_until_it_is_set_off() {
+    let cache = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let template = "{% for m in messages %}{{ m.content }}\n{% endfor %}\
+                    {% if enable_thinking %}<think>{% endif %}";
+    let model = demo_with(cache.path(), "tokenizer.chat_template", template);
+    let args = ["run", model.to_str().unwrap(), "-n", "8", "--temp", "0", "-t", "1"];
+    let mut chat = Terminal::new(cache.path(), args);
+    chat.wait_for(">>> ");
+    assert!(chat.ask("It was").starts_with("Thinking...\n"));
+    assert!(chat.ask("/set think much").contains("there are true, false, low"));
+    assert!(chat.ask("/set nothink").contains("think is false"));
+    let shown = chat.ask("It was");
+    assert!(!shown.contains("Thinking...") && shown.contains("8 tokens, "), "{shown}");
+    chat.send("\x04");
     assert_eq!(chat.exit().code(), Some(0));
 }
 

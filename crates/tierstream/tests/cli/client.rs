@@ -44,6 +44,24 @@ fn what_is_loaded_is_told_and_stopped() {
     assert!(stderr(&other).contains("\nhint: `tierstream ps` tells"), "{other:?}");
 }
 
+/// What is told of a model's memory is what it was loaded with, whatever was loaded before.
+#[test]
+fn a_model_takes_the_same_memory_each_time() {
+    let server = Server::start(&["--experts", "50%"]);
+    let sizes: Vec<_> = (0..4)
+        .map(|_| {
+            let body = json!({"model": "demo", "prompt": "It was", "options": {"num_predict": 4}});
+            server.post("/api/generate", &body);
+            let before = server.json(&["ps"])["models"][0]["memory_bytes"].as_u64().unwrap();
+            server.post("/api/generate", &body);
+            assert_eq!(server.json(&["ps"])["models"][0]["memory_bytes"], before);
+            server.json(&["stop", "demo"]);
+            before
+        })
+        .collect();
+    assert!(sizes[0] > 0 && sizes.iter().all(|size| *size == sizes[0]), "{sizes:?}");
+}
+
 #[test]
 fn keys_are_those_of_the_server() {
     let dir = tempfile::tempdir().unwrap();

@@ -35,6 +35,38 @@ fn a_machine_without_models() {
 }
 
 #[test]
+fn folders_that_are_named_and_not_there_are_told() {
+    let stores = Stores::new();
+    let output = |args: &[&str]| {
+        let mut command = stores.command();
+        command.env("OLLAMA_MODELS", "/nowhere/ollama");
+        command.env("TIERSTREAM_MODELS", "/nowhere/mine").args(args).output().unwrap()
+    };
+    let wanted = [
+        "OLLAMA_MODELS: there is no folder /nowhere/ollama",
+        "TIERSTREAM_MODELS: there is no folder /nowhere/mine",
+    ];
+    for args in [&["list"][..], &["show", "novelist:31m"]] {
+        let told = output(args);
+        for line in wanted {
+            assert!(stderr(&told).contains(&format!("note: {line}\n")), "{told:?}");
+        }
+    }
+    let object: serde_json::Value =
+        serde_json::from_slice(&output(&["list", "--json"]).stdout).unwrap();
+    let errors: Vec<_> = object["unreadable"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|e| e["error"].as_str().unwrap())
+        .collect();
+    assert_eq!(errors, wanted);
+    // What is found is found without a word.
+    let found = output(&["show", "o/dense-GGUF:BF16"]);
+    assert!(found.status.success() && !stderr(&found).contains("there is no folder"), "{found:?}");
+}
+
+#[test]
 fn every_command_takes_names() {
     let stores = Stores::new();
     let (before, path) = (stores.state(), blob(&stores));
@@ -74,6 +106,53 @@ fn names_run_as_their_files_do() {
     assert_eq!(run("novelist:31m")["text"], run("demo")["text"]);
     let adapted = stores.output(&["run", "novelist:lora", PROMPT, "-n", "2"]);
     assert!(stderr(&adapted).contains("note: it runs without its adapter"), "{adapted:?}");
+}
+
+#[test]
+fn names_bring_template_system_prompt_and_parameters_along() {
+    let stores = Stores::new();
+    let template = "{{ if .System }}{{ .System }} {{ end }}{{ .Prompt }} a cold";
+    let params = r#"{"temperature": 0, "num_predict": 9, "seed": 3, "num_ctx": 64, "top_k": 7}"#;
+    let layers = [("template", template), ("system", "It was so."), ("params", params)];
+    stores.add_name("own:1", &layers);
+    let run = |args: &[&str]| stores.json(&[&["run"], args, &["-t", "1"]].concat());
+    let plain =
+        |prompt: &str, n: &str| run(&["demo", prompt, "--temp", "0", "-n", n])["tokens"].clone();
+    let own = run(&["own:1", "It was"]);
+    assert_eq!(own["tokens"], plain("It was so. It was a cold", "9"));
+    assert_eq!((&own["seed"], &own["stop"]), (&3.into(), &"length".into()), "{own}");
+    // Flags win.
+    let told = run(&["own:1", "It was", "--system", "Then", "-n", "5", "--seed", "4"]);
+    assert_eq!(told["tokens"], plain("Then It was a cold", "5"));
+    assert_eq!(told["seed"], 4);
+    let raw = run(&["own:1", "It was", "--raw", "-n", "4"]);
+    assert_eq!(raw["tokens"], plain("It was", "4"));
+    let long = "It was a cold evening. ".repeat(12);
+    let refused = stores.output(&["run", "own:1", &long]);
+    assert!(stderr(&refused).contains("64"), "{refused:?}");
+    assert_eq!(
+        run(&["own:1", &long, "--ctx", "512", "-n", "1"])["tokens"].as_array().unwrap().len(),
+        1
+    );
+
+    let text = own["text"].as_str().unwrap();
+    let stop = &text[text.len() / 2..text.len() / 2 + 6];
+    let params =
+        serde_json::json!({"temperature": 0, "num_predict": 9, "stop": [stop]}).to_string();
+    stores.add_name("own:2", &[layers[0], layers[1], ("params", &params)]);
+    let stopped = run(&["own:2", "It was"]);
+    assert_eq!(
+        (&stopped["stop"], &stopped["text"]),
+        (&"stop_text".into(), &text[..text.find(stop).unwrap()].into())
+    );
+    assert_eq!(run(&["own:2", "It was", "--stop", "not in it"])["text"], text);
+
+    let params = r#"{"temperature": -1}"#;
+    stores.add_name("own:3", &[("params", params)]);
+    let refused = stores.output(&["run", "own:3", "It was"]);
+    assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+    assert!(stderr(&refused).contains("error: temperature is -1"), "{refused:?}");
+    assert!(stores.output(&["run", "own:3", "It was", "--temp", "0", "-n", "1"]).status.success());
 }
 
 #[test]

@@ -190,6 +190,22 @@ fn dense_models_run_and_say_that_nothing_streams() {
 }
 
 #[test]
+fn the_least_budget_is_named_and_works() {
+    for more in [&[][..], &["--ctx", "8192"]] {
+        let run = |ram: &str| {
+            output([&["run", "demo", PROMPT, "-n", "4", "-t", "1", "--ram", ram], more].concat())
+        };
+        let refused = run("1MiB");
+        let named = stderr(&refused).split_once("hint: give it --ram ").expect("a hint").1;
+        let named = named.split_once(',').unwrap().0;
+        for _ in 0..4 {
+            let ran = run(named);
+            assert!(ran.status.success(), "{named}: {ran:?}");
+        }
+    }
+}
+
+#[test]
 fn bench_of_a_dense_model_has_one_row() {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let path = dir.path().join("dense.gguf");
@@ -218,11 +234,41 @@ fn prompts_go_through_the_chat_template() {
     assert!(count(&[]) > count(&["--raw"]) + 10);
     assert_eq!(count(&["--raw"]), 1);
     assert_eq!(json(&["show", path])["chat_template"], true);
-    // llama.cpp knows the usual templates only.
-    let path = demo_with(dir.path(), "tokenizer.chat_template", "{{ messages }}");
-    let output = output(["run", path.to_str().unwrap(), "Hello"]);
-    assert_eq!(output.status.code(), Some(1), "{output:?}");
-    assert!(stderr(&output).contains("\nhint: --raw gives"), "{output:?}");
+    for template in ["{{ raise_exception('No.') }}", "{% for %}"] {
+        let path = demo_with(dir.path(), "tokenizer.chat_template", template);
+        let output = output(["run", path.to_str().unwrap(), "Hello"]);
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        assert!(stderr(&output).contains("\nhint: --raw gives"), "{output:?}");
+    }
+}
+
+#[test]
+fn what_a_model_thinks_is_told_from_its_answer() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let template = "{% for m in messages %}{{ m.content }}\n{% endfor %}\
+                    {% if enable_thinking %}<think>{% endif %}";
+    let path = demo_with(dir.path(), "tokenizer.chat_template", template);
+    let path = path.to_str().unwrap();
+    let run = |more: &[&str]| {
+        let args = [&["run", path, PROMPT, "-n", "12", "--temp", "0", "-t", "1"], more].concat();
+        (output(args.clone()), json(&args))
+    };
+    // It never comes to an end of it.
+    let (shown, object) = run(&[]);
+    let thought = object["thinking"].as_str().unwrap();
+    assert!(!thought.trim().is_empty() && object["text"] == "", "{object}");
+    assert_eq!(stdout(&shown).trim_end(), format!("Thinking...\n{thought}").trim_end());
+    assert_eq!(run(&["--think"]).1["thinking"], thought);
+    let (shown, object) = run(&["--hide-thinking"]);
+    assert_eq!((stdout(&shown), &object["thinking"]), ("\n", &thought.into()));
+    let (shown, object) = run(&["--think=false"]);
+    assert!(object["thinking"].is_null(), "{object}");
+    assert_eq!(stdout(&shown), format!("{}\n", object["text"].as_str().unwrap()));
+    assert!(object["text"].as_str().unwrap().trim().len() > 12, "{object}");
+    let refused = output(["run", "demo", PROMPT, "--think"]);
+    assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+    assert!(stderr(&refused).contains("error: this model's chat template knows no thinking"));
+    assert!(output(["run", "demo", PROMPT, "--think=false", "-n", "1"]).status.success());
 }
 
 #[test]

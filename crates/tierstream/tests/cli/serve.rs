@@ -1,14 +1,17 @@
 //! `tierstream serve`: its flags, its settings, its memory, its end.
 
 use std::fs;
-use std::net::TcpListener;
+use std::io::{BufRead, BufReader, Read};
+use std::net::{TcpListener, TcpStream};
+use std::process::Stdio;
 use std::thread;
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::server::Server;
-use crate::support::{PROMPT, json as told, output, signal, stderr, tierstream};
+use crate::stores::Stores;
+use crate::support::{PROMPT, json as told, output, signal, stderr, stdout, tierstream};
 
 const MIB: u64 = 1 << 20;
 
@@ -42,6 +45,43 @@ fn it_ends_when_it_is_told_to() {
         signal(&server.child, kind);
         assert_eq!(server.child.wait().unwrap().code(), Some(0), "{kind:?}");
     }
+}
+
+/// A server whose messages can be read, and an answer that does not end by itself.
+fn busy() -> (Server, TcpStream) {
+    let server = Server::start_with(&[], |command| {
+        command.stderr(Stdio::piped());
+    });
+    let options = json!({"temperature": 0, "num_ctx": 200_000});
+    let body = json!({"model": "demo", "prompt": PROMPT, "raw": true, "options": options});
+    let mut answer = server.begin("/api/generate", &body);
+    let mut read = String::new();
+    while !read.contains("response") {
+        let mut byte = [0];
+        answer.read_exact(&mut byte).unwrap();
+        read.push(char::from(byte[0]));
+    }
+    (server, answer)
+}
+
+#[test]
+fn a_busy_server_says_that_it_stops() {
+    let (server, mut answer) = busy();
+    let told = server.told();
+    let mut rest = String::new();
+    answer.read_to_string(&mut rest).unwrap();
+    assert!(rest.contains("the server is stopping"), "{rest}");
+    assert!(told.contains("stopping: answers have 3 s to end; Ctrl-C again"), "{told}");
+}
+
+#[test]
+fn a_second_signal_ends_a_busy_server_at_once() {
+    let (mut server, _answer) = busy();
+    signal(&server.child, Signal::INT);
+    let mut told = BufReader::new(server.child.stderr.take().unwrap()).lines();
+    assert!(told.any(|line| line.unwrap().starts_with("stopping: ")));
+    signal(&server.child, Signal::INT);
+    assert_eq!(server.child.wait().unwrap().code(), Some(1));
 }
 
 #[test]
@@ -112,7 +152,7 @@ fn settings_that_are_refused() {
     for text in [
         "paralel = 1",
         "ram = \"much\"",
-        "parallel = 0",
+        "parallel = 300",
         "parallel = [",
         "ram = {size = 1}",
         "config = \"other.toml\"",
@@ -125,6 +165,80 @@ fn settings_that_are_refused() {
     insta::assert_snapshot!(all);
     let missing = output(["serve", "--config", "/nowhere/serve.toml"]);
     assert!(stderr(&missing).starts_with("error: cannot read /nowhere/serve.toml"), "{missing:?}");
+}
+
+/// A number of Ollama's that is 0 is as usual.
+#[test]
+fn variables_of_ollamas_mean_what_they_mean_to_it() {
+    let server = Server::start_as(&[], |command| {
+        for name in ["NUM_PARALLEL", "MAX_LOADED_MODELS", "MAX_QUEUE"] {
+            command.env(format!("OLLAMA_{name}"), "0");
+        }
+        command.env("OLLAMA_CONTEXT_LENGTH", " \"320\"");
+    });
+    generate(&server, 1);
+    assert_eq!(server.json(&["ps"])["models"][0]["ctx"], 320);
+    for (name, value) in [("OLLAMA_CONTEXT_LENGTH", "many"), ("OLLAMA_NUM_PARALLEL", "-1")] {
+        let output = tierstream().arg("serve").env(name, value).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        let tip = format!("tip: it may be from the environment: {name}={value}");
+        assert!(stderr(&output).contains(&tip), "{output:?}");
+    }
+}
+
+#[test]
+fn names_of_stores_are_looked_for_when_it_starts() {
+    let stores = Stores::new();
+    let server = Server::start_with(&["novelist:31m"], |command| {
+        for (name, value) in stores.command().get_envs() {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        command.stderr(Stdio::piped());
+    });
+    let load = json!({ "model": "novelist:31m" });
+    assert!(server.post("/api/generate", &load).contains("\"load\""));
+    let told = server.told();
+    assert!(told.contains("note: loaded novelist:31m in "), "{told}");
+    for (name, wrong) in [("nothing-like-it", "no model"), ("novelist:lora", "has a LoRA")] {
+        let output = stores.output(&["serve", name, "--host", "127.0.0.1:0"]);
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        assert!(stderr(&output).contains(wrong), "{output:?}");
+    }
+}
+
+#[test]
+fn a_port_is_a_part_of_the_address() {
+    for args in [&["serve", "--port", "8080"][..], &["ps", "--port=8080"]] {
+        let output = output(args);
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        let text = stderr(&output);
+        assert!(text.contains("unexpected argument '--port"), "{text}");
+        assert!(text.contains("tip: the port belongs to the address: --host :8080"), "{text}");
+    }
+    let help = output(["serve", "--help"]);
+    assert!(!stdout(&help).contains("--port") && stdout(&help).contains("for all models together"));
+}
+
+/// The prompts that are kept are a share of it by default.
+#[test]
+fn the_least_budget_is_named_and_works() {
+    let ask = |ram: &str| {
+        let server = Server::start(&["--ram", ram]);
+        let body = json!({"model": "demo", "prompt": PROMPT, "raw": true, "stream": false,
+            "options": {"num_predict": 4}});
+        server.post("/api/generate", &body)
+    };
+    let refused = ask("32MiB");
+    assert!(refused.contains("32.0 MiB is too little memory for this model"), "{refused}");
+    let named = refused.split_once("give it --ram ").and_then(|(_, rest)| rest.split_once(','));
+    let named = named.unwrap_or_else(|| panic!("{refused}")).0;
+    for _ in 0..4 {
+        let answer = ask(named);
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{named}: {answer}");
+    }
 }
 
 /// Models, contexts, kept prompts and connections.

@@ -4,9 +4,10 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::process::{Child, Command, Output, Stdio};
 
+use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::support::{stdout, tierstream};
+use crate::support::{signal, stdout, tierstream};
 
 /// A server of the demo model. It ends with the test.
 pub(crate) struct Server {
@@ -23,10 +24,15 @@ impl Server {
 
     /// With what `prepare` does to its command.
     pub(crate) fn start_with(args: &[&str], prepare: impl FnOnce(&mut Command)) -> Self {
+        Self::start_as(&[&["--ctx", "512"], args].concat(), prepare)
+    }
+
+    /// With the usual context.
+    pub(crate) fn start_as(args: &[&str], prepare: impl FnOnce(&mut Command)) -> Self {
         let home = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let mut command = tierstream();
         command
-            .args(["serve", "--host", "127.0.0.1:0", "--json", "-t", "1", "--ctx", "512"])
+            .args(["serve", "--host", "127.0.0.1:0", "--json", "-t", "1"])
             .args(args)
             .env("HOME", home.path())
             .stdout(Stdio::piped())
@@ -66,6 +72,17 @@ impl Server {
 
     /// With more lines in its head.
     pub(crate) fn post_with(&self, path: &str, body: &Value, more: &str) -> String {
+        let mut answer = String::new();
+        self.send(path, body, more).read_to_string(&mut answer).unwrap();
+        answer
+    }
+
+    /// Sends a request, of whose answer as much can be read as there is.
+    pub(crate) fn begin(&self, path: &str, body: &Value) -> TcpStream {
+        self.send(path, body, "")
+    }
+
+    fn send(&self, path: &str, body: &Value, more: &str) -> TcpStream {
         let mut stream = TcpStream::connect(&self.host).unwrap();
         let body = body.to_string();
         let length = body.len();
@@ -73,9 +90,18 @@ impl Server {
         let head =
             format!("{head}{more}Content-Type: application/json\r\nContent-Length: {length}\r\n");
         stream.write_all(format!("{head}\r\n{body}").as_bytes()).unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        answer
+        stream
+    }
+}
+
+impl Server {
+    /// Ends it, and gives what it has said on stderr, which `prepare` has piped.
+    pub(crate) fn told(mut self) -> String {
+        signal(&self.child, Signal::INT);
+        assert!(self.child.wait().unwrap().success());
+        let mut told = String::new();
+        self.child.stderr.take().unwrap().read_to_string(&mut told).unwrap();
+        told
     }
 }
 

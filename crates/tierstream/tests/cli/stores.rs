@@ -36,33 +36,40 @@ impl Stores {
         path
     }
 
+    /// A layer of a model of Ollama's, whose blob is there.
+    fn layer(&self, kind: &str, bytes: &[u8]) -> Value {
+        let digest = hex(bytes);
+        self.write(&format!("home/.ollama/models/blobs/sha256-{digest}"), bytes);
+        let kind = format!("application/vnd.ollama.image.{kind}");
+        serde_json::json!({"mediaType": kind, "digest": format!("sha256:{digest}"), "size": bytes.len()})
+    }
+
+    fn manifest(&self, name: &str, layers: &[Value]) {
+        let text = sorted(serde_json::json!({"schemaVersion": 2, "layers": layers})).to_string();
+        let path = "home/.ollama/models/manifests/registry.ollama.ai/library";
+        self.write(&format!("{path}/{name}"), text.as_bytes());
+    }
+
+    /// Another name of Ollama's for the demo model, with these layers (kind, text).
+    pub(crate) fn add_name(&self, name: &str, layers: &[(&str, &str)]) {
+        let mut all = vec![self.layer("model", &fs::read(demo()).unwrap())];
+        all.extend(layers.iter().map(|(kind, text)| self.layer(kind, text.as_bytes())));
+        self.manifest(&name.replace(':', "/"), &all);
+    }
+
     /// One whole model, one partial, one split, and one that has a blob for each tensor.
     fn fill_ollama(&self) {
-        let layer = |kind: &str, bytes: &[u8]| {
-            let digest = hex(bytes);
-            self.write(&format!("home/.ollama/models/blobs/sha256-{digest}"), bytes);
-            let kind = format!("application/vnd.ollama.image.{kind}");
-            serde_json::json!({"mediaType": kind, "digest": format!("sha256:{digest}"), "size": bytes.len()})
-        };
-        let manifest = |name: &str, layers: Vec<Value>| {
-            let text =
-                sorted(serde_json::json!({"schemaVersion": 2, "layers": layers})).to_string();
-            let path = "home/.ollama/models/manifests/registry.ollama.ai/library";
-            self.write(&format!("{path}/{name}"), text.as_bytes());
-        };
-        let whole = fs::read(demo()).unwrap();
-        let weights = layer("model", &whole);
-        let template = layer("template", b"{{ .Prompt }}");
-        manifest("novelist/31m", vec![weights.clone(), template]);
-        manifest("novelist/lora", vec![weights, layer("adapter", b"lora")]);
-        let mut partial = layer("model", b"partial");
+        self.add_name("novelist:31m", &[("template", "{{ .Prompt }}")]);
+        self.add_name("novelist:lora", &[("adapter", "lora")]);
+        let mut partial = self.layer("model", b"partial");
         partial["size"] = 1000.into();
-        manifest("partial/latest", vec![partial]);
-        manifest("split/latest", vec![layer("model", b"one"), layer("model", b"two")]);
-        manifest("tensors/latest", vec![layer("tensor", b"one"), layer("tensor", b"two")]);
-        let mut hostile = layer("model", b"hostile");
+        self.manifest("partial/latest", &[partial]);
+        self.manifest("split/latest", &[self.layer("model", b"one"), self.layer("model", b"two")]);
+        let tensors = [self.layer("tensor", b"one"), self.layer("tensor", b"two")];
+        self.manifest("tensors/latest", &tensors);
+        let mut hostile = self.layer("model", b"hostile");
         hostile["digest"] = "sha256:../../../../secret.gguf".into();
-        manifest("hostile/latest", vec![hostile]);
+        self.manifest("hostile/latest", &[hostile]);
         self.write("home/secret.gguf", b"GGUF");
     }
 

@@ -5,18 +5,19 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use tierstream::drive::Io;
 use tierstream::io::EngineKind;
 use tierstream::size::{Bytes, PoolShare};
 use tierstream::{Miss, Policy, Prefetch};
+use tierstream_chat::Think;
 
 pub(crate) use self::bench::{
     Bench, BenchDecode, BenchIo, BenchLoad, BenchLoadTurn, BenchPrefill, BenchPrefillTurn,
     BenchTurn, LoadPeer, Peer, ReadOrder,
 };
 pub(crate) use self::client::{Ps, ServerArgs, Stop};
-pub(crate) use self::serve::Serve;
+pub(crate) use self::serve::{Serve, ram_with_prompts};
 
 mod bench;
 mod client;
@@ -57,6 +58,12 @@ pub(crate) struct Cli {
     /// Print llama.cpp's log on stderr
     #[arg(long, global = true, display_order = LAST)]
     pub(crate) log: bool,
+}
+
+/// All commands and their flags.
+pub(crate) fn command() -> clap::Command {
+    let ram = |flag: clap::Arg| flag.help(serve::RAM_HELP);
+    Cli::command().mut_subcommand("serve", |serve| serve.mut_arg("ram", ram))
 }
 
 #[derive(Debug, Subcommand)]
@@ -210,7 +217,7 @@ pub(crate) struct Run {
     pub(crate) model: ModelArgs,
     /// The prompt; what is piped in stands before it. `-`, or none: standard input
     pub(crate) prompt: Option<String>,
-    /// What the model is told before the conversation; needs a chat template
+    /// What the model is told before the conversation; needs a chat template [default: the model's own]
     #[arg(
         long,
         value_name = "TEXT",
@@ -228,35 +235,49 @@ pub(crate) struct Run {
         value_parser = whole(0..=i32::MAX)
     )]
     pub(crate) prompt_tokens: Option<Vec<i32>>,
-    /// Most tokens to generate [default: 256; the whole answer if there is a chat template]
+    /// Most tokens to generate [default: the model's own, or 256; the whole answer if there is a chat
+    /// template]
     #[arg(long, short, allow_negative_numbers = true, value_parser = whole(1..=u32::MAX))]
     pub(crate) n: Option<u32>,
-    /// Sampling temperature; 0 is greedy
-    #[arg(long, default_value_t = 0.8, allow_negative_numbers = true, value_parser = temperature)]
-    pub(crate) temp: f32,
-    /// Draw from this many most likely tokens; 0: from all
-    #[arg(
-        long,
-        default_value_t = 40,
-        allow_negative_numbers = true,
-        value_parser = whole(0..=i32::MAX)
-    )]
-    pub(crate) top_k: i32,
-    /// Draw from the most likely tokens that together have this probability
-    #[arg(long, default_value_t = 0.95, allow_negative_numbers = true, value_parser = share)]
-    pub(crate) top_p: f32,
-    /// Leave out tokens less likely than this share of the most likely one
-    #[arg(long, default_value_t = 0.05, allow_negative_numbers = true, value_parser = share)]
-    pub(crate) min_p: f32,
-    /// Divide the logits of tokens that the last 64 hold, so that they repeat less; 1: off
-    #[arg(long, default_value_t = 1.0, allow_negative_numbers = true, value_parser = penalty)]
-    pub(crate) repeat_penalty: f32,
-    /// End before this text, which is not printed; may be given several times
+    /// Sampling temperature; 0 is greedy [default: the model's own, or 0.8]
+    #[arg(long, allow_negative_numbers = true, value_parser = temperature)]
+    pub(crate) temp: Option<f32>,
+    /// Draw from this many most likely tokens; 0: from all [default: the model's own, or 40]
+    #[arg(long, allow_negative_numbers = true, value_parser = whole(0..=i32::MAX))]
+    pub(crate) top_k: Option<i32>,
+    /// Draw from the most likely tokens that together have this probability [default: the model's own,
+    /// or 0.95]
+    #[arg(long, allow_negative_numbers = true, value_parser = share)]
+    pub(crate) top_p: Option<f32>,
+    /// Leave out tokens less likely than this share of the most likely one [default: the model's own,
+    /// or 0.05]
+    #[arg(long, allow_negative_numbers = true, value_parser = share)]
+    pub(crate) min_p: Option<f32>,
+    /// Divide the logits of tokens that the last 64 hold, so that they repeat less; 1: off [default: the
+    /// model's own, or 1]
+    #[arg(long, allow_negative_numbers = true, value_parser = penalty)]
+    pub(crate) repeat_penalty: Option<f32>,
+    /// End before this text, which is not printed; may be given several times [default: the model's own]
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true, value_parser = stop_text)]
     pub(crate) stop: Vec<String>,
     /// Give the prompt to the model as it is, without its chat template
     #[arg(long)]
     pub(crate) raw: bool,
+    /// Whether a model thinks before it answers, and how much: true, false, low, medium, high
+    /// [default: true if its chat template knows thinking]
+    #[arg(
+        long,
+        value_name = "HOW",
+        conflicts_with_all = ["raw", "prompt_tokens"],
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        value_parser = think
+    )]
+    pub(crate) think: Option<Think>,
+    /// Print the answer without what the model thinks before it
+    #[arg(long, alias = "hidethinking")]
+    pub(crate) hide_thinking: bool,
 }
 
 /// Reads a whole number; clap's own readers do not tell what they take.
@@ -292,6 +313,18 @@ fn penalty(text: &str) -> Result<f32, String> {
         Ok(p) if p.is_finite() && p > 0.0 => Ok(p),
         _ => Err("a penalty is a number greater than 0; 1 is none".to_owned()),
     }
+}
+
+/// Reads how much to think; the chat's `/set` does too.
+pub(crate) fn think(text: &str) -> Result<Think, String> {
+    Ok(match text {
+        "true" => Think::On,
+        "false" => Think::Off,
+        "low" => Think::Low,
+        "medium" => Think::Medium,
+        "high" => Think::High,
+        _ => return Err("there are true, false, low, medium, high".to_owned()),
+    })
 }
 
 fn stop_text(text: &str) -> Result<String, String> {

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use clap::builder::UnknownArgumentValueParser;
 use tierstream::size::{Bytes, PoolShare};
 use tierstream_server::{KeepAlive, PromptCache, keep_alive};
 
@@ -22,9 +23,10 @@ Exit codes: 0 when it was stopped, 1 for errors, 2 for wrong flags.";
 #[derive(Debug, Args)]
 #[command(after_help = SERVE_EXAMPLES)]
 pub(crate) struct Serve {
-    /// Files to serve beside the models of `tierstream list`
-    #[arg(value_name = "FILE")]
-    pub(crate) files: Vec<PathBuf>,
+    /// Files to serve, by their names, beside the models of `tierstream list`; one of these is looked for
+    /// now, and not when a client asks for it
+    #[arg(value_name = "MODEL")]
+    pub(crate) models: Vec<PathBuf>,
     /// A file with values for these flags, by their names: ram = "8GiB", origins = ["https://chat.example"].
     /// Flags and environment win over it [default: ~/.config/tierstream/serve.toml if it is there]
     #[arg(long, value_name = "FILE", env = "TIERSTREAM_CONFIG")]
@@ -32,6 +34,8 @@ pub(crate) struct Serve {
     /// The address to listen on: HOST, HOST:PORT or :PORT
     #[arg(long, env = "OLLAMA_HOST", default_value = "127.0.0.1:11434", value_parser = address)]
     pub(crate) host: Address,
+    #[arg(long, hide = true, value_parser = UnknownArgumentValueParser::suggest(PORT_TIP))]
+    pub(crate) port: Option<String>,
     /// How long a model stays loaded after its last request: 300, 5m, 24h; 0: not at all, -1: for ever
     #[arg(
         long,
@@ -42,21 +46,24 @@ pub(crate) struct Serve {
         value_parser = keep_alive
     )]
     pub(crate) keep_alive: KeepAlive,
-    /// Requests of a model that are computed at the same time; each has a context of its own
-    #[arg(long, value_name = "N", env = "OLLAMA_NUM_PARALLEL", default_value_t = 2, value_parser = whole(1..=256u32))]
+    /// Requests of a model that are computed at the same time; each has a context of its own; 0: 2
+    #[arg(long, value_name = "N", env = "OLLAMA_NUM_PARALLEL", default_value_t = 2, value_parser = or_usual(256, 2))]
     pub(crate) parallel: u32,
-    /// Models that are loaded at the same time, if all of them fits; one that streams is alone
+    /// Models that are loaded at the same time, if all of them fits; one that streams is alone; 0: 3
     #[arg(
         long,
         value_name = "N",
         env = "OLLAMA_MAX_LOADED_MODELS",
         default_value_t = 3,
-        value_parser = whole(1..=64u32)
+        value_parser = or_usual(64, 3)
     )]
     pub(crate) max_models: u32,
-    /// Requests of a model that wait for their turn; more are refused (503)
-    #[arg(long, value_name = "N", env = "OLLAMA_MAX_QUEUE", default_value_t = 512, value_parser = whole(0..=65_536u32))]
+    /// Requests of a model that wait for their turn; more are refused (503); 0: 512
+    #[arg(long, value_name = "N", env = "OLLAMA_MAX_QUEUE", default_value_t = 512, value_parser = or_usual(65_536, 512))]
     pub(crate) max_queue: u32,
+    /// Ollama's name for --ctx, over which that wins; 0: as usual
+    #[arg(long, value_name = "N", env = "OLLAMA_CONTEXT_LENGTH", hide = true, value_parser = or_usual(16_777_216, 0))]
+    pub(crate) context_length: Option<u32>,
     /// Pages that browsers may call from, beside those of this machine: https://chat.example, or `*`
     #[arg(long, value_name = "ORIGIN,...", env = "OLLAMA_ORIGINS", value_delimiter = ',')]
     pub(crate) origins: Vec<String>,
@@ -84,6 +91,14 @@ pub(crate) struct Serve {
     pub(crate) engine: EngineArgs,
 }
 
+/// What `--port` is told, which other servers have.
+pub(super) const PORT_TIP: &str = "the port belongs to the address: --host :8080";
+
+/// What `--ram` bounds here.
+pub(super) const RAM_HELP: &str = "All host memory of the server, for all models together: weights, contexts, experts, \
+     kept prompts, connections (8GiB, 800MB). With --gpu: each model's pinned memory for experts that do not fit the \
+     GPU's [default: half of what is free]";
+
 /// Memory for prompts, where no other number is given.
 const PROMPT_CACHE_BYTES: u64 = 256 << 20;
 
@@ -100,25 +115,59 @@ impl Serve {
     }
 }
 
-/// Where to listen.
+/// The least --ram that leaves so many bytes beside the prompts that are kept. `cache`: as `--prompt-cache` says.
+pub(crate) fn ram_with_prompts(cache: Option<Bytes>, bytes: u64) -> u64 {
+    match cache {
+        Some(cache) => bytes + cache.0,
+        // A sixteenth of the sum, if that is less.
+        None => (bytes + PROMPT_CACHE_BYTES).min(bytes.div_ceil(15) * 16),
+    }
+}
+
+/// Reads a number up to `most`, as Ollama reads those of its variables: there may be quotes around it, and 0 is
+/// `usual`.
+fn or_usual(most: u32, usual: u32) -> impl Fn(&str) -> Result<u32, String> + Clone + Send + Sync {
+    move |text| match whole(0..=most)(unquoted(text))? {
+        0 => Ok(usual),
+        n => Ok(n),
+    }
+}
+
+/// As Ollama reads all of its variables.
+fn unquoted(text: &str) -> &str {
+    text.trim().trim_matches(['"', '\''])
+}
+
+/// Where to listen, or where a server listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Address(pub(crate) String);
+pub(crate) struct Address {
+    /// `HOST:PORT`.
+    pub(crate) host: String,
+    /// It is reached by HTTPS, as behind a proxy.
+    pub(crate) is_https: bool,
+}
 
 /// Ollama's port.
 const PORT: &str = "11434";
 
-/// Reads an address as Ollama does: a scheme and a path are passed over.
+/// Reads an address as Ollama does: a scheme has its usual port, a path is passed over.
 pub(crate) fn address(text: &str) -> Result<Address, String> {
-    let rest = text.split_once("://").map_or(text, |(_, rest)| rest);
-    let rest = rest.split('/').next().unwrap_or_default().trim();
-    let is_port = |port: &str| port.parse::<u16>().is_ok();
-    let (host, port) = match rest.rsplit_once(':') {
-        Some((host, port)) if is_port(port) && (!host.contains(':') || host.ends_with(']')) => {
-            (host, port)
-        }
-        Some((host, "")) => (host, PORT),
-        _ => (rest, PORT),
+    let text = unquoted(text);
+    let (scheme, rest) = text.split_once("://").unwrap_or(("", text));
+    let usual = match scheme {
+        "http" => "80",
+        "https" => "443",
+        _ => PORT,
     };
+    let rest = rest.split('/').next().unwrap_or_default().trim();
+    let (host, port) = match rest.rsplit_once(':') {
+        Some((host, "")) => (host, usual),
+        Some((host, port)) if !host.contains(':') || host.ends_with(']') => (host, port),
+        _ => (rest, usual),
+    };
+    if port.parse::<u16>().is_err() {
+        return Err(format!("{port:?} is no port: they go up to 65535"));
+    }
     let host = match host {
         "" => "127.0.0.1".to_owned(),
         host if host.contains(':') && !host.starts_with('[') => format!("[{host}]"),
@@ -127,11 +176,14 @@ pub(crate) fn address(text: &str) -> Result<Address, String> {
     if host.contains(char::is_whitespace) {
         return Err("it is HOST, HOST:PORT or :PORT".into());
     }
-    Ok(Address(format!("{host}:{port}")))
+    Ok(Address { host: format!("{host}:{port}"), is_https: scheme == "https" })
 }
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
+    use super::super::{Cli, Command};
     use super::*;
 
     #[test]
@@ -142,13 +194,51 @@ mod tests {
             (":8080", "127.0.0.1:8080"),
             ("", "127.0.0.1:11434"),
             ("http://box:1/api", "box:1"),
-            ("https://box/", "box:11434"),
+            ("http://box", "box:80"),
+            ("https://box/", "box:443"),
+            ("https://[::1]", "[::1]:443"),
+            ("https://box:1", "box:1"),
+            ("tcp://box", "box:11434"),
+            ("box:", "box:11434"),
+            (" \"box\" ", "box:11434"),
             ("::1", "[::1]:11434"),
             ("[::1]:5", "[::1]:5"),
             ("[::1]", "[::1]:11434"),
         ] {
-            assert_eq!(address(text), Ok(Address(wanted.into())), "{text}");
+            let is_https = text.contains("https:");
+            assert_eq!(address(text), Ok(Address { host: wanted.into(), is_https }), "{text}");
         }
-        assert!(address("a b").is_err());
+        for text in ["a b", "box:65536", "box:x", "[::1]:x"] {
+            assert!(address(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_least_budget_leaves_what_is_needed_beside_the_prompts() {
+        for cache in [&[][..], &["--prompt-cache", "1MiB"]] {
+            let serve = |ram: u64| {
+                let args = ["tierstream", "serve", "--ram", &format!("{ram}B")];
+                match Cli::parse_from([&args[..], cache].concat()).command {
+                    Command::Serve(args) => args,
+                    _ => unreachable!("it is serve"),
+                }
+            };
+            for needed in [1 << 20, 200 << 20, (4 << 30) - 1, 64 << 30] {
+                let ram = ram_with_prompts(serve(0).prompt_cache, needed);
+                let left = ram - serve(ram).prompts().ram_bytes;
+                assert!((needed..needed + 32).contains(&left), "{needed}: {ram} leave {left}");
+            }
+        }
+    }
+
+    #[test]
+    fn numbers_are_read_as_ollama_does() {
+        let read = or_usual(64, 3);
+        for (text, wanted) in [("0", 3), ("1", 1), (" '64' ", 64), ("\"7\"", 7)] {
+            assert_eq!(read(text), Ok(wanted), "{text}");
+        }
+        for text in ["", "-1", "65", "x", "1.5"] {
+            assert!(read(text).is_err(), "{text}");
+        }
     }
 }

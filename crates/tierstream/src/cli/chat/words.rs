@@ -9,6 +9,7 @@ pub(super) const HELP: &str = "\
 /set seed VALUE  seed of sampling
 /set n VALUE     most tokens of an answer
 /set system TEXT what the model is told before the conversation
+/set think HOW   whether it thinks before it answers: true, false, low, medium, high
 /bye             leave (so does Ctrl-D)
 Ctrl-C stops an answer. A line that ends with \\ goes on in the next one, as does a text
 between \"\"\" and \"\"\".";
@@ -22,6 +23,7 @@ pub(super) const COMMANDS: &[&str] = &[
     "/set seed ",
     "/set n ",
     "/set system ",
+    "/set think ",
     "/bye",
 ];
 
@@ -68,11 +70,13 @@ pub(super) fn parse(line: &str) -> Line<'_> {
     }
 }
 
-/// Ollama has `/set parameter NAME VALUE` for what is `/set NAME VALUE` here.
+/// Ollama has `/set parameter NAME VALUE` for what is `/set NAME VALUE` here, and words for thinking alone.
 fn set(text: &str) -> Line<'_> {
     let words = text.trim_start_matches("/set").trim_start();
     let words = words.strip_prefix("parameter ").map_or(words, str::trim_start);
     match words.split_once(char::is_whitespace) {
+        None if words == "think" => Line::Set("think", "true"),
+        None if words == "nothink" => Line::Set("think", "false"),
         Some((name, value)) if name == "system" || value.split_whitespace().count() == 1 => {
             Line::Set(name, value.trim())
         }
@@ -100,6 +104,9 @@ mod tests {
         assert_eq!(parse("\"\"\"\"\"\""), Line::Nothing);
         assert_eq!(parse("/set temp 0.5"), Line::Set("temp", "0.5"));
         assert_eq!(parse("/set temp"), Line::Set("", ""));
+        assert_eq!(parse("/set think low"), Line::Set("think", "low"));
+        assert_eq!(parse("/set think"), Line::Set("think", "true"));
+        assert_eq!(parse("/set nothink"), Line::Set("think", "false"));
         assert_eq!(parse("/set temp 1 2"), Line::Set("", ""));
         assert_eq!(parse("/set parameter temperature  2"), Line::Set("temperature", "2"));
         assert_eq!(parse("/set system  Be brief. "), Line::Set("system", "Be brief."));

@@ -24,13 +24,14 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use self::models::Models;
 use super::args::{Cli, Serve};
 use super::keys;
-use super::named::Named;
+use super::named::{self, Named};
 use super::open;
 use super::output::{self, Failure};
 
 pub(crate) fn serve(cli: &Cli, args: &Serve) -> anyhow::Result<ExitCode> {
     // What is wrong with the flags is told now, and not to the first client.
     open::options(&args.engine, args.experts)?;
+    open::beyond_memory(&args.engine).iter().for_each(output::note);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.context("cannot start the server's threads")?;
     let done = runtime.block_on(listen(cli, args));
@@ -43,7 +44,7 @@ async fn listen(cli: &Cli, args: &Serve) -> anyhow::Result<ExitCode> {
     if let Some(folder) = &args.prompt_folder {
         try_folder(folder)?;
     }
-    let address = &args.host.0;
+    let address = &args.host.host;
     let listener =
         TcpListener::bind(address).await.map_err(|error| cannot_listen(address, &error))?;
     let listens = listener.local_addr().context("the listener has no address")?;
@@ -65,13 +66,18 @@ async fn listen(cli: &Cli, args: &Serve) -> anyhow::Result<ExitCode> {
             "whoever reaches this address may use the models: --api-keys has requests need a key",
         );
     }
+    let grace = settings.grace;
     let models = Arc::new(Models::new(args, &args.prompts()));
+    named::missing_folders(&environment).iter().for_each(output::note);
     let store = Store::new(&environment);
     let server = Server::new(models.clone(), store, extras(args)?, settings);
     tell(cli, listens)?;
     let stop = async move {
         stopped().await;
         models.stop();
+        let grace = output::rough(grace.as_secs_f64());
+        let line = format!("stopping: answers have {grace} to end; Ctrl-C again ends them at once");
+        output::status("2", &line);
     };
     server.run(listener, stop).await.context("the server failed")?;
     Ok(ExitCode::SUCCESS)
@@ -140,17 +146,25 @@ async fn next(signals: &mut [Signal]) {
     .await;
 }
 
-/// The demo model, and those whose files were named.
+/// The demo model, and those whose files were named. Names of a store are served anyhow.
 fn extras(args: &Serve) -> anyhow::Result<Vec<Extra>> {
-    let name = |path: &Path| {
-        let name = path.file_stem().and_then(|name| name.to_str());
-        name.map(str::to_owned)
-            .with_context(|| format!("{}: this is no name of a file", path.display()))
-    };
     let demo = Extra { name: "demo".into(), path: Named::find(Path::new("demo"))?.path };
-    let named = args.files.iter().map(|file| {
-        tierstream::pack::open(file).map_err(tierstream::Error::from)?;
-        Ok(Extra { name: name(file)?, path: file.clone() })
-    });
+    let named = args.models.iter().map(|model| extra(model)).filter_map(Result::transpose);
     named.chain([Ok(demo)]).collect()
+}
+
+/// A model beside those of the stores, if it is none of these.
+fn extra(model: &Path) -> anyhow::Result<Option<Extra>> {
+    let named = Named::find(model)?;
+    if named.is_stored() && !named.layers().adapters.is_empty() {
+        let what = format!("{} has a LoRA beside its weights", model.display());
+        return Err(Failure::error(what, "`tierstream run` runs it without"));
+    }
+    if named.is_stored() || model == Path::new("demo") {
+        return Ok(None);
+    }
+    tierstream::pack::open(&named.path).map_err(tierstream::Error::from)?;
+    let name = model.file_stem().and_then(|name| name.to_str());
+    let name = name.with_context(|| format!("{}: this is no name of a file", model.display()))?;
+    Ok(Some(Extra { name: name.to_owned(), path: named.path }))
 }

@@ -15,7 +15,8 @@ use tierstream_server::engine::{
     Rates, Sample, Sampling, Text, Token, WAIT_BOUNDS,
 };
 
-use super::super::args::{EngineArgs, Serve};
+use super::super::args::{EngineArgs, Serve, ram_with_prompts};
+use super::super::face;
 use super::super::open;
 use super::super::output;
 
@@ -31,14 +32,15 @@ pub(super) struct Models {
     own_bytes: u64,
     /// Bytes that are left to the server: kept prompts, connections, answers.
     server_bytes: u64,
+    /// What prompts may take, if the flags say so.
+    prompt_cache: Option<Bytes>,
     stops: AtomicBool,
 }
 
 impl Models {
     pub(super) fn new(args: &Serve, prompts: &PromptCache) -> Self {
         let mut engine = args.engine.clone();
-        let ctx = std::env::var("OLLAMA_CONTEXT_LENGTH").ok().and_then(|n| n.parse().ok());
-        engine.ctx = engine.ctx.or(ctx.filter(|&n| n > 0));
+        engine.ctx = engine.ctx.or(args.context_length.filter(|&n| n > 0));
         let own_bytes = Usage::now().rss_bytes;
         let stops = AtomicBool::new(false);
         Self {
@@ -47,6 +49,7 @@ impl Models {
             sequences: args.parallel,
             own_bytes,
             server_bytes: prompts.ram_bytes + SERVER_BYTES,
+            prompt_cache: args.prompt_cache,
             stops,
         }
     }
@@ -75,8 +78,8 @@ impl Models {
     fn with_server(&self, error: Error) -> Error {
         match error {
             Error::Ram { ram_bytes, least_bytes, pool_bytes } => Error::Ram {
-                ram_bytes: ram_bytes + self.server_bytes,
-                least_bytes: least_bytes + self.server_bytes,
+                ram_bytes: self.args.ram.map_or(ram_bytes, |ram| ram.0),
+                least_bytes: ram_with_prompts(self.prompt_cache, least_bytes + SERVER_BYTES),
                 pool_bytes,
             },
             other => other,
@@ -114,10 +117,19 @@ impl Models {
                 .map_err(|error| of(self.with_server(error)))?;
         let notes = engine.notes().to_vec();
         let model = engine.model().clone();
-        let requirement = engine.requirement();
-        let ram_bytes = requirement.fixed_bytes.saturating_sub(before) + model.pool_bytes().0;
+        let requirement = *engine.requirement();
+        let ram_bytes = match streams_to_gpu {
+            true => requirement.fixed_bytes.saturating_sub(before) + model.pool_bytes().0,
+            // Not what the process has more than before, which hangs on what that has given back.
+            false => {
+                let streamed = if model.is_streamed() { model.expert_bytes() } else { 0 };
+                let dense = file.tensor_bytes() - streamed;
+                let compute = engine.context().compute_bytes();
+                dense + requirement.state_bytes + compute + model.pool_bytes().0
+            }
+        };
         let took = engine.load_time();
-        tell(path, ram_bytes, took, &notes);
+        tell(&asked.name, ram_bytes, took, &notes);
         let context = engine.context();
         let stalls = context.stalls();
         let limits = Limits {
@@ -177,8 +189,7 @@ fn on_gpu(options: &Options) -> bool {
     !matches!(options.placement, Placement::Cpu)
 }
 
-fn tell(path: &Path, bytes: u64, took: Duration, notes: &[String]) {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
+fn tell(name: &str, bytes: u64, took: Duration, notes: &[String]) {
     output::note(format!(
         "loaded {name} in {:.1} s: {} of memory",
         took.as_secs_f64(),
@@ -333,19 +344,7 @@ impl Compute for Computing {
     }
 
     fn sampler(&self, sampling: &Sampling) -> Box<dyn Sample> {
-        let Sampling { temperature, top_k, top_p, min_p, typical_p, .. } = *sampling;
-        Box::new(Drawing(Sampler::new(tierstream::Sampling {
-            temperature,
-            top_k,
-            top_p,
-            min_p,
-            typical_p,
-            penalty_tokens: sampling.penalty_tokens,
-            repeat_penalty: sampling.repeat_penalty,
-            frequency_penalty: sampling.frequency_penalty,
-            presence_penalty: sampling.presence_penalty,
-            seed: sampling.seed,
-        })))
+        Box::new(Drawing(Sampler::new(face::sampling(sampling))))
     }
 
     fn stopper(&self) -> Arc<dyn Fn(bool) + Send + Sync> {
