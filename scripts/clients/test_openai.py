@@ -264,7 +264,7 @@ def test_errors(client):
     refused(openai.BadRequestError, "max_completion_tokens", max_completion_tokens=0)
     refused(openai.BadRequestError, "top_logprobs", logprobs=True, top_logprobs=21)
     refused(openai.BadRequestError, "response_format", response_format={"type": "xml"})
-    refused(openai.BadRequestError, "form", response_format=schema({"type": "nothing"}))
+    refused(openai.BadRequestError, "the schema cannot be used: Invalid type: nothing", response_format=schema({"type": "nothing"}))
     refused(openai.BadRequestError, "logit_bias", logit_bias={"a": 1})
     image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
     refused(openai.BadRequestError, "image_url", messages=[{"role": "user", "content": [image]}])
