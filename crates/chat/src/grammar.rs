@@ -263,9 +263,13 @@ fn puts_together(schema: &mut Value) -> bool {
 
 fn close(schema: &mut Value) {
     if let Value::Object(map) = schema
-        && map.contains_key("properties")
+        && let Some(Value::Object(named)) = map.get("properties")
     {
-        map.entry("additionalProperties").or_insert(false.into());
+        let required = map.get("required").and_then(Value::as_array).into_iter().flatten();
+        // One that wants a key that it does not describe could not be satisfied.
+        if required.filter_map(Value::as_str).all(|key| named.contains_key(key)) {
+            map.entry("additionalProperties").or_insert(false.into());
+        }
     }
     parts(schema).into_iter().for_each(close);
 }

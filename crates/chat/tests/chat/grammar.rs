@@ -255,6 +255,10 @@ fn objects_have_the_keys_that_they_are_said_to_have() {
         assert!(takes(within.clone(), r#"[{"x":1}]"#), "{within}");
         assert!(!takes(within.clone(), &format!("[{more}]")), "{within}");
     }
+    // What has to be there may be.
+    let mut vague = point;
+    vague["required"] = json!(["x", "y"]);
+    assert!(takes(vague, more));
     // A key of that name is none of the schema's words.
     let named = json!({"type": "object", "properties": {"properties": {"type": "object"}}});
     assert!(takes(named, r#"{"properties":{"x":1}}"#));
