@@ -56,6 +56,9 @@ pub struct Script {
 /// Bytes that a scripted model says it takes.
 pub const MODEL_BYTES: u64 = 1 << 20;
 
+/// Bytes that it takes beyond that for each token of context that was asked for.
+pub const TOKEN_BYTES: u64 = 64;
+
 /// Bytes per second that a scripted model says its drive can do.
 pub const DRIVE_RATE: f64 = 2e9;
 
@@ -118,11 +121,23 @@ impl Gate {
     }
 }
 
-impl Engine for Script {
-    fn load(&self, path: &Path, options: &LoadOptions) -> Result<Loaded, EngineError> {
-        if self.room_bytes > 0 && options.taken_bytes + MODEL_BYTES > self.room_bytes {
+impl Script {
+    fn check_room(&self, ctx: Option<u32>, taken_bytes: u64) -> Result<(), EngineError> {
+        let bytes = MODEL_BYTES + TOKEN_BYTES * u64::from(ctx.unwrap_or(0));
+        if self.room_bytes > 0 && taken_bytes + bytes > self.room_bytes {
             return Err(EngineError::NoRoom("there is no room for this model".into()));
         }
+        Ok(())
+    }
+}
+
+impl Engine for Script {
+    fn check(&self, _: &Path, ctx: Option<u32>) -> Result<(), EngineError> {
+        self.check_room(ctx, 0)
+    }
+
+    fn load(&self, path: &Path, options: &LoadOptions) -> Result<Loaded, EngineError> {
+        self.check_room(options.ctx, options.taken_bytes)?;
         if let Some(gate) = &self.load_gate {
             gate.pass(&AtomicBool::new(false));
         }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use axum::http::StatusCode;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
@@ -290,9 +291,13 @@ pub(crate) fn name_results(messages: &mut [Message]) {
 }
 
 /// Reads what the model's own layers wish.
-pub(crate) fn own_wishes(found: &Found) -> Wishes {
-    let params = found.layers.params.as_deref().and_then(catalog::small_file);
-    params.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default()
+pub(crate) fn own_wishes(found: &Found) -> ApiResult<Wishes> {
+    let Some(path) = &found.layers.params else { return Ok(Wishes::default()) };
+    let wrong = |error| {
+        let why = format!("the parameters of {:?} are not as they should be: {error}", found.name);
+        ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, why)
+    };
+    serde_json::from_str(&catalog::small_file(path)?).map_err(wrong)
 }
 
 /// Makes the tokens of a request. Takes a while for long ones.
@@ -308,7 +313,10 @@ pub(crate) fn prompt(lease: &Lease, ask: &mut Ask) -> ApiResult<Prompt> {
         Input::Insert { prompt, suffix } => insert(lease, prompt, suffix, ask.think, now),
         Input::Prompt { system, prompt, template, before } => {
             let own = template.as_deref().map(Template::go).transpose()?;
-            let system = system.take().or_else(|| own_system(lease));
+            let system = match system.take() {
+                Some(system) => Some(system),
+                None => own_system(lease)?,
+            };
             let system = system.filter(|s| !s.is_empty()).map(|s| Message::new("system", s));
             let messages: Vec<_> =
                 system.into_iter().chain([Message::new("user", std::mem::take(prompt))]).collect();
@@ -325,7 +333,7 @@ pub(crate) fn prompt(lease: &Lease, ask: &mut Ask) -> ApiResult<Prompt> {
         }
         Input::Chat(messages) => {
             if !messages.iter().any(|message| message.role == "system")
-                && let Some(system) = own_system(lease)
+                && let Some(system) = own_system(lease)?
             {
                 messages.insert(0, Message::new("system", system));
             }
@@ -448,8 +456,8 @@ fn tokenize(lease: &Lease, text: &str) -> ApiResult<Vec<Token>> {
     Ok(lease.text.tokenize(text, !has_one, true)?)
 }
 
-fn own_system(lease: &Lease) -> Option<String> {
-    lease.face.found.layers.system.as_deref().and_then(catalog::small_file)
+fn own_system(lease: &Lease) -> ApiResult<Option<String>> {
+    lease.face.found.layers.system.as_deref().map(catalog::small_file).transpose()
 }
 
 fn now() -> DateTime {

@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
+use axum::http::StatusCode;
 use sha2::{Digest, Sha256};
 use tierstream_chat::{Capabilities, Template};
 use tierstream_gguf::{Metadata, Value};
@@ -19,7 +20,12 @@ pub(crate) struct Catalog {
     extras: Vec<Extra>,
     /// By path; read again when the file has changed.
     headers: Mutex<HashMap<PathBuf, (Stamp, Header)>>,
+    /// What names led to a moment ago: each request has one, and to find it folders are read.
+    found: Mutex<HashMap<String, (Instant, Found)>>,
 }
+
+/// How long a name leads to what it led to.
+const FOUND_TIME_MAX: Duration = Duration::from_secs(1);
 
 type Stamp = (u64, SystemTime);
 
@@ -50,7 +56,7 @@ pub(crate) struct Header {
 
 impl Catalog {
     pub(crate) fn new(store: Store, extras: Vec<Extra>) -> Self {
-        Self { store, extras, headers: Mutex::default() }
+        Self { store, extras, headers: Mutex::default(), found: Mutex::default() }
     }
 
     /// The model of that name. Reads directories.
@@ -62,10 +68,25 @@ impl Catalog {
         if let Some(extra) = self.extras.iter().find(|extra| extra.name == plain) {
             return Ok(of_extra(extra));
         }
+        let remembered = || self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((since, found)) = remembered().get(name)
+            && since.elapsed() < FOUND_TIME_MAX
+        {
+            return Ok(found.clone());
+        }
         let model = self.store.find(name)?;
         let tool = Some(model.tool);
-        let (name, path, bytes, layers) = (model.name, model.path, model.bytes, model.layers);
-        Ok(Found { name, path, bytes, layers, tool })
+        let found = Found {
+            name: model.name,
+            path: model.path,
+            bytes: model.bytes,
+            layers: model.layers,
+            tool,
+        };
+        let mut remembered = remembered();
+        remembered.retain(|_, (since, _)| since.elapsed() < FOUND_TIME_MAX);
+        remembered.insert(name.to_owned(), (Instant::now(), found.clone()));
+        Ok(found)
     }
 
     /// All that can be used.
@@ -175,7 +196,7 @@ pub(crate) fn template(
     header: &Header,
     bos_eos: (&str, &str),
 ) -> ApiResult<Template> {
-    let go = found.layers.template.as_deref().and_then(small_file);
+    let go = found.layers.template.as_deref().map(small_file).transpose()?;
     match Template::of_model(header.chat_template.as_deref(), go.as_deref(), bos_eos)? {
         Some(template) => Ok(template),
         None => Ok(Template::go(NO_TEMPLATE)?),
@@ -185,10 +206,20 @@ pub(crate) fn template(
 /// Bytes of a layer of text that are read.
 const LAYER_BYTES_MAX: u64 = 1 << 20;
 
-/// A text that belongs to a model; none if it is too long, or no text.
-pub(crate) fn small_file(path: &Path) -> Option<String> {
-    let len = std::fs::metadata(path).ok()?.len();
-    (len <= LAYER_BYTES_MAX).then(|| std::fs::read_to_string(path).ok())?
+/// A text that belongs to a model.
+pub(crate) fn small_file(path: &Path) -> ApiResult<String> {
+    let unreadable = |error: &dyn std::fmt::Display| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        ApiError::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            format!("the model's layer {name}: {error}"),
+        )
+    };
+    let len = std::fs::metadata(path).map_err(|error| unreadable(&error))?.len();
+    if len > LAYER_BYTES_MAX {
+        return Err(unreadable(&format!("{len} bytes are too many; {LAYER_BYTES_MAX} are read")));
+    }
+    std::fs::read_to_string(path).map_err(|error| unreadable(&error))
 }
 
 /// What Ollama's clients are told that a model can do.

@@ -1,7 +1,7 @@
 //! What the server needs of whatever runs models. The program runs them with llama.cpp; tests have one that
 //! needs no weights (`crates/script`).
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// A token id.
@@ -34,7 +34,12 @@ pub trait Engine: Send + Sync + 'static {
     ///
     /// # Errors
     /// [`EngineError`].
-    fn load(&self, path: &std::path::Path, options: &LoadOptions) -> Result<Loaded, EngineError>;
+    fn load(&self, path: &Path, options: &LoadOptions) -> Result<Loaded, EngineError>;
+    /// Whether a model could be loaded with so much context if no other was there, as far as its header tells.
+    ///
+    /// # Errors
+    /// Those of [`Engine::load`].
+    fn check(&self, path: &Path, ctx: Option<u32>) -> Result<(), EngineError>;
 }
 
 /// How a model is to be loaded.
@@ -42,10 +47,12 @@ pub trait Engine: Send + Sync + 'static {
 pub struct LoadOptions {
     /// What the client calls it.
     pub name: String,
-    /// Tokens of context of each sequence, if the client wants a number.
+    /// Tokens of context of each sequence, if the client wants a number: what the model was trained with at most.
     pub ctx: Option<u32>,
     /// Bytes of host memory that other loaded models have.
     pub taken_bytes: u64,
+    /// Bytes of a GPU's memory that they have.
+    pub taken_vram_bytes: u64,
 }
 
 /// A model that is loaded.

@@ -68,7 +68,7 @@ impl Talk {
         }
         let metrics = hub.metrics.clone();
         blocking(move || {
-            let own = ask::own_wishes(&lease.face.found);
+            let own = ask::own_wishes(&lease.face.found)?;
             ask.wishes = std::mem::take(&mut ask.wishes).or(own);
             let prompt = ask::prompt(&lease, &mut ask)?;
             let ctx = lease.limits.ctx;

@@ -82,3 +82,19 @@ async fn a_lora_is_refused_and_not_passed_over() {
     assert_eq!(status, StatusCode::NOT_IMPLEMENTED, "{answer}");
     assert!(answer["error"].as_str().expect("why").contains("LoRA"), "{answer}");
 }
+
+/// What cannot be read is told, and nothing is answered without it.
+#[tokio::test]
+async fn layers_that_are_damaged_are_told() {
+    let params = "{\"temperature\": ";
+    let (folder, environment) =
+        store(&[("params", &[("params", params)]), ("system", &[("system", "SAY[x]YAS")])]);
+    let system = folder.path().join(format!("blobs/sha256-{:064x}", 2));
+    fs::write(system, [0xff; 9]).expect("ours");
+    let fixture = server(&folder, &environment, &Script::default());
+    for (name, expected) in [("params", "parameters"), ("system", "UTF-8")] {
+        let (status, answer) = ask(&fixture, name).await;
+        assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR, "{answer}");
+        assert!(answer["error"].as_str().expect("why").contains(expected), "{answer}");
+    }
+}

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use axum::http::StatusCode;
 use serde_json::{Value, json};
-use support::{Fixture, read_until};
-use tierstream_script::{FAILS, Gate, MODEL_BYTES, PANICS, Script};
+use support::{Fixture, TRAINED, read_until};
+use tierstream_script::{FAILS, Gate, MODEL_BYTES, PANICS, Script, TOKEN_BYTES};
 use tierstream_server::{PromptCache, Settings};
 use tokio::io::AsyncReadExt;
 
@@ -227,6 +227,45 @@ async fn a_model_makes_room_for_another() {
     }
     let wanted = ["one", "two", "one"].map(|model| fixture.path(model));
     assert_eq!(*loads.lock().expect("not poisoned"), wanted);
+}
+
+/// It is refused, and nobody else pays for it.
+#[tokio::test]
+async fn a_model_that_cannot_be_loaded_takes_no_other_ones_place() {
+    let room_bytes = MODEL_BYTES + 1000 * TOKEN_BYTES;
+    let engine = Script { room_bytes, ..Script::default() };
+    let loads = engine.loads.clone();
+    let fixture = Fixture::with(engine, Settings { models_max: 1, ..Settings::default() });
+    let with_ctx = |model: &str, ctx: u64| {
+        let mut request = chat(model, "SAY[abc]YAS");
+        request["options"] = json!({ "num_ctx": ctx });
+        fixture.post("/api/chat", request)
+    };
+    assert_eq!(with_ctx("one", 300).await.0, StatusCode::OK);
+    // Neither another one's place, nor its own with less context.
+    for model in ["two", "one"] {
+        let (status, answer) = with_ctx(model, 100_000).await;
+        assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR);
+        assert_eq!(answer["error"], "there is no room for this model");
+    }
+    assert_eq!(fixture.get("/api/ps").await.1["models"][0]["context_length"], 300);
+    assert_eq!(loads.lock().expect("not poisoned").len(), 1);
+}
+
+#[tokio::test]
+async fn the_usual_context_comes_back() {
+    let fixture = Fixture::new(Script { ctx: 512, ..Script::default() });
+    let ctx = async |wanted: Option<u64>| {
+        let mut request = chat("one", "SAY[abc]YAS");
+        request["options"] = json!({ "num_ctx": wanted });
+        assert_eq!(fixture.post("/api/chat", request).await.0, StatusCode::OK);
+        fixture.get("/api/ps").await.1["models"][0]["context_length"].clone()
+    };
+    let trained = u64::from(TRAINED);
+    let asked = [(None, 512), (Some(300), 300), (None, 512), (Some(512), 512)];
+    for (wanted, given) in asked.into_iter().chain([(Some(1 << 30), trained), (None, 512)]) {
+        assert_eq!(ctx(wanted).await, given);
+    }
 }
 
 #[tokio::test]

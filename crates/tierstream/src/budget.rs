@@ -169,6 +169,17 @@ impl Forecast {
         self.requirement.fits(ram_bytes.unwrap_or_else(default_ram))
     }
 
+    /// Whether it can be run at all within a budget; without one, within the memory that a run would take.
+    /// `freed_bytes`: of what is resident now, what will be free by then.
+    ///
+    /// # Errors
+    /// [`Error::Ram`] if it cannot.
+    pub fn check(&self, ram_bytes: Option<u64>, freed_bytes: u64) -> Result<()> {
+        let fixed_bytes = self.requirement.fixed_bytes.saturating_sub(freed_bytes);
+        let needed = Requirement { fixed_bytes, ..self.requirement };
+        needed.left_of(ram_bytes.unwrap_or_else(default_ram)).map(|_| ())
+    }
+
     /// The model, of which there is only the header. It cannot be computed with.
     pub fn model(&self) -> &Model {
         self.rehearsal.model()

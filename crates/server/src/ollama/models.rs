@@ -83,9 +83,10 @@ pub(super) async fn show(
         let capabilities = catalog::capabilities(&header, template.capabilities());
         let mut info = header.keys.clone();
         info.insert("general.parameter_count".into(), header.parameters.into());
-        let layer =
-            |path: &Option<std::path::PathBuf>| path.as_deref().and_then(catalog::small_file);
-        let params = layer(&found.layers.params);
+        let layer = |path: &Option<std::path::PathBuf>| {
+            path.as_deref().map(catalog::small_file).transpose()
+        };
+        let params = layer(&found.layers.params)?;
         let mut shown = json!({
             "modelfile": format!("FROM {}\n", found.name),
             "parameters": params.map(|text| parameters(&text)).unwrap_or_default(),
@@ -95,7 +96,7 @@ pub(super) async fn show(
             "capabilities": capabilities,
             "modified_at": time(header.modified),
         });
-        if let Some(system) = layer(&found.layers.system) {
+        if let Some(system) = layer(&found.layers.system)? {
             shown["system"] = system.into();
         }
         Ok::<_, ApiError>(shown)

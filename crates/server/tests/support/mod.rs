@@ -185,6 +185,9 @@ pub(crate) fn post(path: &str, body: &Value) -> Request<Body> {
     request.body(Body::from(body.to_string())).expect("valid")
 }
 
+/// Tokens of context that models say they were trained with.
+pub(crate) const TRAINED: u32 = 1 << 17;
+
 /// A GGUF of a header alone.
 pub(crate) fn write_model(path: &Path, template: Option<&str>) {
     let mut bytes = b"GGUF".to_vec();
@@ -192,7 +195,7 @@ pub(crate) fn write_model(path: &Path, template: Option<&str>) {
     let keys: Vec<_> = keys.into_iter().filter_map(|(key, value)| Some((key, value?))).collect();
     bytes.extend(3u32.to_le_bytes());
     bytes.extend(0u64.to_le_bytes());
-    bytes.extend((keys.len() as u64).to_le_bytes());
+    bytes.extend((keys.len() as u64 + 1).to_le_bytes());
     let text = |bytes: &mut Vec<u8>, text: &str| {
         bytes.extend((text.len() as u64).to_le_bytes());
         bytes.extend(text.as_bytes());
@@ -202,5 +205,8 @@ pub(crate) fn write_model(path: &Path, template: Option<&str>) {
         bytes.extend(8u32.to_le_bytes());
         text(&mut bytes, value);
     }
+    text(&mut bytes, "llama.context_length");
+    bytes.extend(4u32.to_le_bytes());
+    bytes.extend(TRAINED.to_le_bytes());
     std::fs::write(path, bytes).expect("it can be written");
 }

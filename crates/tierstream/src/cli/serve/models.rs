@@ -64,14 +64,37 @@ impl Models {
         let mut options = open::options(&self.args, self.experts)?;
         options.sequences = self.sequences;
         options.ctx = asked.ctx.or(options.ctx);
-        if !on_gpu(&options) {
-            // A budget counts what the process has, of which the others' pools may lack some yet.
-            let others_now = Usage::now().rss_bytes.saturating_sub(self.own_bytes);
-            let missing = asked.taken_bytes.saturating_sub(others_now);
-            let not_ours = missing + self.server_bytes;
-            options.ram_bytes = options.ram_bytes.map(|bytes| bytes.saturating_sub(not_ours));
-        }
+        // A budget of host memory counts what the process has, of which the others' pools may lack some yet. With a
+        // GPU it is pinned memory for experts alone.
+        let not_ours = match on_gpu(&options) {
+            false => asked.taken_bytes.saturating_sub(self.others_now()) + self.server_bytes,
+            true => asked.taken_bytes,
+        };
+        options.ram_bytes = options.ram_bytes.map(|bytes| bytes.saturating_sub(not_ours));
+        let vram = |bytes: u64| bytes.saturating_sub(asked.taken_vram_bytes);
+        options.vram_bytes = options.vram_bytes.map(vram);
         Ok(options)
+    }
+
+    /// Bytes that loaded models have resident in host memory.
+    fn others_now(&self) -> u64 {
+        Usage::now().rss_bytes.saturating_sub(self.own_bytes)
+    }
+
+    /// Whether all of a model fits beside those that are loaded. Below half of a model in memory is slow: others
+    /// go before that.
+    fn fits_beside(&self, file: &gguf::Model, asked: &LoadOptions) -> anyhow::Result<bool> {
+        let options = self.options(asked)?;
+        match options.placement.gpu() {
+            Some(gpu) => {
+                let free = gpu.free_bytes()?;
+                Ok(file.tensor_bytes() <= options.vram_bytes.map_or(free, |vram| vram.min(free)))
+            }
+            None => {
+                let ram_bytes = options.ram_bytes;
+                Ok(Forecast::new(file, options)?.fits(ram_bytes))
+            }
+        }
     }
 
     /// A budget that is too small is told as the user gave it, with what the server has of it.
@@ -96,20 +119,18 @@ impl Models {
         let failed = |error: anyhow::Error| EngineError::Failed(format!("{error:#}"));
         let mut options = self.options(asked).map_err(failed)?;
         let file = tierstream::pack::open(path).map_err(|error| of(error.into()))?;
-        if asked.taken_bytes > 0 && !on_gpu(&options) {
-            // Below half of a model in memory is slow: others go before that.
-            let forecast =
-                Forecast::new(&file, self.options(asked).map_err(failed)?).map_err(of)?;
-            if !forecast.fits(options.ram_bytes) {
-                let why = "there is no room for all of this model beside those that are loaded";
-                return Err(EngineError::NoRoom(why.into()));
-            }
+        let is_first = asked.taken_bytes == 0 && asked.taken_vram_bytes == 0;
+        if !is_first && !self.fits_beside(&file, asked).map_err(failed)? {
+            let why = "there is no room for all of this model beside those that are loaded";
+            return Err(EngineError::NoRoom(why.into()));
         }
         options.weight_sums = open::weight_sums(&self.args, path).map_err(failed)?;
         change(&mut options);
         open::backends();
         let before = Usage::now().rss_bytes;
-        let streams_to_gpu = on_gpu(&options);
+        let gpu = options.placement.gpu().cloned();
+        let free = || gpu.as_ref().and_then(|gpu| gpu.free_bytes().ok()).unwrap_or(0);
+        let free_before = free();
         // All that changes the bits.
         let device = format!("{:?} {:?}", options.placement, options.miss);
         let mut engine =
@@ -118,14 +139,16 @@ impl Models {
         let notes = engine.notes().to_vec();
         let model = engine.model().clone();
         let requirement = *engine.requirement();
-        let ram_bytes = match streams_to_gpu {
-            true => requirement.fixed_bytes.saturating_sub(before) + model.pool_bytes().0,
-            // Not what the process has more than before, which hangs on what that has given back.
-            false => {
-                let streamed = if model.is_streamed() { model.expert_bytes() } else { 0 };
-                let dense = file.tensor_bytes() - streamed;
-                let compute = engine.context().compute_bytes();
-                dense + requirement.state_bytes + compute + model.pool_bytes().0
+        // Not what the process has more than before, which hangs on what that has given back.
+        let streamed = if model.is_streamed() { model.expert_bytes() } else { 0 };
+        let dense = file.tensor_bytes() - streamed;
+        let compute = engine.context().compute_bytes();
+        // A pool takes its memory as it fills.
+        let (ram_bytes, vram_bytes) = match (&gpu, engine.vram_budget()) {
+            (None, _) => (dense + requirement.state_bytes + compute + model.pool_bytes().0, 0),
+            (Some(_), None) => (0, free_before.saturating_sub(free())),
+            (Some(_), Some(vram)) => {
+                (model.pool_below_bytes().map_or(0, |(bytes, _)| bytes), vram.bytes())
             }
         };
         let took = engine.load_time();
@@ -138,7 +161,7 @@ impl Models {
             batch: context.batch_size(),
             is_encoder: context.is_encoder(),
             // Several tokens there have whole layers brought.
-            together: if streams_to_gpu && model.is_streamed() {
+            together: if gpu.is_some() && model.is_streamed() {
                 1
             } else {
                 self.sequences as usize
@@ -147,7 +170,7 @@ impl Models {
         Ok(Loaded {
             identity: identity(&file, &device, limits.ctx),
             text: Arc::new(Tokenizer(model.clone())),
-            vram_bytes: model.vram_bytes().unwrap_or(0),
+            vram_bytes,
             layers: {
                 let model = model.clone();
                 Arc::new(move || model.layer_uses().into_iter().map(of_layer).collect())
@@ -169,6 +192,21 @@ impl Models {
 impl Engine for Models {
     fn load(&self, path: &Path, asked: &LoadOptions) -> Result<Loaded, EngineError> {
         self.load_with(path, asked, |_| ())
+    }
+
+    fn check(&self, path: &Path, ctx: Option<u32>) -> Result<(), EngineError> {
+        let failed = |error: anyhow::Error| EngineError::Failed(format!("{error:#}"));
+        let file = tierstream::pack::open(path).map_err(|error| of(error.into()))?;
+        let alone = LoadOptions { ctx, ..LoadOptions::default() };
+        let options = self.options(&alone).map_err(failed)?;
+        if on_gpu(&options) {
+            // What of it the GPU would have is known when it is there.
+            return Ok(());
+        }
+        let ram_bytes = options.ram_bytes;
+        let forecast = Forecast::new(&file, options).map_err(of)?;
+        // What others have is resident, and will be free.
+        forecast.check(ram_bytes, self.others_now()).map_err(|error| of(self.with_server(error)))
     }
 }
 

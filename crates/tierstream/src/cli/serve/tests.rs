@@ -37,6 +37,10 @@ impl Engine for Damaged {
             Box::new(|inner| -> Box<dyn IoEngine> { Box::new(Fault::new(inner, rules).unwrap()) });
         self.models.load_with(path, asked, |options| options.io.wrap = Some(wrap))
     }
+
+    fn check(&self, path: &Path, ctx: Option<u32>) -> Result<(), EngineError> {
+        self.models.check(path, ctx)
+    }
 }
 
 fn server(sequences: u32, bytes: std::ops::Range<u64>) -> axum::Router {

@@ -1,0 +1,261 @@
+//! A model that is loaded: who uses it, until when it stays.
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use tokio::sync::mpsc::UnboundedSender;
+
+use crate::catalog::{Found, Header};
+use crate::engine::{Compute, Counters, LayerCounters, Limits, Loaded, Rates, Text, Token};
+use crate::error::{ApiError, ApiResult};
+use crate::face::Face;
+use crate::grammar::Grammars;
+use crate::job::{Event, Job};
+use crate::schedule::{Answer, Scheduler};
+
+/// A loaded model.
+pub(crate) struct Running {
+    pub(crate) found: Found,
+    pub(crate) header: Header,
+    /// What its names make of it.
+    faces: Mutex<Vec<Arc<Face>>>,
+    pub(crate) text: Arc<dyn Text>,
+    pub(crate) limits: Limits,
+    pub(crate) load_time: Duration,
+    pub(crate) ram_bytes: u64,
+    pub(crate) vram_bytes: u64,
+    pub(crate) notes: Vec<String>,
+    pub(crate) rates: Rates,
+    /// Names this load of it.
+    pub(crate) load: u64,
+    asked_ctx: Option<u32>,
+    counters: Arc<dyn Fn() -> Counters + Send + Sync>,
+    layers: Arc<dyn Fn() -> Vec<LayerCounters> + Send + Sync>,
+    scheduler: Scheduler,
+    leases: AtomicUsize,
+    last_use: AtomicU64,
+    expiry: Mutex<Expiry>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Expiry {
+    keep_alive: KeepAlive,
+    /// When it was used last, or the time from which that counts.
+    since: Instant,
+}
+
+/// How a model came to be loaded.
+pub(super) struct Load {
+    /// Names it among all loads.
+    pub(super) id: u64,
+    pub(super) time: Duration,
+    /// Tokens of context that were asked for, if they were.
+    pub(super) asked_ctx: Option<u32>,
+}
+
+/// How long a model stays loaded after its last request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeepAlive {
+    /// So long.
+    For(Duration),
+    /// Until another one needs its place.
+    Ever,
+}
+
+/// A model that is in use, and does not go meanwhile.
+pub(crate) struct Lease {
+    model: Arc<Running>,
+    /// By the name that was asked for.
+    pub(crate) face: Arc<Face>,
+    /// Time that loading took, if it was loaded for this.
+    pub(crate) load_time: Duration,
+}
+
+impl std::ops::Deref for Lease {
+    type Target = Running;
+
+    fn deref(&self) -> &Running {
+        &self.model
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.model.expiry().since = Instant::now();
+        self.model.leases.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl Lease {
+    /// Has a request computed.
+    pub(crate) fn submit(
+        &self,
+        make: impl FnOnce(UnboundedSender<Event>, Arc<[Token]>) -> Job,
+    ) -> ApiResult<Answer> {
+        let marks = self.face.marks.clone();
+        self.scheduler.submit(|events| make(events, marks)).ok_or_else(ApiError::busy)
+    }
+
+    /// What makes guides for its vocabulary.
+    pub(crate) fn grammars(&self) -> ApiResult<&Grammars> {
+        self.face.grammars(&*self.text)
+    }
+}
+
+/// Names that are remembered of a model.
+const FACES_MAX: usize = 32;
+
+impl Running {
+    /// A model that was just loaded, as `found` and `header` tell of it.
+    pub(super) fn new(
+        found: Found,
+        header: Header,
+        load: Load,
+        loaded: Loaded,
+        schedule: impl FnOnce(Box<dyn Compute>) -> Scheduler,
+    ) -> Self {
+        Self {
+            found,
+            header,
+            faces: Mutex::default(),
+            text: loaded.text,
+            limits: loaded.compute.limits(),
+            load_time: load.time,
+            ram_bytes: loaded.ram_bytes,
+            vram_bytes: loaded.vram_bytes,
+            notes: loaded.notes,
+            rates: loaded.rates,
+            load: load.id,
+            asked_ctx: load.asked_ctx,
+            counters: loaded.counters,
+            layers: loaded.layers,
+            scheduler: schedule(loaded.compute),
+            leases: AtomicUsize::new(0),
+            last_use: AtomicU64::new(0),
+            expiry: Mutex::new(Expiry { keep_alive: KeepAlive::Ever, since: Instant::now() }),
+        }
+    }
+
+    /// Takes it into use under one of its names: it does not go meanwhile. `turn` is larger with each use of any
+    /// model.
+    pub(super) fn lease(
+        self: &Arc<Self>,
+        found: &Found,
+        turn: u64,
+        keep_alive: KeepAlive,
+    ) -> ApiResult<Lease> {
+        let face = self.face(found)?;
+        self.leases.fetch_add(1, Ordering::AcqRel);
+        self.last_use.store(turn, Ordering::Relaxed);
+        self.expiry().keep_alive = keep_alive;
+        Ok(Lease { model: self.clone(), face, load_time: Duration::ZERO })
+    }
+
+    /// Whether requests with such a wish for tokens of context are computed by it as it is: what they say
+    /// nothing of is the usual context.
+    pub(super) fn has_ctx(&self, wanted: Option<u32>) -> bool {
+        wanted == self.asked_ctx || wanted.is_some_and(|ctx| ctx as usize == self.limits.ctx)
+    }
+
+    /// It goes as soon as nobody uses it.
+    pub(super) fn expire(&self) {
+        self.expiry().keep_alive = KeepAlive::For(Duration::ZERO);
+    }
+
+    /// Ends what it computes, and gives its memory back, whoever still looks at its counters.
+    pub(super) fn close(&self) {
+        self.scheduler.close();
+    }
+
+    pub(super) fn last_use(&self) -> u64 {
+        self.last_use.load(Ordering::Relaxed)
+    }
+
+    /// What a name makes of it.
+    fn face(&self, found: &Found) -> ApiResult<Arc<Face>> {
+        let mut faces = self.faces.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(face) = faces.iter().find(|face| face.is_of(found)) {
+            return Ok(face.clone());
+        }
+        let face = Arc::new(Face::new(found.clone(), &self.header, &*self.text)?);
+        if faces.len() == FACES_MAX {
+            faces.remove(0);
+        }
+        faces.push(face.clone());
+        Ok(face)
+    }
+
+    /// The text of its chat template, by the name that it was loaded by.
+    pub(crate) fn template_source(&self) -> ApiResult<String> {
+        Ok(self.face(&self.found)?.template.source().to_owned())
+    }
+
+    fn expiry(&self) -> std::sync::MutexGuard<'_, Expiry> {
+        self.expiry.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn is_used(&self) -> bool {
+        self.leases.load(Ordering::Acquire) > 0
+    }
+
+    /// When it will be unloaded if nobody asks for it; far away if never.
+    pub(crate) fn expires(&self) -> SystemTime {
+        const FOR_EVER: Duration = Duration::from_secs(100 * 365 * 86_400);
+        let expiry = *self.expiry();
+        let after = match expiry.keep_alive {
+            KeepAlive::For(time) => time.min(FOR_EVER),
+            KeepAlive::Ever => FOR_EVER,
+        };
+        let used = if self.is_used() { Duration::ZERO } else { expiry.since.elapsed() };
+        SystemTime::now() + after.saturating_sub(used)
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        let Expiry { keep_alive, since } = *self.expiry();
+        match keep_alive {
+            KeepAlive::For(time) => !self.is_used() && since.elapsed() >= time,
+            KeepAlive::Ever => false,
+        }
+    }
+
+    /// Whether it computes nothing any more: something in it has failed for good.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.scheduler.has_ended()
+    }
+
+    /// Tokens of a client's, if all of them are the model's.
+    pub(crate) fn checked(&self, tokens: Vec<Token>) -> ApiResult<Vec<Token>> {
+        let known = |token: &Token| usize::try_from(*token).is_ok_and(|id| id < self.text.len());
+        match tokens.iter().find(|token| !known(token)) {
+            Some(token) => Err(ApiError::bad(format!("the model has no token {token}"))),
+            None => Ok(tokens),
+        }
+    }
+
+    pub(crate) fn counters(&self) -> Counters {
+        (self.counters)()
+    }
+
+    /// Of its layers with experts.
+    pub(crate) fn layer_counters(&self) -> Vec<LayerCounters> {
+        (self.layers)()
+    }
+
+    /// Tokens of prompts that were computed, and tokens that were written.
+    pub(crate) fn tokens(&self) -> (u64, u64) {
+        self.scheduler.tokens()
+    }
+
+    /// When it will be unloaded if nobody asks for it; none if never.
+    pub(crate) fn rests_for(&self) -> Option<Duration> {
+        let Expiry { keep_alive, since } = *self.expiry();
+        let KeepAlive::For(time) = keep_alive else { return None };
+        Some(if self.is_used() { time } else { time.saturating_sub(since.elapsed()) })
+    }
+
+    /// Requests that are computed, and those that wait.
+    pub(crate) fn requests(&self) -> (usize, usize) {
+        self.scheduler.requests()
+    }
+}
