@@ -199,6 +199,11 @@ impl VramBudget {
         Ok(self.fixed_bytes + reached)
     }
 
+    /// What the model may take now, bytes. The pool takes its part as it fills.
+    pub fn bytes(&self) -> u64 {
+        self.fixed_bytes + self.model.pool_bytes().0
+    }
+
     /// What `vram_bytes` leave for the pool, if it is to be that large.
     fn pool_size(&self, vram_bytes: u64) -> Result<PoolSize> {
         let (model, least) = (&self.model, self.model.least_pool_bytes());

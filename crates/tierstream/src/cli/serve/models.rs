@@ -152,7 +152,7 @@ impl Models {
             }
         };
         let took = engine.load_time();
-        tell(&asked.name, ram_bytes, took, &notes);
+        tell(&asked.name, (ram_bytes, vram_bytes), took, &notes);
         let context = engine.context();
         let stalls = context.stalls();
         let limits = Limits {
@@ -227,12 +227,13 @@ fn on_gpu(options: &Options) -> bool {
     !matches!(options.placement, Placement::Cpu)
 }
 
-fn tell(name: &str, bytes: u64, took: Duration, notes: &[String]) {
-    output::note(format!(
-        "loaded {name} in {:.1} s: {} of memory",
-        took.as_secs_f64(),
-        Bytes(bytes)
-    ));
+fn tell(name: &str, (ram_bytes, vram_bytes): (u64, u64), took: Duration, notes: &[String]) {
+    let memory = match (Bytes(ram_bytes), Bytes(vram_bytes)) {
+        (ram, Bytes(0)) => format!("{ram} of memory"),
+        (Bytes(0), vram) => format!("{vram} of the GPU's memory"),
+        (ram, vram) => format!("{vram} of the GPU's memory, {ram} below it"),
+    };
+    output::note(format!("loaded {name} in {:.1} s: {memory}", took.as_secs_f64()));
     notes.iter().for_each(output::note);
 }
 
