@@ -127,7 +127,6 @@ impl Models {
         options.weight_sums = open::weight_sums(&self.args, path).map_err(failed)?;
         change(&mut options);
         open::backends();
-        let before = Usage::now().rss_bytes;
         let gpu = options.placement.gpu().cloned();
         let free = || gpu.as_ref().and_then(|gpu| gpu.free_bytes().ok()).unwrap_or(0);
         let free_before = free();
