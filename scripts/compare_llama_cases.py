@@ -223,6 +223,7 @@ def completions():
     yield case("one token", max_tokens=1)
     yield case("to the end of the context", why="the last token of ours is not computed any more, and has no room",
                max_tokens=None)
+    yield case("no limit", why="the last token of ours is not computed any more, and has no room", max_tokens=-1)
     yield case("n_predict", why="a field of llama.cpp's", n_predict=8, max_tokens=None)
     yield case("stop", stop=["gentleman", "\n"])
     yield case("stop, a text", stop="and")
@@ -301,7 +302,6 @@ def chats():
 
 # Why errors differ.
 STRICT = "we refuse it, llama.cpp passes it over"
-LENIENT = "llama.cpp refuses it"
 FAILS = "llama.cpp says that it is its own fault (500)"
 OWN_TYPE = "llama.cpp has a type of its own for that"
 
@@ -323,7 +323,7 @@ def errors():
     yield case("no prompt", text, GREEDY)
     yield case("prompt is a number", text, ask | {"prompt": 5})
     yield case("prompt is empty", text, ask | {"prompt": ""}, STRICT)
-    yield case("no prompts", text, ask | {"prompt": []}, LENIENT)
+    yield case("no prompts", text, ask | {"prompt": []})
     yield case("an unknown token", text, ask | {"prompt": [1 << 20]})
     yield case("a negative token", text, ask | {"prompt": [-5]})
     yield case("too long", text, ask | {"prompt": long}, OWN_TYPE)
@@ -337,7 +337,7 @@ def errors():
     yield case("messages are empty", talk, said | {"messages": []}, STRICT)
     yield case("a message is a text", talk, said | {"messages": ["hi"]})
     yield case("no role", talk, said | {"messages": [{"content": "hi"}]}, FAILS)
-    yield case("no content", talk, said | {"messages": [{"role": "user"}]}, LENIENT)
+    yield case("no content", talk, said | {"messages": [{"role": "user"}]})
     yield case("content is a number", talk, content(5))
     yield case("content of an unknown type", talk, content([{"type": "smell", "text": "hi"}]))
     image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
@@ -352,7 +352,6 @@ def errors():
         yield case(f"{name}: {json.dumps(value)}", text, ask | {name: value}, *why)
     for name, value, *why in CHAT_FIELDS:
         yield case(f"chat, {name}: {json.dumps(value)}", talk, said | {name: value}, *why)
-    yield case("max_tokens: -1", text, ask | {"max_tokens": -1}, "we refuse it, llama.cpp takes it for no limit")
     yield case("chat, 50 logprobs", talk, said | {"logprobs": True, "top_logprobs": 50}, STRICT)
 
 

@@ -22,7 +22,7 @@ async fn refusal(fixture: &Fixture, path: &str, body: Value) -> String {
 #[tokio::test]
 async fn an_answer_has_a_token_at_least() {
     let fixture = Fixture::new(Script::default());
-    for tokens in [0, -1, -2] {
+    for tokens in [0, -2] {
         for (path, name) in [
             ("/v1/chat/completions", "max_tokens"),
             ("/v1/chat/completions", "max_completion_tokens"),
@@ -45,6 +45,44 @@ async fn an_answer_has_a_token_at_least() {
             (&json!("abc"), &json!("stop"))
         );
     }
+}
+
+/// As clients of llama.cpp's server and LM Studio's say it.
+#[tokio::test]
+async fn minus_one_is_no_limit() {
+    let fixture = Fixture::new(Script::default());
+    let body =
+        json!({"model": "one", "messages": user("SAY[abc]YAS"), "prompt": "a", "max_tokens": -1});
+    let (status, answer) = fixture.post("/v1/chat/completions", body.clone()).await;
+    assert_eq!((status, &answer["choices"][0]["finish_reason"]), (StatusCode::OK, &json!("stop")));
+    assert_eq!(answer["choices"][0]["message"]["content"], "abc");
+    let (status, answer) = fixture.post("/v1/completions", body).await;
+    assert_eq!(status, StatusCode::OK, "{answer}");
+}
+
+#[tokio::test]
+async fn what_says_nothing_is_refused() {
+    let fixture = Fixture::new(Script::default());
+    for prompt in [json!([]), json!([[]]), json!([[1, 2], []])] {
+        let body = json!({"model": "one", "prompt": prompt, "max_tokens": 1});
+        let why = refusal(&fixture, "/v1/completions", body).await;
+        assert!(why.contains("prompt"), "{why}");
+    }
+    for role in ["user", "system", "tool"] {
+        let body = json!({"model": "one", "messages": [{"role": role}]});
+        let why = refusal(&fixture, "/v1/chat/completions", body).await;
+        assert!(why.contains("content"), "{why}");
+    }
+    // Who calls tools may say nothing beside.
+    let call = json!({"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}});
+    let messages = json!([
+        {"role": "user", "content": "SAY[abc]YAS"},
+        {"role": "assistant", "content": null, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "1", "content": ""},
+    ]);
+    let body = json!({"model": "one", "messages": messages});
+    let (status, answer) = fixture.post("/v1/chat/completions", body).await;
+    assert_eq!(status, StatusCode::OK, "{answer}");
 }
 
 #[tokio::test]

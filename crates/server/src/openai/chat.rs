@@ -10,7 +10,9 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tierstream_chat::{Delta, Message, Think, Tool, ToolCall};
 
-use super::{Common, check_most, fingerprint, logprobs, now, timings, tool_choice, usage};
+use super::{
+    Common, UNLIMITED, check_most, fingerprint, logprobs, now, timings, tool_choice, usage,
+};
 use crate::ask::{Ask, Input};
 use crate::body::{Admission, Received, read};
 use crate::content;
@@ -29,7 +31,8 @@ pub(super) struct Body {
     #[serde(flatten)]
     common: Common,
     messages: Vec<MessageBody>,
-    #[schemars(range(min = 1))]
+    /// As `max_tokens`, of which it is the newer word.
+    #[schemars(range(min = -1))]
     max_completion_tokens: Option<i64>,
     #[serde(default)]
     #[schemars(schema_with = "schemas::tools")]
@@ -262,7 +265,8 @@ fn ask(body: &mut Body, admission: Admission) -> ApiResult<Ask> {
         return Err(ApiError::of("messages", "there are no messages"));
     }
     let mut wishes = body.common.wishes()?;
-    check_most("max_completion_tokens", body.max_completion_tokens)?;
+    let most = body.max_completion_tokens.filter(|&tokens| tokens != UNLIMITED);
+    check_most("max_completion_tokens", most)?;
     wishes.num_predict = body.max_completion_tokens.or(wishes.num_predict);
     let mut tools = body.tools.take().unwrap_or_default();
     let form = form(body, &mut tools)?;
@@ -337,7 +341,12 @@ pub(super) fn response_format(format: &Value) -> ApiResult<Form> {
 
 fn message(body: MessageBody) -> ApiResult<Message> {
     let content = match body.content {
-        None => String::new(),
+        // An assistant that calls tools, or has thought only.
+        None if body.role == "assistant" => String::new(),
+        None => {
+            let why = format!("a message of the role {:?} has no content", body.role);
+            return Err(ApiError::of("messages", why));
+        }
         Some(Content::Text(text)) => text,
         Some(Content::Parts(parts)) => {
             parts.into_iter().map(part).collect::<ApiResult<Vec<_>>>()?.join("\n")

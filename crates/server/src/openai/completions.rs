@@ -67,7 +67,7 @@ pub(super) async fn completions(
             return Err(ApiError::of("prompt", "one prompt at a time can be streamed").into());
         }
         let (echoed, ask) =
-            asks.next().ok_or_else(|| ApiError::of("prompt", "there is no prompt"))?;
+            asks.next().ok_or_else(|| ApiError::of("prompt", "the prompt is empty"))?;
         let talk = Talk::begin(&hub, ask).await?;
         return Ok(events(
             &hub,
@@ -119,6 +119,10 @@ impl Asks {
             Prompt::Tokens(one) => vec![Input::Tokens(one)],
             Prompt::Many(all) => all.into_iter().map(Input::Tokens).collect(),
         };
+        let is_empty = |input: &Input| matches!(input, Input::Tokens(tokens) if tokens.is_empty());
+        if inputs.is_empty() || inputs.iter().any(is_empty) {
+            return Err(ApiError::of("prompt", "the prompt is empty"));
+        }
         if inputs.len() > PROMPTS_MAX {
             let most = format!("a request has at most {PROMPTS_MAX} prompts");
             return Err(ApiError::of("prompt", most));

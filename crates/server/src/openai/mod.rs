@@ -52,7 +52,8 @@ struct Common {
     #[serde(default)]
     stream: Option<bool>,
     stream_options: Option<StreamOptions>,
-    #[schemars(range(min = 1))]
+    /// -1: as many as there is room for, as with llama.cpp and LM Studio.
+    #[schemars(range(min = -1))]
     max_tokens: Option<i64>,
     #[schemars(range(min = 0.0))]
     temperature: Option<f32>,
@@ -101,7 +102,7 @@ impl Common {
         if self.n.unwrap_or(1) != 1 || self.best_of.unwrap_or(1) != 1 {
             return Err(ApiError::of("n", "one answer is given to a request: n and best_of are 1"));
         }
-        check_most("max_tokens", self.max_tokens)?;
+        check_most("max_tokens", self.max_tokens.filter(|&tokens| tokens != UNLIMITED))?;
         Ok(Wishes {
             num_ctx: None,
             num_predict: self.max_tokens,
@@ -133,6 +134,9 @@ impl Common {
         self.logit_bias.take().unwrap_or_default().into_iter().map(one).collect()
     }
 }
+
+/// What clients of llama.cpp's server and LM Studio's say for an answer without a limit.
+const UNLIMITED: i64 = -1;
 
 /// Refuses answers of no tokens. Below 0 would be without a limit in Ollama's options.
 fn check_most(name: &'static str, tokens: Option<i64>) -> ApiResult<()> {
