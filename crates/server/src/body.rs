@@ -1,8 +1,10 @@
-//! Bodies of requests and of answers. What all requests take until they are tokens is bounded, and so is the time
-//! in which a body comes.
+//! Bodies of requests and of answers. What all requests take until they are tokens is bounded, so is what those of one
+//! peer take of it, and the time in which a body comes.
 
+use std::collections::HashMap;
 use std::convert::Infallible;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::body::{Body, HttpBody};
@@ -12,11 +14,11 @@ use axum::response::{IntoResponse, Response};
 use futures_util::{Stream, StreamExt};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::error::{ApiError, ApiResult};
 use crate::hub::Hub;
+use crate::peers::Peer;
 
 /// Time in which a body comes, all of it: what of it is there holds memory that others may want.
 const BODY_TIME_MAX: Duration = Duration::from_secs(60);
@@ -30,54 +32,97 @@ const VALUE_BYTES: usize = 96;
 /// Bytes that it takes for a list or an object with a single value in it.
 const COLLECTION_BYTES: usize = 480;
 
-/// Bytes that are given out as one.
-const UNIT_BYTES: usize = 1 << 10;
+/// Of the memory for all requests, what one peer may have: the largest body with its values, and not all.
+const SHARE: (usize, usize) = (5, 8);
 
 /// Memory for requests until they are tokens.
 #[derive(Debug)]
 pub(crate) struct Bodies {
-    free: Arc<Semaphore>,
-    units: usize,
+    bytes: usize,
+    taken: Arc<Mutex<Taken>>,
+}
+
+/// Bytes that are given out.
+#[derive(Debug, Default)]
+struct Taken {
+    all: usize,
+    by_peer: HashMap<Peer, usize>,
 }
 
 /// A part of this memory, given back when it is dropped.
 #[derive(Debug)]
-pub(crate) struct Room(OwnedSemaphorePermit);
+pub(crate) struct Room {
+    taken: Arc<Mutex<Taken>>,
+    peer: Peer,
+    bytes: AtomicUsize,
+}
 
 impl Bodies {
     pub(crate) fn new(bytes: usize) -> Self {
-        let units = (bytes / UNIT_BYTES).min(Semaphore::MAX_PERMITS);
-        Self { free: Arc::new(Semaphore::new(units)), units }
+        Self { bytes, taken: Arc::default() }
     }
 
     /// Room for so many bytes. Nobody waits for it: those who had some already could wait for each other.
-    fn room(&self, bytes: usize) -> ApiResult<Room> {
-        let units = bytes.div_ceil(UNIT_BYTES);
-        if units > self.units {
-            let why = "the body is too large: it has too many values";
-            return Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, why));
-        }
-        let units = u32::try_from(units).unwrap_or(u32::MAX);
-        match self.free.clone().try_acquire_many_owned(units) {
-            Ok(permit) => Ok(Room(permit)),
-            Err(_) => Err(ApiError::unavailable(
-                "the requests that are being read take all memory there is for them; try again later",
-            )),
-        }
+    fn room(&self, peer: Peer, bytes: usize) -> ApiResult<Room> {
+        let room = Room { taken: self.taken.clone(), peer, bytes: AtomicUsize::new(0) };
+        self.grow(&room, bytes)?;
+        Ok(room)
     }
 
     /// Has a room grow to so many bytes.
-    fn grow(&self, room: &mut Room, bytes: usize) -> ApiResult<()> {
-        let missing = bytes.saturating_sub(room.0.num_permits() * UNIT_BYTES);
-        room.0.merge(self.room(missing)?.0);
+    fn grow(&self, room: &Room, bytes: usize) -> ApiResult<()> {
+        let share = self.bytes / SHARE.1 * SHARE.0;
+        if bytes > share {
+            let why = "the body is too large: it has too many values";
+            return Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, why));
+        }
+        let mut taken = lock(&self.taken);
+        let missing = bytes.saturating_sub(room.bytes.load(Ordering::Relaxed));
+        let of_peer = taken.by_peer.get(&room.peer).copied().unwrap_or(0);
+        if taken.all + missing > self.bytes || of_peer + missing > share {
+            return Err(ApiError::unavailable(
+                "the requests that are being read take all memory there is for them; try again later",
+            ));
+        }
+        if missing > 0 {
+            taken.all += missing;
+            taken.by_peer.insert(room.peer, of_peer + missing);
+            room.bytes.fetch_add(missing, Ordering::Relaxed);
+        }
         Ok(())
     }
 
     /// Room for JSON that is kept of a request.
-    pub(crate) fn room_of(&self, json: &Map<String, Value>) -> ApiResult<Room> {
+    pub(crate) fn room_of(&self, peer: Peer, json: &Map<String, Value>) -> ApiResult<Room> {
         let json = serde_json::to_vec(json).expect("a map with texts as keys is JSON");
-        self.room(weight(&json))
+        self.room(peer, weight(&json))
     }
+}
+
+impl Room {
+    /// Gives back what is above so many bytes.
+    fn shrink(&self, bytes: usize) {
+        let mut taken = lock(&self.taken);
+        let had = self.bytes.fetch_min(bytes, Ordering::Relaxed);
+        let less = had.saturating_sub(bytes);
+        taken.all -= less;
+        if let Some(of_peer) = taken.by_peer.get_mut(&self.peer) {
+            *of_peer -= less;
+            if *of_peer == 0 {
+                taken.by_peer.remove(&self.peer);
+            }
+        }
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.shrink(0);
+    }
+}
+
+fn lock(taken: &Mutex<Taken>) -> MutexGuard<'_, Taken> {
+    taken.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Bytes of memory that a body of JSON takes at most until it is tokens.
@@ -101,15 +146,25 @@ fn weight(body: &[u8]) -> usize {
 /// The body of a request, as far as it came.
 pub(crate) struct Received(ApiResult<(Vec<u8>, Admission)>);
 
-/// What a request has of the server: memory until it is tokens and this is dropped, and time.
+/// What a request has of the server: memory until it is tokens and this is dropped, a turn, and time.
 #[derive(Debug, Clone)]
 pub(crate) struct Admission {
-    _room: Arc<Room>,
+    room: Arc<Room>,
     /// When it is to be answered by.
     pub(crate) deadline: Instant,
 }
 
 impl Admission {
+    /// Whose turn it is computed in.
+    pub(crate) fn peer(&self) -> Peer {
+        self.room.peer
+    }
+
+    /// All that is left of the request in memory is so many bytes.
+    pub(crate) fn shrink(&self, bytes: usize) {
+        self.room.shrink(bytes);
+    }
+
     /// What comes of this, if it does in the request's time.
     pub(crate) async fn within<T>(&self, work: impl Future<Output = ApiResult<T>>) -> ApiResult<T> {
         timeout_at(self.deadline, work).await.map_err(|_| ApiError::late())?
@@ -121,19 +176,20 @@ impl FromRequest<Arc<Hub>> for Received {
 
     async fn from_request(request: Request, hub: &Arc<Hub>) -> Result<Self, Infallible> {
         let deadline = Instant::now() + hub.settings.deadline;
-        let received = receive(hub, request.into_body());
+        let peer = Peer::of(&request, !hub.settings.api_keys.is_empty());
+        let received = receive(hub, peer, request.into_body());
         let received = timeout(BODY_TIME_MAX, received).await.unwrap_or_else(|_| {
             let why = format!("the body has not come within {} s", BODY_TIME_MAX.as_secs());
             Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, why))
         });
         Ok(Self(received.map(|(body, room)| {
             let room = Arc::new(room);
-            (body, Admission { _room: room, deadline })
+            (body, Admission { room, deadline })
         })))
     }
 }
 
-async fn receive(hub: &Hub, body: Body) -> ApiResult<(Vec<u8>, Room)> {
+async fn receive(hub: &Hub, peer: Peer, body: Body) -> ApiResult<(Vec<u8>, Room)> {
     let most = hub.settings.body_bytes_max;
     let check = |bytes: u64| match usize::try_from(bytes) {
         Ok(bytes) if bytes <= most => Ok(()),
@@ -143,7 +199,7 @@ async fn receive(hub: &Hub, body: Body) -> ApiResult<(Vec<u8>, Room)> {
         }
     };
     check(body.size_hint().lower())?;
-    let mut room = hub.bodies.room(0)?;
+    let room = hub.bodies.room(peer, 0)?;
     let mut bytes = Vec::new();
     let mut pieces = body.into_data_stream();
     while let Some(piece) = pieces.next().await {
@@ -151,10 +207,10 @@ async fn receive(hub: &Hub, body: Body) -> ApiResult<(Vec<u8>, Room)> {
             piece.map_err(|error| ApiError::bad(format!("the body has not come: {error}")))?;
         check((bytes.len() + piece.len()) as u64)?;
         // Not all that it is going to have: who only says that much would come has nothing of it.
-        hub.bodies.grow(&mut room, COPIES * (bytes.len() + piece.len()))?;
+        hub.bodies.grow(&room, COPIES * (bytes.len() + piece.len()))?;
         bytes.extend_from_slice(&piece);
     }
-    hub.bodies.grow(&mut room, weight(&bytes))?;
+    hub.bodies.grow(&room, weight(&bytes))?;
     Ok((bytes, room))
 }
 
@@ -177,6 +233,8 @@ pub(crate) fn lines(values: impl Stream<Item = Value> + Send + 'static) -> Respo
 
 #[cfg(test)]
 mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+
     use super::*;
 
     #[test]
@@ -188,14 +246,33 @@ mod tests {
 
     #[test]
     fn rooms_are_given_back() {
-        let bodies = Bodies::new(4 * UNIT_BYTES);
-        let mut room = bodies.room(UNIT_BYTES).expect("there is room");
-        bodies.grow(&mut room, 4 * UNIT_BYTES).expect("there is room");
-        let status = |bytes| bodies.room(bytes).expect_err("there is none").status;
-        assert_eq!(status(1), StatusCode::SERVICE_UNAVAILABLE);
+        let bodies = Bodies::new(8000);
+        let [one, other] = [1, 2].map(|n| Peer::Address(IpAddr::V4(Ipv4Addr::new(10, 0, 0, n))));
+        let room = bodies.room(one, 1000).expect("there is room");
+        bodies.grow(&room, 5000).expect("there is room");
+        let status = |peer, bytes| bodies.room(peer, bytes).expect_err("there is none").status;
+        // The peer has its share, and others have the rest.
+        assert_eq!(status(one, 1), StatusCode::SERVICE_UNAVAILABLE);
+        let rest = bodies.room(other, 3000).expect("there is room");
+        assert_eq!(status(other, 1), StatusCode::SERVICE_UNAVAILABLE);
         // Nor will there ever be.
-        assert_eq!(status(5 * UNIT_BYTES), StatusCode::PAYLOAD_TOO_LARGE);
-        drop(room);
-        bodies.room(4 * UNIT_BYTES).expect("there is room");
+        assert_eq!(status(other, 5001), StatusCode::PAYLOAD_TOO_LARGE);
+        room.shrink(2000);
+        bodies.room(one, 3000).expect("there is room");
+        room.shrink(4000);
+        bodies.room(one, 3000).expect("it has not grown");
+        drop((room, rest));
+        bodies.room(other, 5000).expect("there is room");
+        let taken = lock(&bodies.taken);
+        assert!(taken.all == 0 && taken.by_peer.is_empty());
+    }
+
+    /// The largest body has its memory, with some values.
+    #[test]
+    fn the_largest_body_fits() {
+        let settings = crate::settings::Settings::default();
+        let bodies = Bodies::new(settings.bodies_bytes_max);
+        let bytes = COPIES * settings.body_bytes_max + 10_000 * VALUE_BYTES;
+        bodies.room(Peer::Address(Ipv4Addr::LOCALHOST.into()), bytes).expect("there is room");
     }
 }

@@ -5,14 +5,14 @@
 //! ```text
 //! listen.rs       connections, with bounds on their number (peers.rs: of each peer) and time
 //! guard.rs        host, origin, key
-//! body.rs         its body, within the memory that there is for all of them
+//! body.rs         its body, within the memory that there is for all of them, and for its peer
 //! ollama/, openai/, anthropic/, misc.rs   a dialect's JSON to an Ask
 //! talk.rs         Talk::begin
 //!   hub.rs        the model: which are loaded, which one goes for another
 //!     catalog.rs  by its name, in all stores
 //!   ask.rs        the prompt's tokens, by the model's template; how tokens are drawn
 //!   grammar.rs    the form that the answer has to have
-//!   schedule.rs   a queue, and a thread for each model, that computes several requests at once
+//!   schedule/     a queue, in which peers take turns, and a thread for each model, that computes several requests at once
 //!     active.rs   one of them: its prompt, then token by token
 //!       write.rs  from logits to text
 //! talk.rs         Talk::next: thinking, content, calls

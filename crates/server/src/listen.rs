@@ -1,11 +1,17 @@
 //! Connections: how many, how long they may take to ask, and to take what they asked for.
 
+use std::convert::Infallible;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::extract::ConnectInfo;
+use axum::response::Response;
+use hyper::Request;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -67,8 +73,8 @@ pub(crate) async fn listen(
             accepted = next => accepted,
             () = &mut stop => break,
         };
-        if let Some((stream, counted, place)) = accepted {
-            let served = serve(connection(stream, app.clone()), end_idle.subscribe());
+        if let Some(Accepted { stream, address, counted, place }) = accepted {
+            let served = serve(connection(stream, address, app.clone()), end_idle.subscribe());
             tokio::spawn(async move {
                 served.await;
                 drop((counted, place));
@@ -86,13 +92,21 @@ pub(crate) async fn listen(
     Ok(())
 }
 
+/// A connection that has a place.
+struct Accepted {
+    stream: TcpStream,
+    address: SocketAddr,
+    counted: Counted,
+    place: OwnedSemaphorePermit,
+}
+
 /// The next connection, when there is a place for it; none if it was none or is closed.
 async fn next(
     listener: &TcpListener,
     peers: &Arc<Peers>,
     places: &Arc<Semaphore>,
     end_idle: &watch::Sender<bool>,
-) -> Option<(TcpStream, Counted, OwnedSemaphorePermit)> {
+) -> Option<Accepted> {
     let (stream, address) = match listener.accept().await {
         Ok(accepted) => accepted,
         Err(error) if is_of_one(&error) => return None,
@@ -104,12 +118,12 @@ async fn next(
     };
     let counted = peers.count(address.ip())?;
     if let Ok(place) = places.clone().try_acquire_owned() {
-        return Some((stream, counted, place));
+        return Some(Accepted { stream, address, counted, place });
     }
     end_idle.send_replace(true);
     let place = places.clone().acquire_owned().await.ok()?;
     end_idle.send_replace(false);
-    Some((stream, counted, place))
+    Some(Accepted { stream, address, counted, place })
 }
 
 /// Whether a connection failed, and not the listener.
@@ -120,18 +134,36 @@ fn is_of_one(error: &io::Error) -> bool {
 
 type Io = TokioIo<Pin<Box<TimeoutStream<TcpStream>>>>;
 type Connection = http1::Connection<Io, Service>;
-type Service = TowerToHyperService<Router>;
 
-fn connection(stream: TcpStream, app: Router) -> Connection {
+/// All routes, which are told where a request comes from.
+struct Service {
+    routes: TowerToHyperService<Router>,
+    address: SocketAddr,
+}
+
+impl hyper::service::Service<Request<Incoming>> for Service {
+    type Response = Response;
+    type Error = Infallible;
+    type Future =
+        <TowerToHyperService<Router> as hyper::service::Service<Request<Incoming>>>::Future;
+
+    fn call(&self, mut request: Request<Incoming>) -> Self::Future {
+        request.extensions_mut().insert(ConnectInfo(self.address));
+        self.routes.call(request)
+    }
+}
+
+fn connection(stream: TcpStream, address: SocketAddr, app: Router) -> Connection {
     // Tokens are small, and are to be sent as they come.
     drop(stream.set_nodelay(true));
     let mut stream = TimeoutStream::new(stream);
     stream.set_write_timeout(Some(WRITE_TIME_MAX));
+    let service = Service { routes: TowerToHyperService::new(app), address };
     http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIME_MAX)
         .max_buf_size(HEADER_BYTES_MAX)
-        .serve_connection(TokioIo::new(Box::pin(stream)), TowerToHyperService::new(app))
+        .serve_connection(TokioIo::new(Box::pin(stream)), service)
 }
 
 /// Answers requests until the client ends it, or until idle connections are to end and this one is.
@@ -148,7 +180,7 @@ async fn serve(connection: Connection, mut end_idle: watch::Receiver<bool>) {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{Ipv4Addr, SocketAddr};
+    use std::net::Ipv4Addr;
 
     use axum::routing::get;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -174,6 +206,25 @@ mod tests {
         let served = listen(listener, app, bounds, Duration::ZERO, stop, end);
         tokio::spawn(served);
         (address, held)
+    }
+
+    #[tokio::test]
+    async fn a_request_knows_where_it_comes_from() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let from =
+            |ConnectInfo(from): ConnectInfo<SocketAddr>| async move { format!("{from} answer") };
+        let app = Router::new().route("/", get(from));
+        let (stop, end) = (std::future::pending(), std::future::ready(()));
+        tokio::spawn(listen(listener, app, Bounds::default(), Duration::ZERO, stop, end));
+        let mut stream = connect(address).await;
+        ask(&mut stream, "/").await;
+        let mut got = Vec::new();
+        while !got.ends_with(b"answer") {
+            assert!(stream.read_buf(&mut got).await.expect("it answers") > 0);
+        }
+        let own = stream.local_addr().expect("an address");
+        assert!(String::from_utf8_lossy(&got).ends_with(&format!("{own} answer")));
     }
 
     async fn ask(stream: &mut TcpStream, path: &str) {

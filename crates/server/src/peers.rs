@@ -1,8 +1,39 @@
-//! How many connections each peer has.
+//! Who asks, and how many connections each peer has.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use axum::extract::{ConnectInfo, Request};
+use axum::http::{HeaderMap, header};
+use sha2::{Digest, Sha256};
+
+/// Who asks: what there is for requests is shared between peers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Peer {
+    /// Whoever has that address.
+    Address(IpAddr),
+    /// Whoever has the key with that digest, from wherever.
+    Key([u8; 32]),
+}
+
+impl Peer {
+    /// Whose request that is. `has_keys`: requests need a key, which was looked at.
+    pub(crate) fn of(request: &Request, has_keys: bool) -> Self {
+        if has_keys && let Some(key) = key(request.headers()) {
+            return Self::Key(Sha256::digest(key).into());
+        }
+        let connection = request.extensions().get::<ConnectInfo<SocketAddr>>();
+        Self::Address(connection.map_or(Ipv4Addr::LOCALHOST.into(), |info| peer(info.0.ip())))
+    }
+}
+
+/// The key that a request gives.
+fn key(headers: &HeaderMap) -> Option<&str> {
+    let bearer = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let bearer = bearer.and_then(|value| value.strip_prefix("Bearer "));
+    bearer.or_else(|| headers.get("x-api-key")?.to_str().ok())
+}
 
 /// Connections by the address that they come from.
 #[derive(Debug)]
@@ -83,5 +114,26 @@ mod tests {
         assert!(count("10.0.0.1").is_some() && count("2001:db8::1").is_none());
         drop((second, local));
         assert!(peers.lock().is_empty());
+    }
+
+    #[test]
+    fn a_peer_is_an_address_or_a_key() {
+        let of = |address: &str, key: Option<(&str, &str)>, has_keys| {
+            let mut request = Request::new(axum::body::Body::empty());
+            let address = SocketAddr::new(address.parse().expect("an address"), 1);
+            request.extensions_mut().insert(ConnectInfo(address));
+            if let Some((name, value)) = key {
+                let name = header::HeaderName::try_from(name).expect("a name");
+                request.headers_mut().insert(name, value.parse().expect("a value"));
+            }
+            Peer::of(&request, has_keys)
+        };
+        assert_eq!(of("2001:db8::1", None, false), of("2001:db8::2:1", None, false));
+        assert_ne!(of("10.0.0.1", None, false), of("10.0.0.2", None, false));
+        let [bearer, other] = ["Bearer a", "Bearer b"].map(|value| Some(("authorization", value)));
+        assert_eq!(of("10.0.0.1", bearer, true), of("::1", Some(("x-api-key", "a")), true));
+        assert_ne!(of("10.0.0.1", bearer, true), of("10.0.0.1", other, true));
+        // What nobody has looked at says nothing.
+        assert_eq!(of("10.0.0.1", bearer, false), of("10.0.0.1", other, false));
     }
 }

@@ -9,7 +9,7 @@ use axum::body::{Body, Bytes};
 use axum::http::{Request, StatusCode, header};
 use futures_util::{StreamExt, stream};
 use serde_json::{Value, json};
-use support::Fixture;
+use support::{Fixture, from};
 use tierstream_script::{Gate, Script};
 use tierstream_server::Settings;
 use tokio::sync::oneshot;
@@ -89,7 +89,9 @@ async fn bodies_that_come_at_the_same_time_share_memory() {
         one_goes.send(()).expect("it waits");
         two_goes.send(()).expect("it waits");
     };
-    let sent = [one, two].map(|body| fixture.send(request("/api/chat", body)));
+    // Of peers of which none may have all.
+    let sent = [(one, 1), (two, 2)]
+        .map(|(body, n)| fixture.send(from([10, 0, 0, n], request("/api/chat", body))));
     let (answers, ()) = tokio::join!(futures_util::future::join_all(sent), others);
     for (status, answer) in answers {
         // Too long for the context, but read.
@@ -119,7 +121,7 @@ async fn memory_is_held_until_a_request_is_tokens() {
         load_gate: Some(load_gate.clone()),
         ..Script::default()
     };
-    let settings = Settings { bodies_bytes_max: 14 << 10, ..Settings::default() };
+    let settings = Settings { bodies_bytes_max: 23 << 10, ..Settings::default() };
     let fixture = Fixture::with(engine, settings);
     let body = || chat(&format!("{} SAY[abc]YAS", "x".repeat(2 << 10)));
     let third = async {
@@ -140,6 +142,59 @@ async fn memory_is_held_until_a_request_is_tokens() {
     for (status, answer) in [first, third] {
         assert_eq!((status, &answer["message"]["content"]), (StatusCode::OK, &json!("abc")));
     }
+}
+
+/// Texts that wait for long, to be computed one after the other, are tokens by then.
+#[tokio::test]
+async fn memory_is_not_held_while_inputs_are_computed() {
+    // As JSON, these take many times what they do as tokens.
+    let long = vec![97; 200];
+    for (path, body) in [
+        ("/v1/embeddings", json!({"model": "one", "input": [long, long]})),
+        ("/v1/completions", json!({"model": "one", "prompt": [long, long], "max_tokens": 1})),
+    ] {
+        let gate = Arc::<Gate>::default();
+        let settings = Settings { bodies_bytes_max: 96 << 10, ..Settings::default() };
+        let engine = Script { gate: Some(gate.clone()), ..Script::default() };
+        let fixture = Fixture::with(engine, settings);
+        let second = async {
+            wait_until_reached(&gate).await;
+            let answer = fixture.post(path, body.clone());
+            let opened = async {
+                while fixture.metric("llamacpp:requests_deferred").await < 1.0 {
+                    tokio::task::yield_now().await;
+                }
+                gate.open(u64::MAX);
+            };
+            tokio::join!(answer, opened).0
+        };
+        let (first, second) = tokio::join!(fixture.post(path, body.clone()), second);
+        assert_eq!([first.0, second.0], [StatusCode::OK; 2], "{} {}", first.1, second.1);
+    }
+}
+
+#[tokio::test]
+async fn a_peer_leaves_others_memory() {
+    let settings = Settings { bodies_bytes_max: 64 << 10, ..Settings::default() };
+    let fixture = Fixture::with(Script { ctx: 8192, ..Script::default() }, settings);
+    let text = chat(&format!("SAY[abc]YAS{}", "x".repeat(4 << 10))).to_string();
+    let (first, rest) = text.split_at(text.len() - 10);
+    let (one, one_is_read, one_goes) = held(first, rest);
+    let (two, two_is_read, two_goes) = held(first, rest);
+    let others = async {
+        one_is_read.await.expect("it is read");
+        two_is_read.await.expect("it is read");
+        let send =
+            |n| fixture.send(from([10, 0, 0, n], request("/api/chat", Body::from(text.clone()))));
+        let statuses = [send(1).await.0, send(2).await.0];
+        one_goes.send(()).expect("it waits");
+        two_goes.send(()).expect("it waits");
+        statuses
+    };
+    let sent = [one, two].map(|body| fixture.send(from([10, 0, 0, 1], request("/api/chat", body))));
+    let (answers, statuses) = tokio::join!(futures_util::future::join_all(sent), others);
+    assert_eq!(statuses, [StatusCode::SERVICE_UNAVAILABLE, StatusCode::OK]);
+    assert!(answers.iter().all(|(status, _)| *status == StatusCode::OK), "{answers:?}");
 }
 
 /// However often a piece of it comes.

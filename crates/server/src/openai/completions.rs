@@ -11,13 +11,13 @@ use serde_json::{Map, Value, json};
 use tierstream_chat::{Delta, Reply};
 
 use super::{Common, fingerprint, now, timings, usage};
-use crate::ask::{Ask, Input};
+use crate::ask::{self, Ask, Input};
 use crate::body::{Admission, Received, read};
 use crate::engine::Token;
 use crate::error::{ApiError, ApiResult, OpenAi};
 use crate::events::{Chunks, events};
 use crate::grammar::Form;
-use crate::hub::Hub;
+use crate::hub::{Hub, Lease, blocking};
 use crate::ids::id;
 use crate::job::{Done, TokenLogprobs};
 use crate::talk::{Part, Said, Talk, Whole};
@@ -62,6 +62,9 @@ pub(super) async fn completions(
     // The prompt is kept until the answer's end then.
     let _kept = echo.then(|| admission.clone());
     let mut asks = Asks::new(&mut body, admission)?;
+    if asks.inputs.len() > 1 && !streams && !echo {
+        asks = asks.tokenized(&hub).await?;
+    }
     if streams {
         if asks.inputs.len() > 1 {
             return Err(ApiError::of("prompt", "one prompt at a time can be streamed").into());
@@ -102,6 +105,8 @@ struct Asks {
     echo: bool,
     /// What they have in common; none after the last.
     ask: Option<Ask>,
+    /// Of the model that the inputs are tokens of, if they are.
+    _lease: Option<Lease>,
 }
 
 impl Asks {
@@ -139,7 +144,25 @@ impl Asks {
             suffix: body.suffix.take().filter(|suffix| !suffix.is_empty()),
             echo: body.echo.unwrap_or(false),
             ask: Some(ask),
+            _lease: None,
         })
+    }
+
+    /// With tokens in place of texts, which would take the request's memory until the last one's turn.
+    async fn tokenized(mut self, hub: &Arc<Hub>) -> ApiResult<Self> {
+        let Some(ask) = self.ask.clone() else { return Ok(self) };
+        let lease = hub.acquire(&ask.model, ask.wishes.ctx()?, ask.keep_alive);
+        let lease = ask.admission.within(lease).await?;
+        blocking(move || {
+            let tokens = |(_, mut ask)| Ok(ask::prompt(&lease, &mut ask)?.tokens);
+            let all = self.by_ref().map(tokens).collect::<ApiResult<Vec<_>>>()?;
+            let form = if let Form::Lark(text) = &ask.form { text.len() } else { 0 };
+            let bytes = all.iter().map(|tokens| size_of_val(&tokens[..])).sum::<usize>();
+            ask.admission.shrink(bytes + form + size_of_val(&ask.bias[..]));
+            let inputs = all.into_iter().map(Input::Tokens).collect::<Vec<_>>().into_iter();
+            Ok(Self { inputs, suffix: None, ask: Some(ask), _lease: Some(lease), ..self })
+        })
+        .await?
     }
 }
 

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Body;
+use axum::extract::ConnectInfo;
 use axum::http::{Request, StatusCode, header};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -183,6 +184,12 @@ pub(crate) async fn read_until(stream: &mut TcpStream, text: &str) -> String {
 pub(crate) fn post(path: &str, body: &Value) -> Request<Body> {
     let request = Request::post(path).header(header::HOST, "localhost");
     request.body(Body::from(body.to_string())).expect("valid")
+}
+
+/// A request that comes from such an address.
+pub(crate) fn from(address: [u8; 4], mut request: Request<Body>) -> Request<Body> {
+    request.extensions_mut().insert(ConnectInfo(SocketAddr::from((address, 1))));
+    request
 }
 
 /// Tokens of context that models say they were trained with.
