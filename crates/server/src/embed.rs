@@ -1,5 +1,6 @@
 //! Embeddings of texts.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
@@ -10,6 +11,8 @@ use crate::engine::{EngineError, Token};
 use crate::error::{ApiError, ApiResult};
 use crate::hub::{Hub, KeepAlive, Lease, blocking};
 use crate::job::{Event, Goal, Job};
+use crate::peers::Peer;
+use crate::schedule::Answer;
 
 /// A request for embeddings.
 #[derive(Debug)]
@@ -41,7 +44,7 @@ pub(crate) struct Embedded {
 /// Texts of a request.
 const INPUTS_MAX: usize = 2048;
 
-/// Has them computed, one after the other.
+/// Has them computed, several at a time.
 pub(crate) async fn embed(hub: &Arc<Hub>, ask: EmbedAsk) -> ApiResult<Embedded> {
     if ask.inputs.len() > INPUTS_MAX {
         return Err(ApiError::of("input", format!("a request has at most {INPUTS_MAX} inputs")));
@@ -49,15 +52,29 @@ pub(crate) async fn embed(hub: &Arc<Hub>, ask: EmbedAsk) -> ApiResult<Embedded> 
     let admission = ask.admission;
     let lease = hub.acquire(&ask.model, ask.wishes.ctx()?, ask.keep_alive);
     let lease = Arc::new(admission.within(lease).await?);
-    let mut done = Embedded { embeddings: Vec::new(), tokens: 0, load_time: lease.load_time };
-    for input in ask.inputs {
-        let (model, truncate) = (lease.clone(), ask.truncate);
-        let tokens = blocking(move || tokens(&model, input, truncate)).await??;
-        done.tokens += tokens.len();
-        let embedding = admission.within(one(hub, &lease, tokens)).await?;
-        done.embeddings.push(shortened(embedding, ask.dimensions)?);
-    }
-    Ok(done)
+    let (model, held) = (lease.clone(), admission.clone());
+    let prompts = blocking(move || all_tokens(&model, ask.inputs, ask.truncate, &held)).await??;
+    let tokens = prompts.iter().map(Vec::len).sum();
+    let embeddings = admission.within(compute(hub, &lease, admission.peer(), prompts)).await?;
+    let shortened = |embedding| shortened(embedding, ask.dimensions);
+    Ok(Embedded {
+        embeddings: embeddings.into_iter().map(shortened).collect::<ApiResult<_>>()?,
+        tokens,
+        load_time: lease.load_time,
+    })
+}
+
+/// Makes tokens of all inputs, and gives back what else the request has of memory: it may wait for long.
+fn all_tokens(
+    model: &Lease,
+    inputs: Vec<EmbedInput>,
+    truncate: bool,
+    admission: &Admission,
+) -> ApiResult<Vec<Vec<Token>>> {
+    let all = inputs.into_iter().map(|input| tokens(model, input, truncate));
+    let all = all.collect::<ApiResult<Vec<_>>>()?;
+    admission.shrink(all.iter().map(|tokens| size_of_val(&tokens[..])).sum());
+    Ok(all)
 }
 
 fn tokens(model: &Lease, input: EmbedInput, truncate: bool) -> ApiResult<Vec<Token>> {
@@ -83,15 +100,49 @@ fn tokens(model: &Lease, input: EmbedInput, truncate: bool) -> ApiResult<Vec<Tok
     }
 }
 
-async fn one(hub: &Arc<Hub>, lease: &Lease, prompt: Vec<Token>) -> ApiResult<Vec<f32>> {
-    let mut answer = lease.submit(|events, _| Job {
-        prompt,
+/// As many at a time as the model has sequences, in their order.
+async fn compute(
+    hub: &Hub,
+    lease: &Lease,
+    peer: Peer,
+    prompts: Vec<Vec<Token>>,
+) -> ApiResult<Vec<Vec<f32>>> {
+    let mut done = Vec::with_capacity(prompts.len());
+    let mut begun: VecDeque<Answer> = VecDeque::new();
+    for mut prompt in prompts {
+        loop {
+            let is_full = begun.len() >= lease.limits.sequences;
+            let answer =
+                if is_full { Err(ApiError::busy()) } else { submit(hub, lease, peer, &mut prompt) };
+            match answer {
+                Ok(answer) => {
+                    begun.push_back(answer);
+                    break;
+                }
+                // There is room when one of them is done.
+                Err(error) => done.push(embedding(&mut begun.pop_front().ok_or(error)?).await?),
+            }
+        }
+    }
+    for mut answer in begun {
+        done.push(embedding(&mut answer).await?);
+    }
+    Ok(done)
+}
+
+/// Has a prompt computed, which is as it was where that is refused.
+fn submit(hub: &Hub, lease: &Lease, peer: Peer, prompt: &mut Vec<Token>) -> ApiResult<Answer> {
+    lease.submit(peer, |events, _| Job {
+        prompt: std::mem::take(prompt),
         goal: Goal::Embedding,
         events,
         wanted: Arc::new(AtomicBool::new(true)),
         queued: Instant::now(),
         metrics: hub.metrics.clone(),
-    })?;
+    })
+}
+
+async fn embedding(answer: &mut Answer) -> ApiResult<Vec<f32>> {
     match answer.next().await {
         Some(Event::Embedding(embedding)) => Ok(embedding),
         Some(Event::Failed(error)) => Err(error.into()),

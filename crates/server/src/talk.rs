@@ -85,7 +85,7 @@ impl Talk {
                 }
             };
             let goes_on = matches!(ask.input, Input::Prompt { .. }).then(|| prompt.tokens.clone());
-            let answer = lease.submit(|events, marks| {
+            let answer = lease.submit(ask.admission.peer(), |events, marks| {
                 let goal = Goal::Text(Box::new(Writing {
                     max_tokens: ask.wishes.most_tokens(),
                     sampling,

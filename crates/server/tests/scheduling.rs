@@ -5,12 +5,13 @@ mod support;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
 use serde_json::{Value, json};
-use support::{Fixture, TRAINED, read_until};
+use support::{Fixture, TRAINED, from, read_until};
 use tierstream_script::{FAILS, Gate, MODEL_BYTES, PANICS, Script, TOKEN_BYTES};
 use tierstream_server::{PromptCache, Settings};
 use tokio::io::AsyncReadExt;
+use tower::ServiceExt;
 
 fn chat(model: &str, text: &str) -> Value {
     json!({"model": model, "messages": [{"role": "user", "content": text}], "stream": false})
@@ -18,6 +19,17 @@ fn chat(model: &str, text: &str) -> Value {
 
 fn streamed(text: &str) -> Value {
     json!({"model": "one", "messages": [{"role": "user", "content": text}]})
+}
+
+async fn wait_until_reached(gate: &Arc<Gate>) {
+    let gate = gate.clone();
+    tokio::task::spawn_blocking(move || gate.wait_until_reached()).await.expect("it is reached");
+}
+
+async fn wait_until_deferred(fixture: &Fixture, requests: f64) {
+    while fixture.metric("llamacpp:requests_deferred").await < requests {
+        tokio::task::yield_now().await;
+    }
 }
 
 fn content(answer: &Value) -> &str {
@@ -152,6 +164,89 @@ async fn a_full_queue_refuses_more() {
     gate.open(u64::MAX);
     read_until(&mut first, "\"done\":true").await;
     read_until(&mut second, "\"done\":true").await;
+}
+
+/// Nobody waits for all that another one has asked for.
+#[tokio::test]
+async fn peers_take_turns() {
+    let gate = Arc::new(Gate::default());
+    let fixture = Fixture::new(Script { gate: Some(gate.clone()), ..Script::default() });
+    let send = |n| {
+        let request = support::post("/api/chat", &chat("one", "SAY[a]YAS"));
+        tokio::spawn(fixture.router.clone().oneshot(from([10, 0, 0, n], request)))
+    };
+    let first = send(1);
+    wait_until_reached(&gate).await;
+    let [second, third, fourth] = [1; 3].map(send);
+    wait_until_deferred(&fixture, 3.0).await;
+    let other = send(2);
+    wait_until_deferred(&fixture, 4.0).await;
+    // A prompt and a letter are two steps: three requests are answered.
+    gate.open(6);
+    let others = async { tokio::join!(second, third) };
+    tokio::select! {
+        answer = other => {
+            let answer = answer.expect("no panic").expect("an answer");
+            assert_eq!(answer.status(), StatusCode::OK);
+        }
+        _ = others => panic!("it waits for all of another one's"),
+    }
+    gate.open(u64::MAX);
+    for request in [first, fourth] {
+        assert_eq!(request.await.expect("no panic").expect("an answer").status(), StatusCode::OK);
+    }
+}
+
+#[tokio::test]
+async fn a_peer_has_half_of_the_queue() {
+    let gate = Arc::new(Gate::default());
+    let engine = Script { gate: Some(gate.clone()), ..Script::default() };
+    let fixture = Fixture::with(engine, Settings { queue_max: 4, ..Settings::default() });
+    let send = |n| {
+        let request = support::post("/api/chat", &chat("one", "SAY[a]YAS"));
+        tokio::spawn(fixture.router.clone().oneshot(from([10, 0, 0, n], request)))
+    };
+    let first = send(1);
+    wait_until_reached(&gate).await;
+    let waiting = [1; 2].map(send);
+    wait_until_deferred(&fixture, 2.0).await;
+    let refused = send(1);
+    let others = [2; 2].map(send);
+    wait_until_deferred(&fixture, 4.0).await;
+    gate.open(u64::MAX);
+    let refused = refused.await.expect("no panic").expect("an answer");
+    assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert!(refused.headers().contains_key(header::RETRY_AFTER));
+    for request in [first].into_iter().chain(waiting).chain(others) {
+        assert_eq!(request.await.expect("no panic").expect("an answer").status(), StatusCode::OK);
+    }
+}
+
+/// Inputs of a request share the steps that there are, and keep their order.
+#[tokio::test]
+async fn inputs_are_computed_several_at_a_time() {
+    let gate = Arc::new(Gate::default());
+    let engine = Script { gate: Some(gate.clone()), sequences: 2, ..Script::default() };
+    // What does not fit the queue waits for its own, and is not refused.
+    let fixture = Fixture::with(engine, Settings { queue_max: 0, ..Settings::default() });
+    let body = json!({"model": "one", "input": ["a", "ee", "i", "oo", "u"]});
+    let several = async {
+        while fixture.metric("llamacpp:requests_processing").await
+            + fixture.metric("llamacpp:requests_deferred").await
+            < 2.0
+        {
+            tokio::task::yield_now().await;
+        }
+        gate.open(u64::MAX);
+    };
+    let ((status, answer), ()) = tokio::join!(fixture.post("/v1/embeddings", body), several);
+    assert_eq!(status, StatusCode::OK, "{answer}");
+    let largest = |data: &Value| {
+        let numbers = data["embedding"].as_array().expect("an embedding").iter();
+        numbers.map(|x| x.as_f64().expect("a number")).position(|x| x == 1.0)
+    };
+    let order: Vec<_> = answer["data"].as_array().expect("data").iter().map(largest).collect();
+    assert_eq!(order, (0..5).map(Some).collect::<Vec<_>>());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

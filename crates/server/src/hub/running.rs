@@ -12,6 +12,7 @@ use crate::error::{ApiError, ApiResult};
 use crate::face::Face;
 use crate::grammar::Grammars;
 use crate::job::{Event, Job};
+use crate::peers::Peer;
 use crate::schedule::{Answer, Scheduler};
 
 /// A loaded model.
@@ -88,13 +89,14 @@ impl Drop for Lease {
 }
 
 impl Lease {
-    /// Has a request computed.
+    /// Has a request of a peer computed.
     pub(crate) fn submit(
         &self,
+        peer: Peer,
         make: impl FnOnce(UnboundedSender<Event>, Arc<[Token]>) -> Job,
     ) -> ApiResult<Answer> {
         let marks = self.face.marks.clone();
-        self.scheduler.submit(|events| make(events, marks)).ok_or_else(ApiError::busy)
+        self.scheduler.submit(peer, |events| make(events, marks)).ok_or_else(ApiError::busy)
     }
 
     /// What makes guides for its vocabulary.

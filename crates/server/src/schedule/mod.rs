@@ -1,9 +1,9 @@
-//! Several requests on one model: a thread that owns it, sequences that they take, a queue for the others.
+//! Several requests on one model: a thread that owns it, sequences that they take, a queue for the others, in which
+//! peers take turns.
 //!
 //! A step is either a part of one prompt, or a token for each of the sequences that generate. The two take
 //! turns, so that a long prompt does not hold up those that generate for longer than a batch takes.
 
-use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -14,9 +14,13 @@ use crate::active::{Active, Step, Then};
 use crate::engine::{Compute, EngineError, Entry, Text, Token};
 use crate::job::{Event, Job};
 use crate::metrics::Metrics;
+use crate::peers::Peer;
 use crate::prompts::PromptsOf;
 
 mod place;
+mod turns;
+
+use self::turns::Turns;
 
 /// The way to a model's thread.
 pub(crate) struct Scheduler {
@@ -38,7 +42,7 @@ struct Shared {
 
 #[derive(Default)]
 struct Queue {
-    jobs: VecDeque<Job>,
+    jobs: Turns<Job>,
     /// Requests that have a sequence.
     active: usize,
     is_closed: bool,
@@ -106,21 +110,26 @@ impl Scheduler {
         Self { shared, thread: Mutex::new(thread.ok()) }
     }
 
-    /// Has a request computed; `Err` gives it back where the queue is full or the model is going.
+    /// Has a request of a peer computed. None, and it is not made, where the queue is full, half of it is the peer's
+    /// already, or the model is going.
     pub(crate) fn submit(
         &self,
+        peer: Peer,
         make: impl FnOnce(mpsc::UnboundedSender<Event>) -> Job,
     ) -> Option<Answer> {
+        let mut queue = lock(&self.shared.queue);
+        queue.jobs.retain(Job::is_wanted);
+        let Shared { sequences, most_queued, .. } = *self.shared;
+        let free = sequences.saturating_sub(queue.active);
+        let is_full = queue.active + queue.jobs.len() >= sequences + most_queued
+            || queue.jobs.len_of(peer) >= free + most_queued.div_ceil(2);
+        if queue.is_closed || is_full {
+            return None;
+        }
         let (sender, events) = mpsc::unbounded_channel();
         let job = make(sender);
         let wanted = job.wanted.clone();
-        let mut queue = lock(&self.shared.queue);
-        queue.jobs.retain(Job::is_wanted);
-        let room = self.shared.sequences + self.shared.most_queued;
-        if queue.is_closed || queue.active + queue.jobs.len() >= room {
-            return None;
-        }
-        queue.jobs.push_back(job);
+        queue.jobs.push(peer, job);
         self.shared.arrived.notify_one();
         Some(Answer { events, wanted, shared: self.shared.clone() })
     }
@@ -173,7 +182,7 @@ impl Drop for Ends {
         queue.is_closed = true;
         queue.has_ended = true;
         queue.active = 0;
-        queue.jobs.clear();
+        queue.jobs = Turns::default();
     }
 }
 
@@ -216,7 +225,7 @@ impl Worker {
                 active.fail(&EngineError::Stopping);
             }
         }
-        for job in lock(&self.shared.queue).jobs.drain(..) {
+        for job in std::mem::take(&mut lock(&self.shared.queue).jobs).iter() {
             job.tell(Event::Failed(EngineError::Stopping));
         }
         self.keep_all();
@@ -236,15 +245,11 @@ impl Worker {
             if queue.is_closed {
                 return false;
             }
-            match queue.jobs.pop_front() {
-                Some(job) if free => {
+            match free.then(|| queue.jobs.pop()).flatten() {
+                Some(job) => {
                     queue.active += 1;
                     drop(queue);
                     self.begin(job);
-                }
-                Some(job) => {
-                    queue.jobs.push_front(job);
-                    return true;
                 }
                 None if active > 0 => return true,
                 None => {
@@ -333,6 +338,8 @@ impl Worker {
                     slot.held.extend(tokens);
                 }
                 if let Some(active) = slot.active.take() {
+                    // Before it is told: who has another input may begin it at once.
+                    lock(&self.shared.queue).active -= 1;
                     active.embedded(embedding, took);
                 }
             }
