@@ -30,16 +30,17 @@ pub(crate) async fn guard(State(hub): State<Arc<Hub>>, request: Request, next: N
 
 fn refusal(settings: &Settings, request: &Request) -> Option<ApiError> {
     let headers = request.headers();
-    if settings.listens.ip().is_loopback() && !names_this_machine(request.uri(), headers) {
-        // A page whose name was made to lead here after it was loaded would say its own.
-        return Some(ApiError::new(
-            StatusCode::FORBIDDEN,
-            "this server answers to the names of its own machine only",
-        ));
+    // Who has a key may call it what they like. On this machine alone names are looked at in any case.
+    let names_matter = settings.api_keys.is_empty() || settings.listens.ip().is_loopback();
+    if names_matter && !is_named(settings, request.uri(), headers) {
+        // A page whose name was made to lead here after it was loaded says its own.
+        let why = "this server answers to addresses and local names; the name that a proxy has for it is to be \
+                   among the origins: --origins https://NAME (OLLAMA_ORIGINS)";
+        return Some(ApiError::new(StatusCode::FORBIDDEN, why));
     }
     if let Some(origin) = headers.get(header::ORIGIN)
         && !allows(settings, origin)
-        && !is_same(settings, origin, request)
+        && !is_same(origin, headers)
     {
         let why = "pages of this origin may not ask; OLLAMA_ORIGINS has those that may";
         return Some(ApiError::new(StatusCode::FORBIDDEN, why));
@@ -59,31 +60,44 @@ fn refusal(settings: &Settings, request: &Request) -> Option<ApiError> {
     None
 }
 
-/// Whether the host is an address or a name that no foreign server can give out.
-fn names_this_machine(uri: &Uri, headers: &HeaderMap) -> bool {
+/// Whether the host that a request names is this machine's, or one that the user has named.
+fn is_named(settings: &Settings, uri: &Uri, headers: &HeaderMap) -> bool {
     let named = headers.get(header::HOST).map(|host| host.to_str().unwrap_or("?"));
     let Some(host) = named.or_else(|| uri.authority().map(|authority| authority.as_str())) else {
         return true;
     };
-    let host = host
-        .rsplit_once(':')
-        .filter(|(_, port)| port.bytes().all(|b| b.is_ascii_digit()))
-        .map_or(host, |h| h.0);
-    let host = host.trim_start_matches('[').trim_end_matches(']').to_ascii_lowercase();
+    let host = without_port(host).to_ascii_lowercase();
+    is_local(&host) || settings.origins.iter().any(|origin| is_of_host(origin, &host))
+}
+
+/// Whether it is an address or a name that no foreign server can give out.
+fn is_local(host: &str) -> bool {
+    let address = host.trim_start_matches('[').trim_end_matches(']');
     let own = rustix::system::uname().nodename().to_string_lossy().to_ascii_lowercase();
-    host.parse::<IpAddr>().is_ok()
+    address.parse::<IpAddr>().is_ok()
         // Names of a machine or a container beside, of which only the own network knows.
         || (!host.is_empty() && !host.contains('.'))
         || host == own
         || [".localhost", ".local", ".internal"].iter().any(|end| host.ends_with(end))
 }
 
-/// Whether a page is the server's own, and not one of a foreign name that leads here.
-fn is_same(settings: &Settings, origin: &HeaderValue, request: &Request) -> bool {
-    let headers = request.headers();
-    if settings.api_keys.is_empty() && !names_this_machine(request.uri(), headers) {
-        return false;
+/// Whether pages of that host are among the origins that one of the user's stands for.
+fn is_of_host(pattern: &str, host: &str) -> bool {
+    if pattern == "*" {
+        return true;
     }
+    // Those of programs, as moz-extension://*, have no host.
+    let Some(("http" | "https", named)) = pattern.split_once("://") else { return false };
+    matches(&without_port(named.trim_end_matches('/')).to_ascii_lowercase(), host)
+}
+
+fn without_port(host: &str) -> &str {
+    let is_port = |port: &str| port == "*" || port.bytes().all(|b| b.is_ascii_digit());
+    host.rsplit_once(':').filter(|(_, port)| is_port(port)).map_or(host, |(host, _)| host)
+}
+
+/// Whether a page is the server's own: of the host that it asks.
+fn is_same(origin: &HeaderValue, headers: &HeaderMap) -> bool {
     let host = origin
         .to_str()
         .ok()
@@ -96,12 +110,10 @@ fn is_same(settings: &Settings, origin: &HeaderValue, request: &Request) -> bool
 fn allows(settings: &Settings, origin: &HeaderValue) -> bool {
     let Ok(origin) = origin.to_str() else { return false };
     let (scheme, rest) = origin.split_once("://").unwrap_or((origin, ""));
-    let host = rest
-        .rsplit_once(':')
-        .filter(|(_, port)| port.bytes().all(|b| b.is_ascii_digit()))
-        .map_or(rest, |h| h.0);
     let local = match scheme {
-        "http" | "https" => matches!(host, "localhost" | "127.0.0.1" | "[::1]" | "0.0.0.0"),
+        "http" | "https" => {
+            matches!(without_port(rest), "localhost" | "127.0.0.1" | "[::1]" | "0.0.0.0")
+        }
         // Programs with a page inside.
         "app" | "file" | "tauri" | "vscode-webview" | "vscode-file" => true,
         _ => false,
@@ -149,10 +161,11 @@ pub(crate) fn cors(hub: &Arc<Hub>) -> CorsLayer {
 mod tests {
     use super::*;
 
-    fn host(host: &str) -> bool {
+    fn names(origins: &[&str], host: &str) -> bool {
+        let origins = origins.iter().map(|&origin| origin.to_owned()).collect();
         let mut headers = HeaderMap::new();
         headers.insert(header::HOST, HeaderValue::from_str(host).expect("a header"));
-        names_this_machine(&Uri::from_static("/"), &headers)
+        is_named(&Settings { origins, ..Settings::default() }, &Uri::from_static("/"), &headers)
     }
 
     #[test]
@@ -166,7 +179,7 @@ mod tests {
             "10.0.0.1",
             "a.localhost",
         ] {
-            assert!(host(own), "{own}");
+            assert!(names(&[], own), "{own}");
         }
         for foreign in [
             "example.com",
@@ -175,8 +188,33 @@ mod tests {
             "localhost.x",
             "",
         ] {
-            assert!(!host(foreign), "{foreign}");
+            assert!(!names(&[], foreign), "{foreign}");
         }
+    }
+
+    #[test]
+    fn hosts_of_origins() {
+        let origins = [
+            "https://chat.example/",
+            "http://Other.example:8080",
+            "https://*.inner.example:*",
+            "moz-extension://*",
+            "chrome-extension*",
+        ];
+        for named in ["chat.example", "CHAT.example:8443", "other.example", "a.inner.example"] {
+            assert!(names(&origins, named), "{named}");
+        }
+        for foreign in [
+            "evil.example",
+            "chat.example.evil",
+            "xchat.example",
+            "chrome-extension.example",
+            "inner.example.evil",
+        ] {
+            assert!(!names(&origins, foreign), "{foreign}");
+        }
+        // All pages may ask: that is what it means.
+        assert!(names(&["*"], "evil.example"));
     }
 
     #[test]

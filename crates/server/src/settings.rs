@@ -33,11 +33,12 @@ pub struct Settings {
     pub ping: Duration,
     /// Keys, of which a request needs one if there are any.
     pub api_keys: Vec<String>,
-    /// Origins beside the local ones that browsers may call from; `*`: all.
+    /// Origins beside the local ones that browsers may call from, and whose hosts a request may name; `*`: all.
     pub origins: Vec<String>,
     /// What fetches models when a client asks for it; none: they are refused.
     pub puller: Option<Arc<Puller>>,
-    /// The address that is listened on: on a local one, a request has to name a local host.
+    /// The address that is listened on: on a local one, and without keys on any, a request has to name a local
+    /// host, or that of an origin.
     pub listens: SocketAddr,
 }
 

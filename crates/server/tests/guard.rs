@@ -37,9 +37,10 @@ fn listens(address: [u8; 4], api_keys: &[&str]) -> Fixture {
     Fixture::with(Script::default(), settings)
 }
 
-/// A page whose name was made to lead here, after it was loaded, has its own name as host and origin.
+/// A page whose name was made to lead here, after it was loaded, has its own name as host. It is the origin of what
+/// it posts; with what it gets, browsers send none.
 #[tokio::test]
-async fn pages_of_foreign_names_are_refused_wherever_it_listens() {
+async fn foreign_names_are_refused_wherever_it_listens() {
     for address in [[127, 0, 0, 1], [0, 0, 0, 0]] {
         let fixture = listens(address, &[]);
         for (host, expected) in [
@@ -50,19 +51,55 @@ async fn pages_of_foreign_names_are_refused_wherever_it_listens() {
             ("box.local:11434", StatusCode::OK),
         ] {
             let origin = format!("http://{host}");
-            let headers = [(header::HOST, host), (header::ORIGIN, origin.as_str())];
-            let (status, _) = ask(&fixture, Method::GET, "/api/tags", &headers).await;
-            assert_eq!(status, expected, "{host} at {address:?}");
+            let alone = [(header::HOST, host)];
+            let with_origin = [alone[0].clone(), (header::ORIGIN, origin.as_str())];
+            for headers in [&alone[..], &with_origin] {
+                for path in ["/api/tags", "/metrics"] {
+                    let (status, _) = ask(&fixture, Method::GET, path, headers).await;
+                    assert_eq!(status, expected, "{path} {headers:?} at {address:?}");
+                }
+            }
         }
     }
     // Who has a key may call it what they like.
     let fixture = listens([0, 0, 0, 0], &["key"]);
     let headers = [
-        (header::HOST, "chat.example:11434"),
-        (header::ORIGIN, "http://chat.example:11434"),
+        (header::HOST, "any.example:11434"),
+        (header::ORIGIN, "http://any.example:11434"),
         (header::AUTHORIZATION, "Bearer key"),
     ];
     assert_eq!(ask(&fixture, Method::GET, "/api/tags", &headers).await.0, StatusCode::OK);
+}
+
+/// A proxy may pass on the name that it is called by, if that is one of an origin; pages of that host are its own.
+#[tokio::test]
+async fn a_proxy_has_a_name_that_the_user_has_named() {
+    for keys in [&[][..], &["key"]] {
+        let fixture = listens([127, 0, 0, 1], keys);
+        for (host, origin, expected) in [
+            ("chat.example", "https://chat.example", StatusCode::OK),
+            ("chat.example:8443", "https://chat.example:8443", StatusCode::OK),
+            ("chat.example", "https://evil.example", StatusCode::FORBIDDEN),
+            ("other.example", "https://chat.example", StatusCode::FORBIDDEN),
+        ] {
+            let headers = [
+                (header::HOST, host),
+                (header::AUTHORIZATION, "Bearer key"),
+                (header::ORIGIN, origin),
+            ];
+            let (status, _) = ask(&fixture, Method::GET, "/api/tags", &headers).await;
+            assert_eq!(status, expected, "{host} {origin} {keys:?}");
+        }
+        let headers = [(header::HOST, "other.example"), (header::AUTHORIZATION, "Bearer key")];
+        assert_eq!(
+            ask(&fixture, Method::GET, "/api/tags", &headers).await.0,
+            StatusCode::FORBIDDEN
+        );
+    }
+    let fixture = listens([127, 0, 0, 1], &[]);
+    let request = Request::get("/api/tags").header(header::HOST, "other.example");
+    let (_, text) = fixture.send(request.body(Body::empty()).expect("valid")).await;
+    assert!(text.contains("--origins https://NAME"), "{text}");
 }
 
 /// The headers that a page may send are named, a key among them, and it can read why it was refused.
