@@ -76,7 +76,9 @@ impl Hub {
     /// The loaded model of that name, without one that which was used last.
     pub(crate) fn loaded_as(&self, name: Option<&str>) -> ApiResult<Arc<Running>> {
         let models = self.loaded();
-        let named = |model: &&Arc<Running>| name.is_none_or(|name| model.found.name == name);
+        let plain = |name: &str| name.strip_suffix(":latest").unwrap_or(name).to_owned();
+        let named =
+            |model: &&Arc<Running>| name.is_none_or(|name| plain(&model.found.name) == plain(name));
         let last = |model: &&Arc<Running>| model.last_use();
         let model = models.iter().filter(named).max_by_key(last);
         model.cloned().ok_or_else(|| ApiError::no_model("no such model is loaded"))

@@ -165,3 +165,67 @@ async fn a_model_that_is_not_there_is_no_file_either() {
         assert!(text.contains("there is no model") && !text.contains("file"), "{text}");
     }
 }
+
+/// What would run on Anthropic's machines is not offered to the model.
+#[tokio::test]
+async fn tools_of_anthropics_machines_are_left_out() {
+    let fixture = Fixture::new(Script::default());
+    let search = json!({"type": "web_search_20250305", "name": "web_search", "max_uses": 5});
+    let own = json!({"type": "custom", "name": "look_up", "input_schema": {"type": "object"}});
+    let nameless = json!({"type": "mcp_toolset", "mcp_server_name": "files"});
+    let plain = json!({"name": "look_up", "input_schema": {"type": "object"}});
+    let tokens = async |tools: Value| {
+        let body = json!({"model": "one", "messages": user("a"), "tools": tools});
+        let (status, answer) = fixture.post("/v1/messages/count_tokens", body).await;
+        assert_eq!(status, StatusCode::OK, "{answer}");
+        answer["input_tokens"].as_u64().expect("a number")
+    };
+    assert_eq!(tokens(json!([search, nameless])).await, tokens(json!([])).await);
+    assert_eq!(tokens(json!([search, own])).await, tokens(json!([plain])).await);
+    assert!(tokens(json!([own])).await > tokens(json!([])).await);
+    for (tools, choice) in [
+        (json!([search]), json!({"type": "any"})),
+        (json!([search]), json!({"type": "tool", "name": "web_search"})),
+        (json!([search, own]), json!({"type": "tool", "name": "web_search"})),
+    ] {
+        let body = json!({"model": "one", "messages": user("a"), "max_tokens": 9,
+            "tools": tools, "tool_choice": choice});
+        let (status, answer) = fixture.post("/v1/messages", body).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{answer}");
+        assert!(
+            answer["error"]["message"].as_str().expect("why").contains("tool_choice"),
+            "{answer}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn thoughts_are_counted() {
+    let fixture = Fixture::new(Script::default());
+    let usage = async |text: &str| {
+        let (status, answer) =
+            fixture.post("/v1/responses", json!({"model": "one", "input": text})).await;
+        assert_eq!(status, StatusCode::OK, "{answer}");
+        answer["usage"].clone()
+    };
+    let thoughtful = usage("SAY[<think>hmm</think>abc]YAS").await;
+    assert_eq!(thoughtful["output_tokens_details"]["reasoning_tokens"], 3, "{thoughtful}");
+    let plain = usage("SAY[abc]YAS").await;
+    assert_eq!(plain["output_tokens_details"]["reasoning_tokens"], 0, "{plain}");
+}
+
+/// As other routes take it.
+#[tokio::test]
+async fn props_take_names_with_their_tag() {
+    let fixture = Fixture::new(Script::default());
+    let loads = json!({"model": "one:latest", "messages": user("SAY[a]YAS"), "stream": false});
+    assert_eq!(fixture.post("/api/chat", loads).await.0, StatusCode::OK);
+    for (name, expected) in [
+        ("one", StatusCode::OK),
+        ("one:latest", StatusCode::OK),
+        ("one:other", StatusCode::NOT_FOUND),
+        ("two:latest", StatusCode::NOT_FOUND),
+    ] {
+        assert_eq!(fixture.get(&format!("/props?model={name}")).await.0, expected, "{name}");
+    }
+}

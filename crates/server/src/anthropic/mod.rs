@@ -69,7 +69,9 @@ struct MessageBody {
 #[derive(Deserialize, JsonSchema)]
 #[schemars(rename = "AnthropicTool")]
 struct ToolBody {
-    name: String,
+    #[serde(rename = "type")]
+    kind: Option<String>,
+    name: Option<String>,
     description: Option<String>,
     #[serde(default)]
     input_schema: Value,
@@ -121,11 +123,8 @@ fn ask(body: Body, admission: Admission) -> ApiResult<Ask> {
     }
     body.messages.iter().try_for_each(|message| add(message, &mut messages))?;
     ask::name_results(&mut messages);
-    let tool = |tool: ToolBody| {
-        let (name, description, parameters) = (tool.name, tool.description, tool.input_schema);
-        Tool { kind: "function".into(), function: Function { name, description, parameters } }
-    };
-    let mut tools: Vec<Tool> = body.tools.unwrap_or_default().into_iter().map(tool).collect();
+    let tools = body.tools.unwrap_or_default().into_iter().filter(ToolBody::is_the_clients);
+    let mut tools: Vec<Tool> = tools.map(ToolBody::function).collect::<ApiResult<_>>()?;
     let form = match &body.tool_choice {
         None => Form::Free,
         Some(choice) => match (choice.kind.as_str(), &choice.name) {
@@ -162,6 +161,20 @@ fn ask(body: Body, admission: Admission) -> ApiResult<Ask> {
         },
         ..Ask::new(admission, body.model, Input::Chat(messages))
     })
+}
+
+impl ToolBody {
+    /// Whether the client runs it; others would run on Anthropic's machines, and the model is not told of them.
+    fn is_the_clients(&self) -> bool {
+        self.kind.as_deref().is_none_or(|kind| kind == "custom")
+    }
+
+    fn function(self) -> ApiResult<Tool> {
+        let name = self.name.ok_or_else(|| ApiError::of("tools", "a tool has a name"))?;
+        let (description, parameters) = (self.description, self.input_schema);
+        let function = Function { name, description, parameters };
+        Ok(Tool { kind: "function".into(), function })
+    }
 }
 
 /// A message may hold results of tools, which are messages of their own elsewhere.

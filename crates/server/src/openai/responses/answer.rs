@@ -8,7 +8,7 @@ use crate::blocks::{Block, Blocks, Change};
 use crate::body::Room;
 use crate::error::{ApiError, ApiResult};
 use crate::events::{Chunks, named_events};
-use crate::hub::Hub;
+use crate::hub::{Hub, blocking};
 use crate::ids::id;
 use crate::job::{Done, Reason};
 use crate::talk::{Said, Talk};
@@ -41,6 +41,9 @@ pub(super) struct Answer {
     ids: Vec<(String, &'static str)>,
     /// Those that are complete.
     items: Vec<Value>,
+    /// What the model thought, and how many tokens of its vocabulary that is, once it is over.
+    thoughts: String,
+    thought_tokens: usize,
     events: u64,
     begun: bool,
     is_over: bool,
@@ -56,6 +59,8 @@ impl Answer {
             blocks: Blocks::default(),
             ids,
             items,
+            thoughts: String::new(),
+            thought_tokens: 0,
             events: 0,
             begun: false,
             is_over: false,
@@ -84,6 +89,7 @@ impl Answer {
                 let changes = self.blocks.finish();
                 let mut events: Vec<_> =
                     changes.into_iter().flat_map(|change| self.change(change)).collect();
+                self.count_thoughts().await?;
                 let status = match done.reason {
                     Reason::Stop => "completed",
                     Reason::Length => "incomplete",
@@ -95,6 +101,13 @@ impl Answer {
                 Ok(events)
             }
         }
+    }
+
+    async fn count_thoughts(&mut self) -> ApiResult<()> {
+        let (text, thoughts) = (self.talk.lease.text.clone(), std::mem::take(&mut self.thoughts));
+        self.thought_tokens =
+            blocking(move || text.tokenize(&thoughts, false, false)).await??.len();
+        Ok(())
     }
 
     fn response(&self, status: &str, done: Option<&Done>) -> Value {
@@ -112,7 +125,7 @@ impl Answer {
                     "input_tokens": prompt,
                     "input_tokens_details": {"cached_tokens": done.cached},
                     "output_tokens": drawn,
-                    "output_tokens_details": {"reasoning_tokens": 0},
+                    "output_tokens_details": {"reasoning_tokens": self.thought_tokens.min(drawn)},
                     "total_tokens": prompt + drawn,
                 })
             }),
@@ -159,6 +172,9 @@ impl Answer {
     fn close(&mut self, index: usize, block: &Block) -> Vec<Value> {
         let mut events = Vec::new();
         let kind = format!("response.{}.done", self.ids[index].1);
+        if let Block::Thinking(text) = block {
+            self.thoughts += text;
+        }
         match block {
             Block::Thinking(text) | Block::Text(text) => {
                 let done = self.at(index, json!({"content_index": 0, "text": text}));
