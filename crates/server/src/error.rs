@@ -1,8 +1,11 @@
 //! Why a request failed, in the shape of each dialect.
 
+use std::error::Error as _;
+
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
+use tierstream_store::{Error as StoreError, Readers};
 
 use crate::engine::EngineError;
 
@@ -139,19 +142,40 @@ impl From<tierstream_chat::Error> for ApiError {
     }
 }
 
-impl From<tierstream_store::Error> for ApiError {
-    fn from(error: tierstream_store::Error) -> Self {
-        match error {
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        match &error {
             // Its own words are about files, too, and about folders, which are nobody's business here.
-            tierstream_store::Error::NotFound { name, nearest, .. } => {
+            StoreError::NotFound { name, nearest, unreadable, .. } => {
                 let nearest = match nearest.is_empty() {
                     true => String::new(),
                     false => format!("; there is {}", nearest.join(", ")),
                 };
-                Self::no_model(format!("there is no model {name:?}{nearest}"))
+                let unsearched = unreadable.as_deref().map_or(String::new(), |error| {
+                    let hint = hint(error).unwrap_or_else(|| IN_ITS_NOTES.into());
+                    format!("; a store could not be searched (hint: {hint})")
+                });
+                Self::no_model(format!("there is no model {name:?}{nearest}{unsearched}"))
             }
-            _ => Self::bad(error.to_string()),
+            _ => {
+                let cause = error.source().map_or(String::new(), |cause| format!(": {cause}"));
+                let hint = hint(&error).map_or(String::new(), |hint| format!(" (hint: {hint})"));
+                Self::bad(format!("{error}{cause}{hint}"))
+            }
         }
+    }
+}
+
+/// What tells of folders.
+const IN_ITS_NOTES: &str = "the server's notes, when it starts, say which and why";
+
+/// What the server's user can do about it, without a folder's name.
+fn hint(error: &StoreError) -> Option<String> {
+    match error {
+        StoreError::Unreadable { readers: Readers::Owner, .. } => {
+            Some(format!("its owner keeps it to itself; {IN_ITS_NOTES}"))
+        }
+        _ => error.hint(),
     }
 }
 
@@ -209,5 +233,63 @@ impl IntoResponse for Ollama {
 impl IntoResponse for OpenAi {
     fn into_response(self) -> Response {
         self.0.respond(&self.0.openai())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    fn unreadable(readers: Readers) -> StoreError {
+        let source = io::ErrorKind::PermissionDenied.into();
+        StoreError::Unreadable { path: "/secret/models".into(), readers, source }
+    }
+
+    #[test]
+    fn a_store_that_was_not_searched_is_told() {
+        let told = |unreadable: Option<StoreError>| {
+            let unreadable = unreadable.map(Box::new);
+            let error = StoreError::NotFound { name: "a".into(), nearest: Vec::new(), unreadable };
+            let error = ApiError::from(error);
+            assert_eq!(
+                (error.status, error.code),
+                (StatusCode::NOT_FOUND, Some("model_not_found"))
+            );
+            assert!(!error.message.contains("/secret"), "{}", error.message);
+            error.message
+        };
+        assert_eq!(told(None), "there is no model \"a\"");
+        let group = told(Some(unreadable(Readers::Group("ollama".into()))));
+        assert!(group.contains("a store could not be searched (hint: join the group"), "{group}");
+        assert!(group.contains("usermod -aG ollama"), "{group}");
+        let owner = told(Some(unreadable(Readers::Owner)));
+        assert!(owner.contains("its owner keeps it to itself; the server's notes"), "{owner}");
+        let unknown = told(Some(unreadable(Readers::Unknown)));
+        assert!(unknown.contains("a store could not be searched (hint: the server's"), "{unknown}");
+    }
+
+    #[test]
+    fn errors_of_stores_keep_their_hints() {
+        let (name, path) = (String::from("a"), std::path::PathBuf::from("/m"));
+        for (error, expected) in [
+            (
+                StoreError::Partial {
+                    name: name.clone(),
+                    path: path.clone(),
+                    what: "short".into(),
+                },
+                "not complete: short (hint: fetch the model again",
+            ),
+            (StoreError::Split { name, path }, "(hint: fetch it from where it is from"),
+            (
+                unreadable(Readers::Group("ollama".into())),
+                "cannot be read: permission denied (hint: join the group",
+            ),
+        ] {
+            let message = ApiError::from(error).message;
+            assert!(message.contains(expected), "{message}");
+        }
     }
 }
