@@ -2,15 +2,17 @@
 
 mod support;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::{StatusCode, header};
 use serde_json::{Value, json};
-use support::{Fixture, TRAINED, from, read_until};
+use support::{Fixture, TRAINED, from, read_until, send};
 use tierstream_script::{FAILS, Gate, MODEL_BYTES, PANICS, Script, TOKEN_BYTES};
 use tierstream_server::{PromptCache, Settings};
 use tokio::io::AsyncReadExt;
+use tokio::net::TcpSocket;
 use tower::ServiceExt;
 
 fn chat(model: &str, text: &str) -> Value {
@@ -251,15 +253,31 @@ async fn inputs_are_computed_several_at_a_time() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_does_not_read_stalls_no_other() {
+    const TOKENS: usize = 2_000;
     let mut fixture = Fixture::new(Script { sequences: 2, ctx: 60_000, ..Script::default() });
-    let listening = fixture.listen().await;
-    let long = "z".repeat(20_000);
-    let deaf = listening.begin("/api/chat", &streamed(&format!("SAY[{long}]YAS"))).await;
+    // Between the server and the client there is room for a small part of the answer.
+    let listening_socket = TcpSocket::new_v4().expect("a socket");
+    listening_socket.set_send_buffer_size(4096).expect("it can be set");
+    let between = listening_socket.send_buffer_size().expect("known");
+    listening_socket.bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a port");
+    let listening = fixture.listen_at(listening_socket.listen(64).expect("it listens"));
+    let deaf = TcpSocket::new_v4().expect("a socket");
+    deaf.set_recv_buffer_size(4096).expect("it can be set");
+    let between = between + deaf.recv_buffer_size().expect("known");
+    let mut deaf = deaf.connect(listening.address).await.expect("it listens");
+    let long = "z".repeat(TOKENS);
+    send(&mut deaf, "/api/chat", &streamed(&format!("SAY[{long}]YAS"))).await;
+    // All of it is there to be sent.
+    deaf.readable().await.expect("something has come");
+    while fixture.metric("llamacpp:tokens_predicted_total").await < TOKENS as f64 {
+        tokio::task::yield_now().await;
+    }
     for _ in 0..20 {
         let mut other = listening.begin("/api/chat", &streamed("SAY[abc]YAS")).await;
         read_until(&mut other, "\"done\":true").await;
     }
-    drop(deaf);
+    let answer = read_until(&mut deaf, "\"done\":true").await;
+    assert!(answer.len() > 10 * between as usize, "{} bytes over {between}", answer.len());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -139,8 +139,12 @@ impl Fixture {
 
     /// Listens, until what is returned is dropped or told to stop.
     pub(crate) async fn listen(&mut self) -> Listening {
-        let listener =
-            TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.expect("a port");
+        let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await;
+        self.listen_at(listener.expect("a port"))
+    }
+
+    /// Listens there.
+    pub(crate) fn listen_at(&mut self, listener: TcpListener) -> Listening {
         let address = listener.local_addr().expect("an address");
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         let server = self.server.take().expect("it listens once");
@@ -159,14 +163,19 @@ impl Listening {
     /// Sends a request, and returns what can be read from then on.
     pub(crate) async fn begin(&self, path: &str, body: &Value) -> TcpStream {
         let mut stream = TcpStream::connect(self.address).await.expect("it listens");
-        let body = body.to_string();
-        let head = format!(
-            "POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n",
-            body.len()
-        );
-        stream.write_all((head + &body).as_bytes()).await.expect("it reads");
+        send(&mut stream, path, body).await;
         stream
     }
+}
+
+/// Sends a request.
+pub(crate) async fn send(stream: &mut TcpStream, path: &str, body: &Value) {
+    let body = body.to_string();
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    stream.write_all((head + &body).as_bytes()).await.expect("it reads");
 }
 
 /// Reads on until this text has come.
