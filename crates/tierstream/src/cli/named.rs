@@ -101,6 +101,15 @@ pub(crate) fn missing_folders(environment: &Environment) -> Vec<String> {
     missing.map(|(name, path)| format!("{name}: there is no folder {}", path.display())).collect()
 }
 
+/// Stores that could not be searched: which, why, and what to do about it.
+pub(crate) fn unsearched(store: &Store) -> Vec<String> {
+    let told = |error: Error| {
+        let hint = error.hint().map_or(String::new(), |hint| format!("; {hint}"));
+        format!("a store could not be searched: {:#}{hint}", anyhow::Error::from(error))
+    };
+    store.list().unreadable.into_iter().map(told).collect()
+}
+
 /// With a hint of the hub, if the name can be one of its.
 fn not_found(name: &str, error: Error) -> anyhow::Error {
     let Error::NotFound { nearest, .. } = &error else { return error.into() };

@@ -265,3 +265,23 @@ fn the_budget_holds_for_all_of_it() {
     let peak: u64 = line.split_whitespace().next().unwrap().parse().unwrap();
     assert!(peak << 10 <= ram * MIB, "a peak of {} MiB", peak >> 10);
 }
+
+/// A folder that cannot be read whoever asks: a link to itself.
+#[test]
+fn stores_that_cannot_be_searched_are_told() {
+    let stores = Stores::new();
+    let models = stores.dir("unread");
+    fs::create_dir(&models).unwrap();
+    std::os::unix::fs::symlink("manifests", models.join("manifests")).unwrap();
+    let server = Server::start_with(&[], |command| {
+        command.env("OLLAMA_MODELS", &models).stderr(Stdio::piped());
+    });
+    let answer = server.post("/api/show", &json!({"model": "nowhere:1b"}));
+    assert!(answer.starts_with("HTTP/1.1 404"), "{answer}");
+    assert!(answer.contains("a store could not be searched"), "{answer}");
+    assert!(!answer.contains("unread"), "{answer}");
+    let told = server.told();
+    let folder = models.join("manifests");
+    let line = format!("note: a store could not be searched: {}: ", folder.display());
+    assert!(told.contains(&line), "{told}");
+}

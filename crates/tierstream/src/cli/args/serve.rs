@@ -64,7 +64,8 @@ pub(crate) struct Serve {
     /// Ollama's name for --ctx, over which that wins; 0: as usual
     #[arg(long, value_name = "N", env = "OLLAMA_CONTEXT_LENGTH", hide = true, value_parser = or_usual(16_777_216, 0))]
     pub(crate) context_length: Option<u32>,
-    /// Pages that browsers may call from, beside those of this machine: https://chat.example, or `*`
+    /// Pages that browsers may call from, beside those of this machine, and names of proxies before it:
+    /// https://chat.example, or `*`
     #[arg(long, value_name = "ORIGIN,...", env = "OLLAMA_ORIGINS", value_delimiter = ',')]
     pub(crate) origins: Vec<String>,
     /// A file of keys, one a line, of which requests need one

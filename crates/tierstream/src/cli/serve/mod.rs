@@ -70,6 +70,7 @@ async fn listen(cli: &Cli, args: &Serve) -> anyhow::Result<ExitCode> {
     let models = Arc::new(Models::new(args, &args.prompts()));
     named::missing_folders(&environment).iter().for_each(output::note);
     let store = Store::new(&environment);
+    named::unsearched(&store).iter().for_each(output::note);
     let server = Server::new(models.clone(), store, extras(args)?, settings);
     tell(cli, listens)?;
     let stop = async move {
