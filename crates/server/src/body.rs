@@ -12,6 +12,7 @@ use axum::extract::{FromRequest, Request};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::{Stream, StreamExt};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use tokio::time::{Instant, timeout, timeout_at};
@@ -225,9 +226,14 @@ pub(crate) fn read<T: DeserializeOwned>(received: Received) -> ApiResult<(T, Adm
     }
 }
 
+/// A value as JSON.
+pub(crate) fn json(value: &impl Serialize) -> String {
+    serde_json::to_string(value).expect("answers have texts as keys, and cannot fail")
+}
+
 /// An answer of lines of JSON.
-pub(crate) fn lines(values: impl Stream<Item = Value> + Send + 'static) -> Response {
-    let lines = values.map(|value| Ok::<_, Infallible>(format!("{value}\n")));
+pub(crate) fn lines(values: impl Stream<Item: Serialize> + Send + 'static) -> Response {
+    let lines = values.map(|value| Ok::<_, Infallible>(json(&value) + "\n"));
     ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(lines)).into_response()
 }
 

@@ -12,21 +12,23 @@ use crate::hub::Hub;
 
 /// What makes an answer's events, in turn.
 pub(crate) trait Chunks: Send + 'static {
+    /// JSON, or its text.
+    type Chunk: Send;
+
     /// The next ones; none at the end.
-    fn next(&mut self) -> impl Future<Output = Option<Vec<Value>>> + Send;
+    fn next(&mut self) -> impl Future<Output = Option<Vec<Self::Chunk>>> + Send;
 }
 
 /// An answer of events; `[DONE]` is the last.
-pub(crate) fn events(hub: &Hub, chunks: impl Chunks) -> Response {
-    let values =
+pub(crate) fn events(hub: &Hub, chunks: impl Chunks<Chunk = String>) -> Response {
+    let texts =
         stream::unfold(chunks, |mut chunks| async move { Some((chunks.next().await?, chunks)) });
-    let data = values.flat_map(stream::iter).map(|value| value.to_string());
-    let all = data.chain(stream::once(async { "[DONE]".to_owned() }));
+    let all = texts.flat_map(stream::iter).chain(stream::once(async { "[DONE]".to_owned() }));
     respond(hub, all.map(|data| Event::default().data(data)))
 }
 
 /// An answer of events whose names are their types.
-pub(crate) fn named_events(hub: &Hub, chunks: impl Chunks) -> Response {
+pub(crate) fn named_events(hub: &Hub, chunks: impl Chunks<Chunk = Value>) -> Response {
     let values =
         stream::unfold(chunks, |mut chunks| async move { Some((chunks.next().await?, chunks)) });
     respond(

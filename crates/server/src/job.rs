@@ -8,6 +8,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use crate::engine::{EngineError, Sampling, Token};
 use crate::grammar::Guide;
+use crate::logprobs::Logprobs;
 use crate::metrics::Metrics;
 
 /// A request.
@@ -55,15 +56,7 @@ pub(crate) enum Event {
 #[derive(Debug, Default)]
 pub(crate) struct Piece {
     pub(crate) text: String,
-    pub(crate) logprobs: Vec<TokenLogprobs>,
-}
-
-/// A token that was drawn, and how likely it and others were.
-#[derive(Debug)]
-pub(crate) struct TokenLogprobs {
-    pub(crate) bytes: Vec<u8>,
-    pub(crate) logprob: f32,
-    pub(crate) top: Vec<(Vec<u8>, f32)>,
+    pub(crate) logprobs: Logprobs,
 }
 
 /// Why an answer ended.

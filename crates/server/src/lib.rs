@@ -41,6 +41,7 @@ mod hub;
 mod ids;
 mod job;
 mod listen;
+mod logprobs;
 mod metrics;
 mod misc;
 mod ollama;

@@ -13,7 +13,8 @@ use crate::engine::Token;
 use crate::error::{ApiError, ApiResult};
 use crate::grammar::Form;
 use crate::hub::{Hub, Lease, blocking};
-use crate::job::{Done, Event, Goal, Job, TokenLogprobs, Writing};
+use crate::job::{Done, Event, Goal, Job, Writing};
+use crate::logprobs::{Logprobs, Told};
 use crate::schedule::Answer;
 
 /// An answer. Who drops it ends it.
@@ -23,7 +24,7 @@ pub(crate) struct Talk {
     parser: Option<Parser>,
     ready: VecDeque<Said>,
     /// Of tokens whose text has not come out yet.
-    logprobs: Vec<TokenLogprobs>,
+    logprobs: Logprobs,
     deadline: tokio::time::Instant,
     /// Of a request that may be gone on from.
     prompt: Option<Vec<Token>>,
@@ -38,16 +39,15 @@ pub(crate) enum Said {
 }
 
 /// A part of an answer.
-#[derive(Default)]
 pub(crate) struct Part {
     pub(crate) deltas: Vec<Delta>,
-    pub(crate) logprobs: Vec<TokenLogprobs>,
+    pub(crate) logprobs: Logprobs,
 }
 
 /// All of an answer.
 pub(crate) struct Whole {
     pub(crate) reply: tierstream_chat::Reply,
-    pub(crate) logprobs: Vec<TokenLogprobs>,
+    pub(crate) logprobs: Told,
     pub(crate) done: Done,
 }
 
@@ -85,7 +85,10 @@ impl Talk {
                 }
             };
             let goes_on = matches!(ask.input, Input::Prompt { .. }).then(|| prompt.tokens.clone());
-            let answer = lease.submit(ask.admission.peer(), |events, marks| {
+            let peer = ask.admission.peer();
+            // It is tokens, and who sees it in the queue finds that its memory is given back.
+            drop((ask.input, ask.tools, ask.form, ask.admission));
+            let answer = lease.submit(peer, |events, marks| {
                 let goal = Goal::Text(Box::new(Writing {
                     max_tokens: ask.wishes.most_tokens(),
                     sampling,
@@ -103,7 +106,7 @@ impl Talk {
                 answer,
                 parser,
                 ready: VecDeque::new(),
-                logprobs: Vec::new(),
+                logprobs: Logprobs::default(),
                 deadline,
                 prompt: goes_on,
                 has_called: false,
@@ -181,17 +184,24 @@ impl Talk {
         self.has_called
     }
 
+    /// With the texts of the answer's model.
+    pub(crate) fn told(&self, logprobs: Logprobs) -> Told {
+        Told::new(logprobs, self.lease.text.clone(), self.lease.face.marks.clone())
+    }
+
     /// All of it.
     pub(crate) async fn whole(&mut self) -> ApiResult<Whole> {
         let mut reply = tierstream_chat::Reply::default();
-        let mut logprobs = Vec::new();
+        let mut logprobs = Logprobs::default();
         while let Some(said) = self.next().await {
             match said? {
                 Said::Part(mut part) => {
                     reply.extend(part.deltas);
                     logprobs.append(&mut part.logprobs);
                 }
-                Said::End(done) => return Ok(Whole { reply, logprobs, done }),
+                Said::End(done) => {
+                    return Ok(Whole { reply, logprobs: self.told(logprobs), done });
+                }
             }
         }
         Err(ApiError::endless())

@@ -3,7 +3,8 @@
 use std::time::{Duration, Instant};
 
 use crate::engine::{EngineError, Sample, Text, Token};
-use crate::job::{Done, Event, Job, Piece, Reason, TokenLogprobs, Writing};
+use crate::job::{Done, Event, Job, Piece, Reason, Writing};
+use crate::logprobs::Likely;
 use crate::texts::Texts;
 
 /// Writes one answer.
@@ -70,7 +71,8 @@ impl Writer {
         self.done.drawn.push(token);
         let piece = text.piece(token, self.how.marks.contains(&token));
         if let Some(n) = self.how.logprobs {
-            self.piece.logprobs.push(logprobs(row, token, &piece, n, text));
+            let (drawn, likeliest) = logprobs(row, token, n);
+            self.piece.logprobs.push(drawn, &likeliest);
         }
         let stopped = self.texts.push(&piece);
         self.piece.text = self.texts.take();
@@ -135,67 +137,40 @@ impl Writer {
     }
 }
 
-/// The natural logarithm of the probability of `token`, and of the `n` likeliest, before any sampler.
-fn logprobs(row: &[f32], token: Token, piece: &[u8], n: usize, text: &dyn Text) -> TokenLogprobs {
+/// How likely `token` is, and the `n` likeliest, before any sampler.
+fn logprobs(row: &[f32], token: Token, n: usize) -> (Likely, Vec<Likely>) {
     let most = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f64 = row.iter().map(|&x| f64::from(x - most).exp()).sum();
     let log = |x: f32| (f64::from(x - most) - sum.ln()) as f32;
-    let mut ids: Vec<usize> = (0..row.len()).collect();
-    let n = n.min(ids.len());
-    if n > 0 && n < ids.len() {
-        ids.select_nth_unstable_by(n - 1, |&a, &b| row[b].total_cmp(&row[a]));
+    let all = row.iter().zip(0..);
+    let mut likeliest: Vec<Likely> = all.map(|(&x, id)| (id, x)).collect();
+    let n = n.min(likeliest.len());
+    if n > 0 && n < likeliest.len() {
+        likeliest.select_nth_unstable_by(n - 1, |a, b| b.1.total_cmp(&a.1));
     }
-    ids.truncate(n);
-    ids.sort_by(|&a, &b| row[b].total_cmp(&row[a]));
-    let piece_of = |id: usize| text.piece(Token::try_from(id).unwrap_or(-1), true);
-    TokenLogprobs {
-        bytes: piece.to_vec(),
-        logprob: usize::try_from(token)
-            .ok()
-            .and_then(|id| row.get(id))
-            .map_or(f32::MIN, |&x| log(x)),
-        top: ids.into_iter().map(|id| (piece_of(id), log(row[id]))).collect(),
-    }
+    likeliest.truncate(n);
+    likeliest.sort_by(|a, b| b.1.total_cmp(&a.1));
+    likeliest.iter_mut().for_each(|(_, x)| *x = log(*x));
+    let drawn = usize::try_from(token).ok().and_then(|id| row.get(id));
+    ((token, drawn.map_or(f32::MIN, |&x| log(x))), likeliest)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    struct Letters;
-
-    impl Text for Letters {
-        fn tokenize(&self, _: &str, _: bool, _: bool) -> Result<Vec<Token>, EngineError> {
-            Ok(Vec::new())
-        }
-
-        fn piece(&self, token: Token, _: bool) -> Vec<u8> {
-            u8::try_from(token).map(|n| vec![b'a' + n]).unwrap_or_default()
-        }
-
-        fn is_end(&self, _: Token) -> bool {
-            false
-        }
-
-        fn bos_eos(&self) -> (String, String) {
-            Default::default()
-        }
-
-        fn len(&self) -> usize {
-            3
-        }
-    }
-
     #[test]
     fn logprobs_are_those_of_the_row() {
         // Probabilities of 1/7, 4/7 and 2/7.
         let row = [0.0, 4f32.ln(), 2f32.ln()];
-        let told = logprobs(&row, 2, b"c", 2, &Letters);
-        let near = |got: f32, p: f64| (f64::from(got) - p.ln()).abs() < 1e-6;
-        assert!(near(told.logprob, 2.0 / 7.0));
-        assert_eq!(told.top.iter().map(|(piece, _)| &piece[..]).collect::<Vec<_>>(), [b"b", b"c"]);
-        assert!(near(told.top[0].1, 4.0 / 7.0) && near(told.top[1].1, 2.0 / 7.0));
-        assert_eq!(logprobs(&row, 0, b"a", 0, &Letters).top, []);
-        assert_eq!(logprobs(&row, 0, b"a", 9, &Letters).top.len(), 3);
+        let (drawn, likeliest) = logprobs(&row, 2, 2);
+        let near = |(token, got): Likely, wanted: Token, p: f64| {
+            token == wanted && (f64::from(got) - p.ln()).abs() < 1e-6
+        };
+        assert!(near(drawn, 2, 2.0 / 7.0));
+        let [first, second] = likeliest[..] else { panic!("{likeliest:?}") };
+        assert!(near(first, 1, 4.0 / 7.0) && near(second, 2, 2.0 / 7.0));
+        assert_eq!(logprobs(&row, 0, 0).1, []);
+        assert_eq!(logprobs(&row, 0, 9).1.len(), 3);
     }
 }

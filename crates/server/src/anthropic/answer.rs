@@ -120,6 +120,8 @@ enum Stage {
 }
 
 impl Chunks for Streamed {
+    type Chunk = Value;
+
     async fn next(&mut self) -> Option<Vec<Value>> {
         match self.stage {
             Stage::Over => return None,

@@ -5,6 +5,7 @@ use std::time::{Instant, SystemTime};
 
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
+use serde::{Serialize, Serializer};
 use serde_json::{Map, Value, json};
 use tierstream_chat::{Reply, ToolCall};
 
@@ -14,7 +15,8 @@ use crate::engine::Token;
 use crate::error::ApiResult;
 use crate::hub::{Hub, KeepAlive};
 use crate::ids;
-use crate::job::{Done, TokenLogprobs};
+use crate::job::Done;
+use crate::logprobs::Told;
 use crate::talk::{Part, Said, Talk, Whole, nanos};
 
 /// What the routes differ in.
@@ -53,9 +55,9 @@ pub(super) async fn answer(
     let mut answer = Answer { talk, shape, model, start, calls: 0, is_over: false };
     if !streams {
         let Whole { reply, logprobs, done } = answer.talk.whole().await?;
-        let mut whole = answer.line(reply, &logprobs);
-        whole.extend(answer.end(&done));
-        return Ok(axum::Json(Value::Object(whole)).into_response());
+        let mut whole = answer.line(reply, Some(logprobs));
+        whole.values.extend(answer.end(&done));
+        return Ok(axum::Json(whole).into_response());
     }
     Ok(body::lines(stream::unfold(answer, |mut answer| async move {
         let line = answer.next().await?;
@@ -93,8 +95,24 @@ async fn load_or_unload(
     Ok(Value::Object(line))
 }
 
+/// A line of an answer.
+#[derive(Serialize)]
+struct Line {
+    #[serde(flatten)]
+    values: Map<String, Value>,
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "list")]
+    logprobs: Option<Told>,
+}
+
+fn list<S: Serializer>(logprobs: &Option<Told>, to: S) -> Result<S::Ok, S::Error> {
+    match logprobs {
+        Some(told) => told.list(to, false),
+        None => to.serialize_none(),
+    }
+}
+
 impl Answer {
-    async fn next(&mut self) -> Option<Value> {
+    async fn next(&mut self) -> Option<Line> {
         if self.is_over {
             return None;
         }
@@ -102,23 +120,24 @@ impl Answer {
             Ok(Said::Part(Part { deltas, logprobs })) => {
                 let mut reply = Reply::default();
                 reply.extend(deltas);
-                self.line(reply, &logprobs)
+                let told = self.talk.told(logprobs);
+                self.line(reply, Some(told))
             }
             Ok(Said::End(done)) => {
                 self.is_over = true;
-                let mut line = self.line(Reply::default(), &[]);
-                line.extend(self.end(&done));
+                let mut line = self.line(Reply::default(), None);
+                line.values.extend(self.end(&done));
                 line
             }
             Err(error) => {
                 self.is_over = true;
-                return Some(error.ollama());
+                return Some(Line { values: object(error.ollama()), logprobs: None });
             }
         };
-        Some(Value::Object(line))
+        Some(line)
     }
 
-    fn line(&mut self, mut reply: Reply, logprobs: &[TokenLogprobs]) -> Map<String, Value> {
+    fn line(&mut self, mut reply: Reply, logprobs: Option<Told>) -> Line {
         let mut line = beginning(&self.model);
         let calls = std::mem::take(&mut reply.tool_calls);
         let mut said = said(self.shape, reply);
@@ -130,11 +149,7 @@ impl Answer {
         }
         line.extend(said);
         line.insert("done".into(), false.into());
-        if !logprobs.is_empty() {
-            let all: Vec<Value> = logprobs.iter().map(logprob).collect();
-            line.insert("logprobs".into(), all.into());
-        }
-        line
+        Line { values: line, logprobs: logprobs.filter(|told| !told.is_empty()) }
     }
 
     fn call(&mut self, call: ToolCall) -> Value {
@@ -181,16 +196,6 @@ fn said(shape: Shape, reply: Reply) -> Map<String, Value> {
         Shape::Chat => json!({ "message": said }),
         Shape::Generate => said,
     })
-}
-
-fn logprob(token: &TokenLogprobs) -> Value {
-    let one = |bytes: &[u8], logprob: f32| json!({"token": String::from_utf8_lossy(bytes), "logprob": logprob, "bytes": bytes});
-    let mut value = one(&token.bytes, token.logprob);
-    if !token.top.is_empty() {
-        value["top_logprobs"] =
-            token.top.iter().map(|(bytes, logprob)| one(bytes, *logprob)).collect();
-    }
-    value
 }
 
 fn object(value: Value) -> Map<String, Value> {

@@ -6,22 +6,20 @@ use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Value, json};
 use tierstream_chat::{Delta, Message, Think, Tool, ToolCall};
 
-use super::{
-    Common, UNLIMITED, check_most, fingerprint, logprobs, now, timings, tool_choice, usage,
-};
+use super::{Common, Head, Object, UNLIMITED, check_most, now, timings, tool_choice, usage};
 use crate::ask::{Ask, Input};
-use crate::body::{Admission, Received, read};
+use crate::body::{Admission, Received, json, read};
 use crate::content;
 use crate::error::{ApiError, ApiResult, OpenAi};
 use crate::events::{Chunks, events};
 use crate::grammar::Form;
 use crate::hub::Hub;
 use crate::ids::id;
-use crate::job::TokenLogprobs;
+use crate::logprobs::Told;
 use crate::openapi::schemas;
 use crate::talk::{Part, Said, Talk, Whole};
 
@@ -112,7 +110,7 @@ pub(super) async fn chat(State(hub): State<Arc<Hub>>, body: Received) -> Result<
         let stage = Stage::Begins;
         return Ok(events(&hub, Streamed { talk, head, tells_usage, tells_logprobs, stage }));
     }
-    let Whole { reply, logprobs: tokens, done } = talk.whole().await?;
+    let Whole { reply, logprobs: content, done } = talk.whole().await?;
     let mut message = json!({"role": "assistant", "content": reply.content, "refusal": null});
     if !reply.thinking.is_empty() {
         message["reasoning_content"] = reply.thinking.into();
@@ -129,33 +127,40 @@ pub(super) async fn chat(State(hub): State<Arc<Hub>>, body: Received) -> Result<
         }
         message["tool_calls"] = reply.tool_calls.into_iter().map(call).collect();
     }
-    let logprobs = if tells_logprobs { logprobs(&tokens) } else { Value::Null };
-    let choice =
-        json!({"index": 0, "message": message, "finish_reason": reason, "logprobs": logprobs});
-    let mut answer = head.object("chat.completion", json!([choice]));
-    answer["usage"] = usage(&done);
-    answer["timings"] = timings(&done);
+    let choice = Choice {
+        index: 0,
+        message: Some(message),
+        delta: None,
+        finish_reason: Some(reason),
+        logprobs: tells_logprobs.then_some(Listed { content, refusal: () }),
+    };
+    let mut answer = head.object("chat.completion", [choice]);
+    answer.usage = Some(usage(&done));
+    answer.timings = Some(timings(&done));
     Ok(Json(answer).into_response())
 }
 
-/// What all chunks of an answer have.
-struct Head {
-    id: String,
-    created: u64,
-    model: String,
+/// What an answer has one of.
+#[derive(Serialize)]
+struct Choice<'a> {
+    index: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    message: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    delta: Option<Value>,
+    finish_reason: Option<&'a str>,
+    logprobs: Option<Listed>,
 }
 
-impl Head {
-    fn object(&self, kind: &str, choices: Value) -> Value {
-        json!({
-            "id": self.id,
-            "object": kind,
-            "created": self.created,
-            "model": self.model,
-            "system_fingerprint": fingerprint(),
-            "choices": choices,
-        })
-    }
+#[derive(Serialize)]
+struct Listed {
+    #[serde(serialize_with = "list")]
+    content: Told,
+    refusal: (),
+}
+
+fn list<S: Serializer>(content: &Told, to: S) -> Result<S::Ok, S::Error> {
+    content.list(to, true)
 }
 
 fn reason(talk: &Talk, reason: &'static str) -> &'static str {
@@ -164,6 +169,9 @@ fn reason(talk: &Talk, reason: &'static str) -> &'static str {
         reason => reason,
     }
 }
+
+/// The kind of an answer's parts.
+const CHUNK: &str = "chat.completion.chunk";
 
 struct Streamed {
     talk: Talk,
@@ -181,62 +189,65 @@ enum Stage {
 }
 
 impl Chunks for Streamed {
-    async fn next(&mut self) -> Option<Vec<Value>> {
+    type Chunk = String;
+
+    async fn next(&mut self) -> Option<Vec<String>> {
         match self.stage {
             Stage::Over => return None,
             // Before the prompt is read, so that the client sees that it will be answered.
             Stage::Begins => {
                 self.stage = Stage::Goes;
-                return Some(vec![self.chunk(
-                    &json!({"role": "assistant", "content": ""}),
-                    None,
-                    &[],
-                )]);
+                let delta = json!({"role": "assistant", "content": ""});
+                return Some(vec![json(&self.chunk(delta, None, None))]);
             }
             Stage::Goes => {}
         }
         match self.talk.next().await? {
             Ok(Said::Part(Part { deltas, logprobs })) => {
-                let mut logprobs = &logprobs[..];
+                let mut told = Some(self.talk.told(logprobs)).filter(|told| !told.is_empty());
                 let mut chunks = Vec::new();
                 for delta in deltas.into_iter().filter_map(delta_of) {
-                    chunks.push(self.chunk(&delta, None, std::mem::take(&mut logprobs)));
+                    chunks.push(json(&self.chunk(delta, None, told.take())));
                 }
-                if !logprobs.is_empty() {
-                    chunks.push(self.chunk(&json!({}), None, logprobs));
+                if told.is_some() {
+                    chunks.push(json(&self.chunk(json!({}), None, told)));
                 }
                 Some(chunks)
             }
             Ok(Said::End(done)) => {
                 self.stage = Stage::Over;
                 let reason = reason(&self.talk, done.reason.name());
-                let mut last = self.chunk(&json!({}), Some(reason), &[]);
+                let mut last = self.chunk(json!({}), Some(reason), None);
                 if !self.tells_usage {
-                    last["timings"] = timings(&done);
-                    return Some(vec![last]);
+                    last.timings = Some(timings(&done));
+                    return Some(vec![json(&last)]);
                 }
-                let mut counts = self.head.object("chat.completion.chunk", json!([]));
-                counts["usage"] = usage(&done);
-                counts["timings"] = timings(&done);
-                Some(vec![last, counts])
+                let mut counts = self.head.object::<[Choice; 0]>(CHUNK, []);
+                counts.usage = Some(usage(&done));
+                counts.timings = Some(timings(&done));
+                Some(vec![json(&last), json(&counts)])
             }
             Err(error) => {
                 self.stage = Stage::Over;
-                Some(vec![error.openai()])
+                Some(vec![json(&error.openai())])
             }
         }
     }
 }
 
 impl Streamed {
-    fn chunk(&self, delta: &Value, reason: Option<&str>, tokens: &[TokenLogprobs]) -> Value {
-        let tokens = (self.tells_logprobs && !tokens.is_empty()).then(|| logprobs(tokens));
+    fn chunk<'a>(
+        &'a self,
+        delta: Value,
+        finish_reason: Option<&'a str>,
+        told: Option<Told>,
+    ) -> Object<'a, [Choice<'a>; 1]> {
+        let told = told.filter(|_| self.tells_logprobs);
+        let logprobs = told.map(|content| Listed { content, refusal: () });
         let choice =
-            json!({"index": 0, "delta": delta, "finish_reason": reason, "logprobs": tokens});
-        let mut chunk = self.head.object("chat.completion.chunk", json!([choice]));
-        if self.tells_usage {
-            chunk["usage"] = Value::Null;
-        }
+            Choice { index: 0, message: None, delta: Some(delta), finish_reason, logprobs };
+        let mut chunk = self.head.object(CHUNK, [choice]);
+        chunk.usage = self.tells_usage.then_some(Value::Null);
         chunk
     }
 }

@@ -6,20 +6,21 @@ use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use schemars::JsonSchema;
-use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde::{Deserialize, Serialize, Serializer};
+use serde_json::{Map, Value};
 use tierstream_chat::{Delta, Reply};
 
-use super::{Common, fingerprint, now, timings, usage};
+use super::{Common, Head, now, timings, usage};
 use crate::ask::{self, Ask, Input};
-use crate::body::{Admission, Received, read};
+use crate::body::{Admission, Received, json, read};
 use crate::engine::Token;
 use crate::error::{ApiError, ApiResult, OpenAi};
 use crate::events::{Chunks, events};
 use crate::grammar::Form;
 use crate::hub::{Hub, Lease, blocking};
 use crate::ids::id;
-use crate::job::{Done, TokenLogprobs};
+use crate::job::Done;
+use crate::logprobs::Told;
 use crate::talk::{Part, Said, Talk, Whole};
 
 #[derive(Deserialize, JsonSchema)]
@@ -83,17 +84,21 @@ pub(super) async fn completions(
         let mut talk = Talk::begin(&hub, ask).await?;
         let Whole { reply, logprobs, done } = talk.whole().await?;
         let text = echoed.unwrap_or_default() + &reply.content;
-        choices.push(choice(index, &text, Some(done.reason.name()), &logprobs, 0));
+        let told = Some(logprobs).filter(|told| !told.is_empty());
+        choices.push(Choice {
+            index,
+            text,
+            finish_reason: Some(done.reason.name()),
+            logprobs: told.map(|told| Logprobs::new(told, 0)),
+        });
         sum = Some(match sum {
             None => done,
             Some(sum) => sum.and(&done),
         });
     }
-    let mut answer = head.object(choices.into());
-    if let Some(sum) = sum {
-        answer["usage"] = usage(&sum);
-        answer["timings"] = timings(&sum);
-    }
+    let mut answer = head.object(KIND, choices);
+    answer.usage = sum.as_ref().map(usage);
+    answer.timings = sum.as_ref().map(timings);
     Ok(Json(answer).into_response())
 }
 
@@ -188,53 +193,52 @@ impl Iterator for Asks {
     }
 }
 
-struct Head {
-    id: String,
-    created: u64,
-    model: String,
-}
+/// What answers and their parts are.
+const KIND: &str = "text_completion";
 
-impl Head {
-    fn object(&self, choices: Value) -> Value {
-        json!({
-            "id": self.id,
-            "object": "text_completion",
-            "created": self.created,
-            "model": self.model,
-            "system_fingerprint": fingerprint(),
-            "choices": choices,
-        })
-    }
-}
-
-fn choice(
+/// An answer to one prompt, or a part of it.
+#[derive(Serialize)]
+struct Choice {
     index: usize,
-    text: &str,
-    reason: Option<&str>,
-    all: &[TokenLogprobs],
-    offset: usize,
-) -> Value {
-    let logprobs = (!all.is_empty()).then(|| logprobs(all, offset));
-    json!({"index": index, "text": text, "finish_reason": reason, "logprobs": logprobs})
+    text: String,
+    finish_reason: Option<&'static str>,
+    logprobs: Option<Logprobs>,
 }
 
-/// As they were before chats. `offset`: characters of the answer before the first.
-fn logprobs(all: &[TokenLogprobs], mut offset: usize) -> Value {
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    let mut offsets = Vec::new();
-    for token in all {
-        offsets.push(offset);
-        offset += text(&token.bytes).chars().count();
+/// Logprobs as they were before chats.
+#[derive(Serialize)]
+struct Logprobs {
+    tokens: Vec<String>,
+    token_logprobs: Vec<f64>,
+    #[serde(serialize_with = "likeliest")]
+    top_logprobs: Told,
+    text_offset: Vec<usize>,
+}
+
+fn lossy(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn likeliest<S: Serializer>(told: &Told, to: S) -> Result<S::Ok, S::Error> {
+    to.collect_seq(told.likeliest().map(|all| {
+        let one = |(bytes, logprob): (Vec<u8>, f64)| (lossy(&bytes), Value::from(logprob));
+        all.map(one).collect::<Map<_, _>>()
+    }))
+}
+
+impl Logprobs {
+    /// `offset`: characters of the answer before the first.
+    fn new(told: Told, mut offset: usize) -> Self {
+        let (mut tokens, mut token_logprobs, mut text_offset) = (vec![], vec![], vec![]);
+        for (bytes, logprob) in told.drawn() {
+            let text = lossy(&bytes);
+            text_offset.push(offset);
+            offset += text.chars().count();
+            tokens.push(text);
+            token_logprobs.push(logprob);
+        }
+        Self { tokens, token_logprobs, top_logprobs: told, text_offset }
     }
-    let top = |token: &TokenLogprobs| -> Map<String, Value> {
-        token.top.iter().map(|(bytes, logprob)| (text(bytes), (*logprob).into())).collect()
-    };
-    json!({
-        "tokens": all.iter().map(|token| text(&token.bytes)).collect::<Vec<_>>(),
-        "token_logprobs": all.iter().map(|token| token.logprob).collect::<Vec<_>>(),
-        "top_logprobs": all.iter().map(top).collect::<Vec<_>>(),
-        "text_offset": offsets,
-    })
 }
 
 struct Streamed {
@@ -249,42 +253,50 @@ struct Streamed {
 }
 
 impl Chunks for Streamed {
-    async fn next(&mut self) -> Option<Vec<Value>> {
+    type Chunk = String;
+
+    async fn next(&mut self) -> Option<Vec<String>> {
         if self.is_over {
             return None;
         }
         if let Some(prompt) = self.echoed.take() {
-            return Some(vec![self.head.object(json!([choice(0, &prompt, None, &[], 0)]))]);
+            return Some(vec![json(&self.head.object(KIND, [part(prompt, None)]))]);
         }
         match self.talk.next().await? {
-            Ok(Said::Part(Part { deltas, logprobs })) => Some(vec![self.chunk(deltas, &logprobs)]),
+            Ok(Said::Part(Part { deltas, logprobs })) => {
+                Some(vec![self.chunk(deltas, self.talk.told(logprobs))])
+            }
             Ok(Said::End(done)) => {
                 self.is_over = true;
                 let reason = Some(done.reason.name());
-                let mut last = self.head.object(json!([choice(0, "", reason, &[], 0)]));
-                last["timings"] = timings(&done);
+                let mut last = self.head.object(KIND, [part(String::new(), reason)]);
+                last.timings = Some(timings(&done));
                 if !self.tells_usage {
-                    return Some(vec![last]);
+                    return Some(vec![json(&last)]);
                 }
-                let mut counts = self.head.object(json!([]));
-                counts["usage"] = usage(&done);
-                Some(vec![last, counts])
+                let mut counts = self.head.object::<[Choice; 0]>(KIND, []);
+                counts.usage = Some(usage(&done));
+                Some(vec![json(&last), json(&counts)])
             }
             Err(error) => {
                 self.is_over = true;
-                Some(vec![error.openai()])
+                Some(vec![json(&error.openai())])
             }
         }
     }
 }
 
 impl Streamed {
-    fn chunk(&mut self, deltas: Vec<Delta>, logprobs: &[TokenLogprobs]) -> Value {
+    fn chunk(&mut self, deltas: Vec<Delta>, told: Told) -> String {
         let mut reply = Reply::default();
         reply.extend(deltas);
-        let chunk =
-            self.head.object(json!([choice(0, &reply.content, None, logprobs, self.offset)]));
-        self.offset += reply.content.chars().count();
-        chunk
+        let characters = reply.content.chars().count();
+        let logprobs = (!told.is_empty()).then(|| Logprobs::new(told, self.offset));
+        self.offset += characters;
+        json(&self.head.object(KIND, [Choice { logprobs, ..part(reply.content, None) }]))
     }
+}
+
+fn part(text: String, finish_reason: Option<&'static str>) -> Choice {
+    Choice { index: 0, text, finish_reason, logprobs: None }
 }

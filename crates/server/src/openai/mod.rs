@@ -12,7 +12,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use axum::Router;
 use axum::routing::{get, post};
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tierstream_chat::Tool;
 
@@ -21,7 +21,7 @@ use crate::engine::Token;
 use crate::error::{ApiError, ApiResult};
 use crate::grammar::Form;
 use crate::hub::Hub;
-use crate::job::{Done, TokenLogprobs};
+use crate::job::Done;
 use crate::openapi::{Api, EVENTS, JSON, schemas};
 
 pub(crate) fn routes() -> Router<Arc<Hub>> {
@@ -211,14 +211,39 @@ fn timings(done: &Done) -> Value {
     })
 }
 
-/// `choices[].logprobs` of a chat.
-fn logprobs(all: &[TokenLogprobs]) -> Value {
-    let one = |bytes: &[u8], logprob: f32| json!({"token": String::from_utf8_lossy(bytes), "logprob": logprob, "bytes": bytes});
-    let token = |token: &TokenLogprobs| {
-        let mut value = one(&token.bytes, token.logprob);
-        let top = token.top.iter().map(|(bytes, logprob)| one(bytes, *logprob));
-        value["top_logprobs"] = top.collect();
-        value
-    };
-    json!({"content": all.iter().map(token).collect::<Vec<_>>(), "refusal": null})
+/// What all parts of an answer have.
+struct Head {
+    id: String,
+    created: u64,
+    model: String,
+}
+
+/// An answer, or a part of it.
+#[derive(Serialize)]
+struct Object<'a, C> {
+    id: &'a str,
+    object: &'static str,
+    created: u64,
+    model: &'a str,
+    system_fingerprint: &'static str,
+    choices: C,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usage: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    timings: Option<Value>,
+}
+
+impl Head {
+    fn object<C>(&self, object: &'static str, choices: C) -> Object<'_, C> {
+        Object {
+            id: &self.id,
+            object,
+            created: self.created,
+            model: &self.model,
+            system_fingerprint: fingerprint(),
+            choices,
+            usage: None,
+            timings: None,
+        }
+    }
 }

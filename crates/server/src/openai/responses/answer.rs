@@ -235,6 +235,8 @@ fn part(block: &Block) -> Option<Value> {
 }
 
 impl Chunks for Answer {
+    type Chunk = Value;
+
     async fn next(&mut self) -> Option<Vec<Value>> {
         if self.is_over {
             return None;
