@@ -185,21 +185,32 @@ async fn least_leave(address: &str, model: &str, clients: usize) -> Result<f64> 
     Ok(least)
 }
 
-/// Clients that leave when they have got something. Seconds until the server computes nothing any more.
-async fn leave(address: &str, model: &str, clients: usize) -> Result<f64> {
-    let mut first = Vec::new();
-    for client in 0..clients {
-        first.push(send(address, model, client, 10_000).await?);
-    }
-    // One of them is computed.
+/// Reads until a line begins with this.
+async fn until(stream: &mut BufReader<TcpStream>, begin: char) -> Result<()> {
     let mut line = String::new();
-    while !line.starts_with('{') {
+    while !line.starts_with(begin) {
         line.clear();
-        if first[0].read_line(&mut line).await? == 0 {
+        if stream.read_line(&mut line).await? == 0 {
             return Err("the answer has no end".into());
         }
     }
-    drop(first);
+    Ok(())
+}
+
+/// Clients that leave when they have got something. Seconds until the server computes nothing any more.
+async fn leave(address: &str, model: &str, clients: usize) -> Result<f64> {
+    // One is computed before the others come, whose turns nobody knows. They all have the head of an answer, which
+    // comes while they wait.
+    let mut first = send(address, model, 0, 10_000).await?;
+    until(&mut first, '{').await?;
+    let mut others = Vec::new();
+    for client in 1..clients {
+        others.push(send(address, model, client, 10_000).await?);
+    }
+    for other in &mut others {
+        until(other, 'H').await?;
+    }
+    drop((first, others));
     let left = Instant::now();
     loop {
         let mut stream = TcpStream::connect(address).await?;
