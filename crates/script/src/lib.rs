@@ -12,6 +12,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
 
 use self::experts::Experts;
 use tierstream_server::engine::{
@@ -104,14 +105,17 @@ impl Gate {
     }
 
     /// False if the wait was ended.
-    fn pass(&self, stop: &AtomicBool) -> bool {
+    fn pass(&self, stops: &dyn Fn() -> bool) -> bool {
         let mut state = self.state();
         state.waiting += 1;
         self.changed.notify_all();
-        let shut = |state: &mut GateState| state.open == 0 && !stop.load(Ordering::Acquire);
-        state = self.changed.wait_while(state, shut).unwrap_or_else(PoisonError::into_inner);
+        while state.open == 0 && !stops() {
+            // Nobody tells it that it is to stop.
+            let waited = self.changed.wait_timeout(state, Duration::from_millis(1));
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
         state.waiting -= 1;
-        let passes = !stop.load(Ordering::Acquire);
+        let passes = !stops();
         match passes {
             true => state.open -= 1,
             false => state.stopped += 1,
@@ -136,10 +140,18 @@ impl Engine for Script {
         self.check_room(ctx, 0)
     }
 
-    fn load(&self, path: &Path, options: &LoadOptions) -> Result<Loaded, EngineError> {
+    fn load(
+        &self,
+        path: &Path,
+        options: &LoadOptions,
+        is_wanted: &dyn Fn() -> bool,
+    ) -> Result<Loaded, EngineError> {
         self.check_room(options.ctx, options.taken_bytes)?;
         if let Some(gate) = &self.load_gate {
-            gate.pass(&AtomicBool::new(false));
+            gate.pass(&|| !is_wanted());
+        }
+        if !is_wanted() {
+            return Err(EngineError::Cancelled);
         }
         let ctx = match (options.ctx, self.ctx) {
             (Some(ctx), _) => ctx as usize,
@@ -240,7 +252,7 @@ impl Compute for Scripted {
     }
 
     fn step(&mut self, entries: &[Entry]) -> Result<(), EngineError> {
-        if self.gate.as_ref().is_some_and(|gate| !gate.pass(&self.stop))
+        if self.gate.as_ref().is_some_and(|gate| !gate.pass(&|| self.stop.load(Ordering::Acquire)))
             || self.stop.load(Ordering::Acquire)
         {
             return Err(EngineError::Cancelled);

@@ -30,11 +30,16 @@ pub enum EngineError {
 
 /// Loads models.
 pub trait Engine: Send + Sync + 'static {
-    /// Loads a model, which takes seconds to minutes.
+    /// Loads a model, which takes seconds to minutes, as long as `is_wanted`.
     ///
     /// # Errors
     /// [`EngineError`].
-    fn load(&self, path: &Path, options: &LoadOptions) -> Result<Loaded, EngineError>;
+    fn load(
+        &self,
+        path: &Path,
+        options: &LoadOptions,
+        is_wanted: &dyn Fn() -> bool,
+    ) -> Result<Loaded, EngineError>;
     /// Whether a model could be loaded with so much context if no other was there, as far as its header tells.
     ///
     /// # Errors

@@ -2,15 +2,15 @@
 
 mod running;
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use axum::http::StatusCode;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, oneshot};
 
 pub use self::running::KeepAlive;
-use self::running::Load;
+use self::running::{Hold, Load};
 pub(crate) use self::running::{Lease, Running};
 use crate::ask;
 use crate::body::Bodies;
@@ -97,85 +97,98 @@ impl Hub {
         keep_alive: Option<KeepAlive>,
     ) -> ApiResult<Lease> {
         let (hub, name) = (self.clone(), name.to_owned());
-        let (found, ctx) = blocking(move || {
-            let found = hub.catalog.find(&name)?;
-            let ctx = match ctx {
-                Some(ctx) => Some(ctx),
-                None => ask::own_wishes(&found)?.ctx()?,
-            };
-            // The header tells, if it can be read; if not, loading says why.
-            let trained = hub.catalog.header(&found.path).ok().and_then(|h| h.context_length);
-            Ok::<_, ApiError>((found, ctx.map(|ctx| ctx.min(trained.unwrap_or(u32::MAX)))))
-        })
-        .await??;
-        if let Some(lease) = self.lease_loaded(&found, ctx, keep_alive) {
-            return lease;
-        }
-        // In a task of its own: a client that leaves leaves no load behind that nobody knows of.
-        let hub = self.clone();
-        let loading = tokio::spawn(async move { hub.load_for(found, ctx, keep_alive).await });
-        loading.await.map_err(thread_failed)?
+        let wanted = blocking(move || hub.wanted(&name, ctx)).await??;
+        self.hold(wanted, keep_alive).await
     }
 
-    async fn load_for(
-        &self,
-        found: Found,
-        ctx: Option<u32>,
+    /// The model of that name with whatever context it has, loaded if it is not.
+    pub(crate) async fn acquire_any(self: &Arc<Self>, name: &str) -> ApiResult<Lease> {
+        let (hub, name) = (self.clone(), name.to_owned());
+        let wanted = blocking(move || hub.wanted(&name, None)).await??;
+        self.hold(Wanted { takes_any_ctx: true, ..wanted }, None).await
+    }
+
+    fn wanted(&self, name: &str, ctx: Option<u32>) -> ApiResult<Wanted> {
+        let found = self.catalog.find(name)?;
+        let ctx = match ctx {
+            Some(ctx) => Some(ctx),
+            None => ask::own_wishes(&found)?.ctx()?,
+        };
+        // The header tells, if it can be read; if not, loading says why.
+        let trained = self.catalog.header(&found.path).ok().and_then(|h| h.context_length);
+        let trained = trained.unwrap_or(u32::MAX);
+        let enough_ctx = ctx.unwrap_or(self.settings.ctx).min(trained) as usize;
+        Ok(Wanted { found, ctx: ctx.map(|ctx| ctx.min(trained)), enough_ctx, takes_any_ctx: false })
+    }
+
+    async fn hold(
+        self: &Arc<Self>,
+        wanted: Wanted,
         keep_alive: Option<KeepAlive>,
     ) -> ApiResult<Lease> {
-        let _one_at_a_time = self.loading.lock().await;
-        if let Some(lease) = self.lease_loaded(&found, ctx, keep_alive) {
-            return lease;
+        let found = wanted.found.clone();
+        let (hold, load_time) = match self.hold_loaded(&wanted) {
+            Some(hold) => (hold, Duration::ZERO),
+            None => self.hold_after_load(wanted).await?,
+        };
+        hold.keep(keep_alive);
+        // What the name makes of the model may have to be read.
+        blocking(move || hold.lease(&found, load_time)).await?
+    }
+
+    /// In a task of its own: what was begun for a client that leaves comes to an end in order.
+    async fn hold_after_load(self: &Arc<Self>, wanted: Wanted) -> ApiResult<(Hold, Duration)> {
+        let (told, loaded) = oneshot::channel();
+        let hub = self.clone();
+        tokio::spawn(async move {
+            let mut client = Client(told);
+            let _waits = hub.metrics.waits_for_model();
+            let loaded = hub.load_for(&wanted, &mut client).await;
+            // Nobody holds it then, if the client has left meanwhile.
+            drop(client.0.send(loaded));
+        });
+        loaded.await.map_err(|_| ApiError::internal(THREAD_FAILED))?
+    }
+
+    async fn load_for(&self, wanted: &Wanted, client: &mut Client) -> ApiResult<(Hold, Duration)> {
+        // One is loaded at a time.
+        let _turn = client.unless_gone(self.loading.lock()).await?;
+        if let Some(hold) = self.hold_loaded(wanted) {
+            return Ok((hold, Duration::ZERO));
         }
         let start = Instant::now();
         if !self.models().is_empty() {
             // No model goes for one that cannot be loaded without it either.
-            let (engine, path) = (self.engine.clone(), found.path.clone());
+            let (engine, path, ctx) = (self.engine.clone(), wanted.found.path.clone(), wanted.ctx);
             blocking(move || engine.check(&path, ctx)).await??;
         }
-        self.unload_where(|model| model.found.path == found.path).await;
+        let same = |model: &&Arc<Running>| model.found.path == wanted.found.path;
+        let same = self.loaded().iter().find(same).cloned();
+        if let Some(model) = same {
+            self.retire(&model, client).await?;
+        }
         while self.models().len() >= self.settings.models_max {
-            self.make_room().await?;
+            self.make_room(client).await?;
         }
-        let running = Arc::new(self.load(found.clone(), ctx).await?);
+        let running = Arc::new(self.load(wanted, client).await?);
         // In use before anybody can find it, and unload it.
-        match self.lease(&running, &found, keep_alive) {
-            Ok(mut lease) => {
-                self.models().push(running);
-                lease.load_time = start.elapsed();
-                Ok(lease)
-            }
-            Err(error) => {
-                blocking(move || drop(running)).await?;
-                Err(error)
-            }
-        }
+        let hold = running.hold(self.next());
+        self.models().push(running);
+        Ok((hold, start.elapsed()))
     }
 
     /// Takes the loaded model of that file into use, if its context fits.
-    fn lease_loaded(
-        &self,
-        found: &Found,
-        ctx: Option<u32>,
-        keep_alive: Option<KeepAlive>,
-    ) -> Option<ApiResult<Lease>> {
+    fn hold_loaded(&self, wanted: &Wanted) -> Option<Hold> {
         let models = self.models();
-        let is_it = |model: &&Arc<Running>| model.found.path == found.path && !model.has_ended();
+        let is_it = |model: &&Arc<Running>| {
+            model.found.path == wanted.found.path && !model.has_ended() && !model.retires()
+        };
         let model = models.iter().find(is_it)?;
-        // A model that is in use keeps its context.
-        let fits = model.is_used() || model.has_ctx(ctx);
-        fits.then(|| self.lease(model, found, keep_alive))
-    }
-
-    /// Takes a model into use, which nobody may unload meanwhile.
-    fn lease(
-        &self,
-        model: &Arc<Running>,
-        found: &Found,
-        keep_alive: Option<KeepAlive>,
-    ) -> ApiResult<Lease> {
-        // A request that says nothing has the usual time, as with Ollama.
-        model.lease(found, self.next(), keep_alive.unwrap_or(self.settings.keep_alive))
+        let fits = wanted.takes_any_ctx
+            || model.has_ctx(wanted.ctx)
+            // Nobody waits for less.
+            || (model.is_used() && model.limits.ctx >= wanted.enough_ctx);
+        fits.then(|| model.hold(self.next()))
     }
 
     /// A number that is larger than all before.
@@ -183,31 +196,29 @@ impl Hub {
         self.uses.fetch_add(1, Ordering::Relaxed)
     }
 
-    async fn load(&self, found: Found, ctx: Option<u32>) -> ApiResult<Running> {
+    async fn load(&self, wanted: &Wanted, client: &mut Client) -> ApiResult<Running> {
+        let Wanted { found, ctx, .. } = wanted;
         loop {
             let others = self.loaded();
             let options = LoadOptions {
                 name: found.name.clone(),
-                ctx,
+                ctx: *ctx,
                 taken_bytes: others.iter().map(|model| model.ram_bytes).sum(),
                 taken_vram_bytes: others.iter().map(|model| model.vram_bytes).sum(),
             };
             drop(others);
-            let (engine, path) = (self.engine.clone(), found.path.clone());
             let start = Instant::now();
-            match blocking(move || engine.load(&path, &options)).await? {
+            match client.load(&self.engine, &found.path, options).await? {
                 Ok(loaded) => {
-                    let load = Load { id: self.next(), time: start.elapsed(), asked_ctx: ctx };
+                    let load = Load { id: self.next(), time: start.elapsed(), asked_ctx: *ctx };
                     self.metrics.loaded(load.time);
-                    return self.running(found, load, loaded);
+                    return self.running(found.clone(), load, loaded);
                 }
                 // Without the others there may be.
-                Err(EngineError::NoRoom(why)) => {
-                    if self.models().is_empty() || self.make_room().await.is_err() {
-                        return Err(EngineError::NoRoom(why).into());
-                    }
+                Err(EngineError::NoRoom(_)) if !self.models().is_empty() => {
+                    self.make_room(client).await?;
                 }
-                // Nothing else ends a load.
+                // Nothing else ends a load that somebody waits for.
                 Err(EngineError::Cancelled) => return Err(EngineError::Stopping.into()),
                 Err(error) => return Err(error.into()),
             }
@@ -218,22 +229,32 @@ impl Hub {
         let header = self.catalog.header(&found.path)?;
         let prompts = self.prompts.of(&loaded.identity);
         let (text, metrics) = (loaded.text.clone(), self.metrics.clone());
-        Ok(Running::new(found, header, load, loaded, |compute| {
+        Ok(Running::new(found, header, load, loaded, self.settings.keep_alive, |compute| {
             Scheduler::new(compute, text, metrics, prompts, self.settings.queue_max)
         }))
     }
 
-    /// Unloads the model that was used least lately and is not in use.
-    async fn make_room(&self) -> ApiResult<()> {
-        let idle = {
-            let mut models = self.models();
-            let idle = models.iter().enumerate().filter(|(_, model)| !model.is_used());
-            let oldest = idle.min_by_key(|(_, model)| model.last_use());
-            oldest.map(|(at, _)| at).map(|at| models.remove(at))
+    /// Unloads the model that was used least lately, rather one that is not in use.
+    async fn make_room(&self, client: &mut Client) -> ApiResult<()> {
+        let models = self.loaded();
+        let oldest = models.iter().min_by_key(|model| (model.is_used(), model.last_use()));
+        match oldest {
+            Some(model) => self.retire(model, client).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Unloads a model as soon as the requests that it has are done. Others wait until it is loaded again.
+    async fn retire(&self, model: &Arc<Running>, client: &mut Client) -> ApiResult<()> {
+        let retiring = {
+            // With the lock, so that nobody takes it into use unseen.
+            let _models = self.models();
+            model.retire()
         };
-        let all_used =
-            || ApiError::unavailable("the models that are loaded are all in use; try again later");
-        let model = idle.ok_or_else(all_used)?;
+        client.unless_gone(model.idle()).await?;
+        self.models().retain(|other| !Arc::ptr_eq(other, model));
+        drop(retiring);
+        let model = model.clone();
         blocking(move || model.close()).await
     }
 
@@ -286,9 +307,54 @@ fn milliseconds(time: SystemTime) -> u64 {
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> ApiResult<T> {
-    tokio::task::spawn_blocking(work).await.map_err(thread_failed)
+    tokio::task::spawn_blocking(work).await.map_err(|_| ApiError::internal(THREAD_FAILED))
 }
 
-fn thread_failed(_: tokio::task::JoinError) -> ApiError {
-    ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "a thread of the server failed")
+const THREAD_FAILED: &str = "a thread of the server failed";
+
+/// A model that a client asks for.
+#[derive(Debug)]
+struct Wanted {
+    found: Found,
+    /// Tokens of context, if the client or the model's parameters say how many.
+    ctx: Option<u32>,
+    /// As many as are said or usual.
+    enough_ctx: usize,
+    takes_any_ctx: bool,
+}
+
+/// Who waits for a model to be loaded.
+struct Client(oneshot::Sender<ApiResult<(Hold, Duration)>>);
+
+impl Client {
+    /// What comes of `work`; an error, which nobody reads, if the client leaves before.
+    async fn unless_gone<T>(&mut self, work: impl Future<Output = T>) -> ApiResult<T> {
+        tokio::select! {
+            done = work => Ok(done),
+            () = self.0.closed() => Err(ApiError::unavailable("the client has left")),
+        }
+    }
+
+    /// Loads a model, and stops that if the client leaves.
+    async fn load(
+        &mut self,
+        engine: &Arc<dyn Engine>,
+        path: &Path,
+        options: LoadOptions,
+    ) -> ApiResult<Result<Loaded, EngineError>> {
+        let (engine, path) = (engine.clone(), path.to_owned());
+        let is_wanted = Arc::new(AtomicBool::new(true));
+        let wanted = is_wanted.clone();
+        let loading =
+            blocking(move || engine.load(&path, &options, &|| wanted.load(Ordering::Acquire)));
+        let mut loading = std::pin::pin!(loading);
+        tokio::select! {
+            loaded = &mut loading => loaded,
+            () = self.0.closed() => {
+                is_wanted.store(false, Ordering::Release);
+                // Its memory counts until it has ended.
+                loading.await
+            }
+        }
+    }
 }

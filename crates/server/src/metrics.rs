@@ -35,6 +35,16 @@ pub(crate) struct Metrics {
     first_token_seconds: Histogram,
     next_token_seconds: Histogram,
     requests: Family<Labels, Counter>,
+    waiting_for_model: Gauge,
+}
+
+/// A request that waits, until this is dropped.
+pub(crate) struct Waiting(Gauge);
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
 }
 
 impl Default for Metrics {
@@ -53,6 +63,7 @@ impl Default for Metrics {
             first_token_seconds: Histogram::new(exponential_buckets(0.01, 2.0, 14)),
             next_token_seconds: Histogram::new(exponential_buckets(0.001, 2.0, 14)),
             requests: Family::default(),
+            waiting_for_model: Gauge::default(),
         };
         metrics.registered()
     }
@@ -112,7 +123,15 @@ impl Metrics {
             "Requests, by route and status",
             self.requests.clone(),
         );
+        let help = "Requests whose model is loaded, or waits for that";
+        all.register("tierstream_requests_waiting_for_model", help, self.waiting_for_model.clone());
         self
+    }
+
+    /// A request waits for its model to be loaded.
+    pub(crate) fn waits_for_model(&self) -> Waiting {
+        self.waiting_for_model.inc();
+        Waiting(self.waiting_for_model.clone())
     }
 
     /// A model was loaded.

@@ -78,10 +78,10 @@ async fn props(
 /// The model that a request names, loaded if it is not; without a name, the one that was used last.
 async fn lease(hub: &Arc<Hub>, name: Option<&str>) -> Result<Lease, ApiError> {
     match name {
-        Some(name) => hub.acquire(name, None, None).await,
+        Some(name) => hub.acquire_any(name).await,
         None => {
             let name = hub.loaded_as(None)?.found.name.clone();
-            hub.acquire(&name, None, None).await
+            hub.acquire_any(&name).await
         }
     }
 }

@@ -14,6 +14,8 @@ use crate::prompts::PromptCache;
 pub struct Settings {
     /// How long a model stays loaded when its requests say nothing.
     pub keep_alive: KeepAlive,
+    /// Tokens of context where neither request nor model says a number; less if the model was trained with less.
+    pub ctx: u32,
     /// Models that are loaded at the same time.
     pub models_max: usize,
     /// Requests of a model that wait for a sequence; more are refused.
@@ -46,6 +48,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             keep_alive: KeepAlive::For(Duration::from_secs(300)),
+            ctx: 4096,
             models_max: 1,
             queue_max: 512,
             // A million tokens of text, and as much again for JSON around it.

@@ -381,25 +381,90 @@ async fn the_usual_context_comes_back() {
     }
 }
 
+/// Waits until there are requests that this counts.
+async fn wait_for(fixture: &Fixture, gauge: &str) {
+    while fixture.metric(gauge).await < 1.0 {
+        tokio::task::yield_now().await;
+    }
+}
+
+/// What `second` gives, begun when a request is computed; when it waits for its model, the gate is opened.
+async fn begun_meanwhile<T>(fixture: &Fixture, gate: &Gate, second: impl Future<Output = T>) -> T {
+    wait_for(fixture, "llamacpp:requests_processing").await;
+    let open = async {
+        wait_for(fixture, "tierstream_requests_waiting_for_model").await;
+        gate.open(u64::MAX);
+    };
+    tokio::join!(second, open).0
+}
+
+/// It goes when its requests are done.
 #[tokio::test]
-async fn a_model_in_use_does_not_go() {
+async fn a_model_in_use_is_waited_for() {
     let gate = Arc::new(Gate::default());
-    let engine = Script { gate: Some(gate.clone()), ..Script::default() };
+    let engine = Script { gate: Some(gate.clone()), sequences: 2, ..Script::default() };
+    let loads = engine.loads.clone();
     let fixture = Fixture::with(engine, Settings { models_max: 1, ..Settings::default() });
     let first = fixture.post("/api/chat", chat("one", "SAY[abc]YAS"));
-    let second = async {
-        tokio::task::spawn_blocking({
-            let gate = gate.clone();
-            move || gate.wait_until_reached()
-        })
-        .await
-        .expect("it is reached");
-        let refused = fixture.post("/api/chat", chat("two", "SAY[abc]YAS")).await;
-        gate.open(u64::MAX);
-        refused
+    let second = fixture.post("/api/chat", chat("two", "SAY[xyz]YAS"));
+    let (first, second) = tokio::join!(first, begun_meanwhile(&fixture, &gate, second));
+    for ((status, answer), expected) in [(first, "abc"), (second, "xyz")] {
+        assert_eq!((status, content(&answer)), (StatusCode::OK, expected));
+    }
+    let wanted = ["one", "two"].map(|model| fixture.path(model));
+    assert_eq!(*loads.lock().expect("not poisoned"), wanted);
+}
+
+/// Nobody's chat is shortened because somebody else wanted less.
+#[tokio::test]
+async fn a_request_gets_its_context_while_another_has_less() {
+    let gate = Arc::new(Gate::default());
+    let engine = Script { gate: Some(gate.clone()), sequences: 2, ..Script::default() };
+    let loads = engine.loads.clone();
+    let fixture = Fixture::new(engine);
+    let with_ctx = |ctx: u64| {
+        let mut request = chat("one", "SAY[abc]YAS");
+        request["options"] = json!({ "num_ctx": ctx });
+        fixture.post("/api/chat", request)
     };
-    let ((first_status, _), (second_status, _)) = tokio::join!(first, second);
-    assert_eq!((first_status, second_status), (StatusCode::OK, StatusCode::SERVICE_UNAVAILABLE));
+    let long = format!("{}SAY[xyz]YAS", "a".repeat(600));
+    let second = fixture.post("/v1/chat/completions", chat("one", &long));
+    let second = begun_meanwhile(&fixture, &gate, second);
+    let (first, (status, answer)) = tokio::join!(with_ctx(300), second);
+    assert_eq!((first.0, status), (StatusCode::OK, StatusCode::OK), "{answer}");
+    assert_eq!(answer["choices"][0]["message"]["content"], "xyz");
+    assert_eq!(loads.lock().expect("not poisoned").len(), 2);
+}
+
+/// As with Ollama: most clients cannot say it.
+#[tokio::test]
+async fn a_time_to_stay_holds_until_another_one_is_said() {
+    let fixture = Fixture::new(Script::default());
+    let stays = async || {
+        let (_, loaded) = fixture.get("/api/ps").await;
+        loaded["models"][0]["expires_at"].as_str().expect("a time").to_owned()
+    };
+    fixture.post("/api/generate", json!({"model": "one", "keep_alive": -1})).await;
+    let for_ever = stays().await;
+    assert!(for_ever.starts_with("21"), "{for_ever}");
+    fixture.post("/v1/chat/completions", chat("one", "SAY[abc]YAS")).await;
+    assert!(stays().await.starts_with("21"));
+    fixture.post("/api/generate", json!({"model": "one", "keep_alive": "5m"})).await;
+    assert!(!stays().await.starts_with("21"));
+}
+
+/// The model that nobody waits for any more is not loaded to its end.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_load_that_nobody_waits_for_is_stopped() {
+    let gate = Arc::new(Gate::default());
+    let engine = Script { load_gate: Some(gate.clone()), ..Script::default() };
+    let mut fixture = Fixture::new(engine.clone());
+    let listening = fixture.listen().await;
+    let leaving = listening.begin("/api/chat", &streamed("SAY[abc]YAS")).await;
+    tokio::task::block_in_place(|| gate.wait_until_reached());
+    drop(leaving);
+    tokio::task::block_in_place(|| gate.wait_until_stopped(1));
+    assert!(engine.loads.lock().expect("no panic").is_empty());
 }
 
 #[tokio::test]
@@ -492,7 +557,7 @@ async fn a_model_that_has_ended_is_loaded_again() {
     assert_eq!(loaded["models"].as_array().map(Vec::len), Some(1));
 }
 
-/// A load goes on when the client that asked for it has left, and the next one waits for it.
+/// A load that its client has left is in nobody else's way.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_leaves_while_its_model_is_loaded() {
     let gate = Arc::new(Gate::default());

@@ -1,9 +1,10 @@
 //! A model that is loaded: who uses it, until when it stays.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::catalog::{Found, Header};
@@ -34,7 +35,10 @@ pub(crate) struct Running {
     counters: Arc<dyn Fn() -> Counters + Send + Sync>,
     layers: Arc<dyn Fn() -> Vec<LayerCounters> + Send + Sync>,
     scheduler: Scheduler,
-    leases: AtomicUsize,
+    holds: AtomicUsize,
+    is_idle: Notify,
+    /// It is to go, and takes no more requests.
+    retires: AtomicBool,
     last_use: AtomicU64,
     expiry: Mutex<Expiry>,
 }
@@ -64,9 +68,36 @@ pub enum KeepAlive {
     Ever,
 }
 
-/// A model that is in use, and does not go meanwhile.
+/// A use of a model, which does not go meanwhile.
+pub(crate) struct Hold(Arc<Running>);
+
+impl Hold {
+    /// How long it stays after that, if the request says so.
+    pub(super) fn keep(&self, keep_alive: Option<KeepAlive>) {
+        if let Some(keep_alive) = keep_alive {
+            self.0.expiry().keep_alive = keep_alive;
+        }
+    }
+
+    /// The model by one of its names. May read what belongs to that.
+    pub(super) fn lease(self, found: &Found, load_time: Duration) -> ApiResult<Lease> {
+        let face = self.0.face(found)?;
+        Ok(Lease { hold: self, face, load_time })
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.0.expiry().since = Instant::now();
+        if self.0.holds.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.is_idle.notify_waiters();
+        }
+    }
+}
+
+/// A model that is in use by one of its names.
 pub(crate) struct Lease {
-    model: Arc<Running>,
+    hold: Hold,
     /// By the name that was asked for.
     pub(crate) face: Arc<Face>,
     /// Time that loading took, if it was loaded for this.
@@ -77,14 +108,16 @@ impl std::ops::Deref for Lease {
     type Target = Running;
 
     fn deref(&self) -> &Running {
-        &self.model
+        &self.hold.0
     }
 }
 
-impl Drop for Lease {
+/// A model that takes no more requests, until this is dropped.
+pub(super) struct Retiring(Arc<Running>);
+
+impl Drop for Retiring {
     fn drop(&mut self) {
-        self.model.expiry().since = Instant::now();
-        self.model.leases.fetch_sub(1, Ordering::AcqRel);
+        self.0.retires.store(false, Ordering::Release);
     }
 }
 
@@ -115,6 +148,7 @@ impl Running {
         header: Header,
         load: Load,
         loaded: Loaded,
+        keep_alive: KeepAlive,
         schedule: impl FnOnce(Box<dyn Compute>) -> Scheduler,
     ) -> Self {
         Self {
@@ -133,25 +167,40 @@ impl Running {
             counters: loaded.counters,
             layers: loaded.layers,
             scheduler: schedule(loaded.compute),
-            leases: AtomicUsize::new(0),
+            holds: AtomicUsize::new(0),
+            is_idle: Notify::new(),
+            retires: AtomicBool::new(false),
             last_use: AtomicU64::new(0),
-            expiry: Mutex::new(Expiry { keep_alive: KeepAlive::Ever, since: Instant::now() }),
+            expiry: Mutex::new(Expiry { keep_alive, since: Instant::now() }),
         }
     }
 
-    /// Takes it into use under one of its names: it does not go meanwhile. `turn` is larger with each use of any
-    /// model.
-    pub(super) fn lease(
-        self: &Arc<Self>,
-        found: &Found,
-        turn: u64,
-        keep_alive: KeepAlive,
-    ) -> ApiResult<Lease> {
-        let face = self.face(found)?;
-        self.leases.fetch_add(1, Ordering::AcqRel);
+    /// Takes it into use. `turn` is larger with each use of any model.
+    pub(super) fn hold(self: &Arc<Self>, turn: u64) -> Hold {
+        self.holds.fetch_add(1, Ordering::AcqRel);
         self.last_use.store(turn, Ordering::Relaxed);
-        self.expiry().keep_alive = keep_alive;
-        Ok(Lease { model: self.clone(), face, load_time: Duration::ZERO })
+        Hold(self.clone())
+    }
+
+    /// It takes no more requests.
+    pub(super) fn retire(self: &Arc<Self>) -> Retiring {
+        self.retires.store(true, Ordering::Release);
+        Retiring(self.clone())
+    }
+
+    pub(super) fn retires(&self) -> bool {
+        self.retires.load(Ordering::Acquire)
+    }
+
+    /// Waits until nobody uses it.
+    pub(super) async fn idle(&self) {
+        loop {
+            let idle = self.is_idle.notified();
+            if !self.is_used() {
+                return;
+            }
+            idle.await;
+        }
     }
 
     /// Whether requests with such a wish for tokens of context are computed by it as it is: what they say
@@ -198,7 +247,7 @@ impl Running {
     }
 
     pub(super) fn is_used(&self) -> bool {
-        self.leases.load(Ordering::Acquire) > 0
+        self.holds.load(Ordering::Acquire) > 0
     }
 
     /// When it will be unloaded if nobody asks for it; far away if never.

@@ -49,10 +49,10 @@ fn it_ends_when_it_is_told_to() {
 
 /// A server whose messages can be read, and an answer that does not end by itself.
 fn busy() -> (Server, TcpStream) {
-    let server = Server::start_with(&[], |command| {
+    let server = Server::start_with(&["--ctx", "200000"], |command| {
         command.stderr(Stdio::piped());
     });
-    let options = json!({"temperature": 0, "num_ctx": 200_000});
+    let options = json!({"temperature": 0});
     let body = json!({"model": "demo", "prompt": PROMPT, "raw": true, "options": options});
     let mut answer = server.begin("/api/generate", &body);
     let mut read = String::new();

@@ -104,6 +104,11 @@ pub(super) const RAM_HELP: &str = "All host memory of the server, for all models
 const PROMPT_CACHE_BYTES: u64 = 256 << 20;
 
 impl Serve {
+    /// Tokens of context where a request says nothing, if it was said.
+    pub(crate) fn ctx(&self) -> Option<u32> {
+        self.engine.ctx.or(self.context_length.filter(|&tokens| tokens > 0))
+    }
+
     /// Where prompts are kept.
     pub(crate) fn prompts(&self) -> PromptCache {
         let share = |ram: Bytes| PROMPT_CACHE_BYTES.min(ram.0 / 16);

@@ -51,6 +51,7 @@ async fn listen(cli: &Cli, args: &Serve) -> anyhow::Result<ExitCode> {
     let environment = Environment::of_process();
     let settings = Settings {
         keep_alive: args.keep_alive,
+        ctx: args.ctx().unwrap_or(tierstream::DEFAULT_CTX),
         models_max: args.max_models as usize,
         queue_max: args.max_queue as usize,
         deadline: Duration::from_secs(args.timeout.into()),

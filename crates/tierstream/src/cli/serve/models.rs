@@ -40,7 +40,7 @@ pub(super) struct Models {
 impl Models {
     pub(super) fn new(args: &Serve, prompts: &PromptCache) -> Self {
         let mut engine = args.engine.clone();
-        engine.ctx = engine.ctx.or(args.context_length.filter(|&n| n > 0));
+        engine.ctx = args.ctx();
         let own_bytes = Usage::now().rss_bytes;
         let stops = AtomicBool::new(false);
         Self {
@@ -114,6 +114,7 @@ impl Models {
         &self,
         path: &Path,
         asked: &LoadOptions,
+        is_wanted: &dyn Fn() -> bool,
         change: impl FnOnce(&mut Options),
     ) -> Result<Loaded, EngineError> {
         let failed = |error: anyhow::Error| EngineError::Failed(format!("{error:#}"));
@@ -132,9 +133,10 @@ impl Models {
         let free_before = free();
         // All that changes the bits.
         let device = format!("{:?} {:?}", options.placement, options.miss);
-        let mut engine =
-            tierstream::Engine::load(path, options, &mut |_| !self.stops.load(Ordering::Acquire))
-                .map_err(|error| of(self.with_server(error)))?;
+        let mut engine = tierstream::Engine::load(path, options, &mut |_| {
+            is_wanted() && !self.stops.load(Ordering::Acquire)
+        })
+        .map_err(|error| of(self.with_server(error)))?;
         let notes = engine.notes().to_vec();
         let model = engine.model().clone();
         let requirement = *engine.requirement();
@@ -189,8 +191,13 @@ impl Models {
 }
 
 impl Engine for Models {
-    fn load(&self, path: &Path, asked: &LoadOptions) -> Result<Loaded, EngineError> {
-        self.load_with(path, asked, |_| ())
+    fn load(
+        &self,
+        path: &Path,
+        asked: &LoadOptions,
+        is_wanted: &dyn Fn() -> bool,
+    ) -> Result<Loaded, EngineError> {
+        self.load_with(path, asked, is_wanted, |_| ())
     }
 
     fn check(&self, path: &Path, ctx: Option<u32>) -> Result<(), EngineError> {
@@ -199,8 +206,7 @@ impl Engine for Models {
         let alone = LoadOptions { ctx, ..LoadOptions::default() };
         let options = self.options(&alone).map_err(failed)?;
         if on_gpu(&options) {
-            // What of it the GPU would have is known when it is there.
-            return Ok(());
+            return fits_gpu(&file, options.vram_bytes);
         }
         let ram_bytes = options.ram_bytes;
         let forecast = Forecast::new(&file, options).map_err(of)?;
@@ -220,6 +226,19 @@ fn identity(files: &gguf::Model, device: &str, ctx: usize) -> String {
         ggml::ggml_version(),
         files.join(" ")
     )
+}
+
+/// Whether a budget of a GPU's memory holds what of a model has to be there. How much more it takes is known when it
+/// is loaded.
+fn fits_gpu(file: &gguf::Model, vram_bytes: Option<u64>) -> Result<(), EngineError> {
+    let experts = gguf::Experts::group(file).map_err(|error| of(error.into()))?;
+    let dense_bytes = file.tensor_bytes() - experts.expert_bytes();
+    match vram_bytes {
+        Some(vram_bytes) if vram_bytes < dense_bytes => {
+            Err(of(Error::Vram { vram_bytes, least_bytes: dense_bytes.next_multiple_of(1 << 20) }))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn on_gpu(options: &Options) -> bool {

@@ -31,11 +31,16 @@ struct Damaged {
 }
 
 impl Engine for Damaged {
-    fn load(&self, path: &Path, asked: &LoadOptions) -> Result<Loaded, EngineError> {
+    fn load(
+        &self,
+        path: &Path,
+        asked: &LoadOptions,
+        is_wanted: &dyn Fn() -> bool,
+    ) -> Result<Loaded, EngineError> {
         let rules = vec![Rule::all(Action::Errno(EIO)).bytes(self.bytes.clone())];
         let wrap: tierstream::io::Wrap =
             Box::new(|inner| -> Box<dyn IoEngine> { Box::new(Fault::new(inner, rules).unwrap()) });
-        self.models.load_with(path, asked, |options| options.io.wrap = Some(wrap))
+        self.models.load_with(path, asked, is_wanted, |options| options.io.wrap = Some(wrap))
     }
 
     fn check(&self, path: &Path, ctx: Option<u32>) -> Result<(), EngineError> {
