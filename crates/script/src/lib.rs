@@ -144,7 +144,7 @@ impl Engine for Script {
         &self,
         path: &Path,
         options: &LoadOptions,
-        is_wanted: &dyn Fn() -> bool,
+        is_wanted: &(dyn Fn() -> bool + Sync),
     ) -> Result<Loaded, EngineError> {
         self.check_room(options.ctx, options.taken_bytes)?;
         if let Some(gate) = &self.load_gate {

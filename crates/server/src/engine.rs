@@ -38,7 +38,7 @@ pub trait Engine: Send + Sync + 'static {
         &self,
         path: &Path,
         options: &LoadOptions,
-        is_wanted: &dyn Fn() -> bool,
+        is_wanted: &(dyn Fn() -> bool + Sync),
     ) -> Result<Loaded, EngineError>;
     /// Whether a model could be loaded with so much context if no other was there, as far as its header tells.
     ///

@@ -34,11 +34,12 @@ pub(crate) fn named_events(hub: &Hub, chunks: impl Chunks<Chunk = Value>) -> Res
     respond(
         hub,
         values.flat_map(stream::iter).map(|value| {
-            let event = Event::default().data(value.to_string());
-            match value["type"].as_str() {
-                Some(name) => event.event(name),
-                None => event,
-            }
+            // The name first, as clients that read line by line expect it.
+            let event = match value["type"].as_str() {
+                Some(name) => Event::default().event(name),
+                None => Event::default(),
+            };
+            event.data(value.to_string())
         }),
     )
 }

@@ -3,7 +3,6 @@
 
 use std::sync::{Arc, OnceLock};
 
-use axum::http::StatusCode;
 use tierstream_chat::{Format, Template};
 
 use crate::catalog::{self, Found, Header};
@@ -24,10 +23,6 @@ pub(crate) struct Face {
 
 impl Face {
     pub(crate) fn new(found: Found, header: &Header, text: &dyn Text) -> ApiResult<Self> {
-        if !found.layers.adapters.is_empty() {
-            let why = "the model has a LoRA beside its weights, which is not supported";
-            return Err(ApiError::new(StatusCode::NOT_IMPLEMENTED, why));
-        }
         let (bos, eos) = text.bos_eos();
         let template = catalog::template(&found, header, (&bos, &eos))?;
         let format = template.format();

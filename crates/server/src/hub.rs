@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use axum::http::StatusCode;
 use tokio::sync::{Semaphore, oneshot};
 
 pub use self::running::KeepAlive;
@@ -110,6 +111,10 @@ impl Hub {
 
     fn wanted(&self, name: &str, ctx: Option<u32>) -> ApiResult<Wanted> {
         let found = self.catalog.find(name)?;
+        if !found.layers.adapters.is_empty() {
+            let why = "the model has a LoRA beside its weights, which is not supported";
+            return Err(ApiError::new(StatusCode::NOT_IMPLEMENTED, why));
+        }
         let ctx = match ctx {
             Some(ctx) => Some(ctx),
             None => ask::own_wishes(&found)?.ctx()?,

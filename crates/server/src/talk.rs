@@ -214,7 +214,8 @@ fn check_length(prompt: usize, ctx: usize) -> ApiResult<()> {
     }
     if prompt >= ctx {
         return Err(ApiError::too_long(format!(
-            "the prompt has {prompt} tokens, and with the answer the context has room for {ctx}"
+            "the prompt has {prompt} tokens, which leave no room for an answer in a context of {ctx}; num_ctx in \
+             Ollama's options, or the server's --ctx, makes it larger, up to what the model was trained with"
         )));
     }
     Ok(())

@@ -77,10 +77,13 @@ async fn names_of_the_same_weights_are_told_apart() {
 #[tokio::test]
 async fn a_lora_is_refused_and_not_passed_over() {
     let (folder, environment) = store(&[("tuned", &[("adapter", "GGUF")])]);
-    let fixture = server(&folder, &environment, &Script::default());
+    let engine = Script::default();
+    let fixture = server(&folder, &environment, &engine);
     let (status, answer) = ask(&fixture, "tuned").await;
     assert_eq!(status, StatusCode::NOT_IMPLEMENTED, "{answer}");
     assert!(answer["error"].as_str().expect("why").contains("LoRA"), "{answer}");
+    // Before its weights are read.
+    assert!(engine.loads.lock().expect("no panic").is_empty());
 }
 
 /// What cannot be read is told, and nothing is answered without it.

@@ -180,8 +180,9 @@ impl Error {
                 "fetch a GGUF of the model, whose repositories mostly have names that end in -GGUF"
             }
             Error::HubName { .. } => {
-                "names are like owner/repo:Q4_K_M; a model of Ollama's registry is fetched with \
-                 `ollama pull`, and found where that puts it"
+                "names are like owner/repo:Q4_K_M; a model of Ollama's registry is fetched by \
+                 Ollama itself (`ollama pull`, with its own server running and OLLAMA_HOST not pointing here), and \
+                 found where that puts it"
             }
             Error::Ambiguous { .. } | Error::NotInRepository { .. } => "name one of these",
             Error::Partial { .. } => "fetch the model again, with the program that it is from",

@@ -154,6 +154,9 @@ impl<'a> Chat<'a> {
                 Ok(()) => output::stderr(&format!("{name} is {value}")),
                 Err(why) => output::stderr(&why),
             },
+            Line::Unknown(command) => {
+                output::stderr(&format!("there is no command {command}; /help lists them"));
+            }
             Line::NoArgument(command) => {
                 output::stderr(&format!("{command} takes no argument; /help lists the commands"));
             }

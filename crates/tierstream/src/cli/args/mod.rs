@@ -62,8 +62,11 @@ pub(crate) struct Cli {
 
 /// All commands and their flags.
 pub(crate) fn command() -> clap::Command {
-    let ram = |flag: clap::Arg| flag.help(serve::RAM_HELP);
-    Cli::command().mut_subcommand("serve", |serve| serve.mut_arg("ram", ram))
+    let (ram, vram) = (serve::RAM_HELP, serve::VRAM_HELP);
+    let of_all = |serve: clap::Command| {
+        serve.mut_arg("ram", |flag| flag.help(ram)).mut_arg("vram", |flag| flag.help(vram))
+    };
+    Cli::command().mut_subcommand("serve", of_all)
 }
 
 #[derive(Debug, Subcommand)]

@@ -97,8 +97,11 @@ pub(super) const PORT_TIP: &str = "the port belongs to the address: --host :8080
 
 /// What `--ram` bounds here.
 pub(super) const RAM_HELP: &str = "All host memory of the server, for all models together: weights, contexts, experts, \
-     kept prompts, connections (8GiB, 800MB). With --gpu: each model's pinned memory for experts that do not fit the \
-     GPU's [default: half of what is free]";
+     kept prompts, connections (8GiB, 800MB) [default: most of what is free]. With --gpu: their pinned memory for \
+     experts that do not fit the GPU's [default: half of what is free]";
+
+/// What `--vram` bounds here.
+pub(super) const VRAM_HELP: &str = "With --gpu: all of the GPU's memory for all models together (6GiB) [default: 90 % of what is free]";
 
 /// Memory for prompts, where no other number is given.
 const PROMPT_CACHE_BYTES: u64 = 256 << 20;

@@ -40,6 +40,15 @@ pub(super) enum Line<'a> {
     Bye,
     /// A command that was given an argument and takes none.
     NoArgument(&'a str),
+    /// A word with a slash before it that is no command.
+    Unknown(&'a str),
+}
+
+/// A path begins with a slash too, but goes on with another one or a dot.
+fn is_like_a_command(word: &str) -> bool {
+    word.strip_prefix('/').is_some_and(|name| {
+        !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+    })
 }
 
 /// Reads a line as the user means it.
@@ -65,7 +74,7 @@ pub(super) fn parse(line: &str) -> Line<'_> {
             Line::NoArgument(command)
         }
         [command @ ("/bye" | "/exit" | "/quit"), ..] => Line::NoArgument(command),
-        // A path begins with a slash too.
+        [command, ..] if is_like_a_command(command) => Line::Unknown(command),
         _ => Line::Say(line.replace("\\\n", "\n")),
     }
 }
@@ -111,6 +120,7 @@ mod tests {
         assert_eq!(parse("/set parameter temperature  2"), Line::Set("temperature", "2"));
         assert_eq!(parse("/set system  Be brief. "), Line::Set("system", "Be brief."));
         assert_eq!(parse("/show info"), Line::NoArgument("/show"));
+        assert_eq!(parse("/load demo"), Line::Unknown("/load"));
         for text in ["/tmp/x.png what is this", "/sing", "/byebye", "//", "say /bye"] {
             assert_eq!(parse(text), Line::Say(text.into()));
         }

@@ -114,7 +114,7 @@ impl Models {
         &self,
         path: &Path,
         asked: &LoadOptions,
-        is_wanted: &dyn Fn() -> bool,
+        is_wanted: &(dyn Fn() -> bool + Sync),
         change: impl FnOnce(&mut Options),
     ) -> Result<Loaded, EngineError> {
         let failed = |error: anyhow::Error| EngineError::Failed(format!("{error:#}"));
@@ -195,7 +195,7 @@ impl Engine for Models {
         &self,
         path: &Path,
         asked: &LoadOptions,
-        is_wanted: &dyn Fn() -> bool,
+        is_wanted: &(dyn Fn() -> bool + Sync),
     ) -> Result<Loaded, EngineError> {
         self.load_with(path, asked, is_wanted, |_| ())
     }

@@ -35,7 +35,7 @@ impl Engine for Damaged {
         &self,
         path: &Path,
         asked: &LoadOptions,
-        is_wanted: &dyn Fn() -> bool,
+        is_wanted: &(dyn Fn() -> bool + Sync),
     ) -> Result<Loaded, EngineError> {
         let rules = vec![Rule::all(Action::Errno(EIO)).bytes(self.bytes.clone())];
         let wrap: tierstream::io::Wrap =
