@@ -12,6 +12,7 @@ use tower_http::cors::{AllowHeaders, AllowOrigin, Any, CorsLayer};
 
 use crate::error::{ApiError, respond};
 use crate::hub::Hub;
+use crate::peers;
 use crate::settings::Settings;
 use crate::ui;
 
@@ -134,11 +135,8 @@ fn matches(pattern: &str, origin: &str) -> bool {
 }
 
 fn has_key(settings: &Settings, headers: &HeaderMap) -> bool {
-    let bearer = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let bearer = bearer.and_then(|value| value.strip_prefix("Bearer "));
-    let given = bearer.or_else(|| headers.get("x-api-key")?.to_str().ok());
     let digest = |text: &str| Sha256::digest(text.as_bytes());
-    let Some(given) = given.map(digest) else { return false };
+    let Some(given) = peers::key(headers).map(digest) else { return false };
     // All are compared, and all bytes of each: how long that takes tells nothing.
     settings.api_keys.iter().fold(false, |found, key| {
         let differing = digest(key).iter().zip(&given).fold(0u8, |all, (a, b)| all | (a ^ b));

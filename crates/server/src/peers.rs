@@ -29,7 +29,7 @@ impl Peer {
 }
 
 /// The key that a request gives.
-fn key(headers: &HeaderMap) -> Option<&str> {
+pub(crate) fn key(headers: &HeaderMap) -> Option<&str> {
     let bearer = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
     let bearer = bearer.and_then(|value| value.strip_prefix("Bearer "));
     bearer.or_else(|| headers.get("x-api-key")?.to_str().ok())

@@ -88,6 +88,7 @@ impl Talk {
             let peer = ask.admission.peer();
             // It is tokens, and who sees it in the queue finds that its memory is given back.
             drop((ask.input, ask.tools, ask.form, ask.admission));
+            lease.bring(&prompt.tokens);
             let answer = lease.submit(peer, |events, marks| {
                 let goal = Goal::Text(Box::new(Writing {
                     max_tokens: ask.wishes.most_tokens(),

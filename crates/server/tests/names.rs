@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::collections::HashSet;
 use std::fs;
 
 use axum::http::StatusCode;
@@ -71,6 +72,11 @@ async fn names_of_the_same_weights_are_told_apart() {
             assert_eq!(answer["model"], format!("localhost/library/{name}"));
         }
         assert_eq!(engine.loads.lock().expect("no panic").len(), 1);
+        // Programs take them for different models by their digests.
+        let (_, tags) = fixture.get("/api/tags").await;
+        let all = tags["models"].as_array().expect("models");
+        let digests: HashSet<_> = all.iter().map(|model| model["digest"].to_string()).collect();
+        assert_eq!(digests.len(), all.len());
     }
 }
 

@@ -132,6 +132,11 @@ impl Lease {
         self.scheduler.submit(peer, |events| make(events, marks)).ok_or_else(ApiError::busy)
     }
 
+    /// Has what was kept of a prompt at hand. Reads files.
+    pub(crate) fn bring(&self, prompt: &[Token]) {
+        self.scheduler.bring(prompt);
+    }
+
     /// What makes guides for its vocabulary.
     pub(crate) fn grammars(&self) -> ApiResult<&Grammars> {
         self.face.grammars(&*self.text)

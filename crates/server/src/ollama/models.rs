@@ -8,6 +8,7 @@ use axum::extract::State;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
 use crate::body::{Received, read};
 use crate::catalog::{self, Found, Header};
@@ -29,9 +30,15 @@ fn tag(found: &Found, header: &Header) -> Value {
         "model": found.name,
         "modified_at": time(header.modified),
         "size": found.bytes,
-        "digest": header.digest,
+        "digest": digest(found, header),
         "details": details(header),
     })
+}
+
+/// Names what a name leads to: weights, and what the name has beside them.
+fn digest(found: &Found, header: &Header) -> String {
+    let named = format!("{}\0{:?}", header.digest, found.layers);
+    Sha256::digest(named.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn details(header: &Header) -> Value {

@@ -55,6 +55,8 @@ pub(crate) struct Prompts {
     /// The one that was used last is the last.
     entries: Mutex<Vec<Entry>>,
     files: Option<Arc<Files>>,
+    /// Held while one of them is read: one at a time, and none twice.
+    reading: Mutex<()>,
     to_write: Option<Sender<Write>>,
 }
 
@@ -90,6 +92,7 @@ impl Prompts {
             used: Arc::default(),
             entries: Mutex::default(),
             files,
+            reading: Mutex::default(),
             to_write,
         }
     }
@@ -132,30 +135,35 @@ pub(crate) struct PromptsOf {
 }
 
 impl PromptsOf {
-    /// What has more than `held` tokens of a prompt, by so many that it is worth the copying, and most of them.
+    /// Has memory hold what files have most of a prompt, if that is more than memory has. Reads files: it is called
+    /// before the model's thread is asked.
+    pub(crate) fn bring(&self, prompt: &[Token]) {
+        let Some(files) = &self.all.files else { return };
+        let _reading = self.all.reading.lock().unwrap_or_else(PoisonError::into_inner);
+        let in_ram = self.longest(&self.all.entries(), prompt).map_or(0, |(common, _)| common);
+        let Some(file) = files.best(self.model, prompt, in_ram + WORTH) else { return };
+        let Some(room) = self.all.room(file.state_bytes()) else { return };
+        let Some((tokens, state)) = files.read(&file) else { return };
+        let saved = Arc::new(Saved { tokens, state, _room: room });
+        self.all.entries().push(Entry { model: self.model, saved });
+    }
+
+    /// What memory has of a prompt: more than `held` tokens, by so many that it is worth the copying, and most of
+    /// them.
     pub(crate) fn best(&self, prompt: &[Token], held: usize) -> Option<Arc<Saved>> {
-        let enough = held + WORTH;
-        let in_ram = {
-            let mut entries = self.all.entries();
-            let ours = entries.iter().enumerate().filter(|(_, entry)| entry.model == self.model);
-            let common = ours.map(|(at, entry)| (common(&entry.saved.tokens, prompt), at));
-            common.max().filter(|&(common, _)| common >= enough).map(|(common, at)| {
-                let entry = entries.remove(at);
-                let saved = entry.saved.clone();
-                entries.push(entry);
-                (common, saved)
-            })
-        };
-        let enough = in_ram.as_ref().map_or(enough, |(common, _)| common + WORTH);
-        let in_file = self.all.files.as_ref().and_then(|files| {
-            let file = files.best(self.model, prompt, enough)?;
-            let room = self.all.room(file.state_bytes())?;
-            let (tokens, state) = files.read(&file)?;
-            let saved = Arc::new(Saved { tokens, state, _room: room });
-            self.all.entries().push(Entry { model: self.model, saved: saved.clone() });
-            Some(saved)
-        });
-        in_file.or_else(|| Some(in_ram?.1))
+        let mut entries = self.all.entries();
+        let (_, at) =
+            self.longest(&entries, prompt).filter(|&(common, _)| common >= held + WORTH)?;
+        let entry = entries.remove(at);
+        let saved = entry.saved.clone();
+        entries.push(entry);
+        Some(saved)
+    }
+
+    /// The entry that begins with most of a prompt: how many tokens, and where it is.
+    fn longest(&self, entries: &[Entry], prompt: &[Token]) -> Option<(usize, usize)> {
+        let ours = entries.iter().enumerate().filter(|(_, entry)| entry.model == self.model);
+        ours.map(|(at, entry)| (common(&entry.saved.tokens, prompt), at)).max()
     }
 
     /// Keeps a sequence of so many bytes, which `save` gives, if there is room for it. It takes the place of those
@@ -236,6 +244,7 @@ mod tests {
     }
 
     fn found(prompts: &PromptsOf, prompt: &[Token]) -> Option<usize> {
+        prompts.bring(prompt);
         prompts.best(prompt, 0).map(|saved| saved.tokens.len())
     }
 
@@ -299,6 +308,7 @@ mod tests {
         }
         // In memory there is no room for all of them.
         for start in [0, 500, 900] {
+            first.bring(&tokens(start, 100));
             let saved = first.best(&tokens(start, 100), 0).expect("it is in a file");
             assert_eq!(saved.state, vec![start.to_le_bytes()[0]; 100]);
         }

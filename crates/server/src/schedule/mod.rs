@@ -25,6 +25,7 @@ use self::turns::Turns;
 /// The way to a model's thread.
 pub(crate) struct Scheduler {
     shared: Arc<Shared>,
+    prompts: PromptsOf,
     thread: Mutex<Option<std::thread::JoinHandle<()>>>,
 }
 
@@ -100,14 +101,19 @@ impl Scheduler {
             compute,
             text,
             metrics,
-            prompts,
+            prompts: prompts.clone(),
             slots,
             shared: shared_too,
             turn: 0,
             clock: 0,
         };
         let thread = std::thread::Builder::new().name("model".into()).spawn(|| worker.run());
-        Self { shared, thread: Mutex::new(thread.ok()) }
+        Self { shared, prompts, thread: Mutex::new(thread.ok()) }
+    }
+
+    /// Has memory hold what files have of a prompt that is about to be submitted. Reads them.
+    pub(crate) fn bring(&self, prompt: &[Token]) {
+        self.prompts.bring(prompt);
     }
 
     /// Has a request of a peer computed. None, and it is not made, where the queue is full, half of it is the peer's

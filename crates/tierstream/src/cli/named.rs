@@ -66,7 +66,7 @@ impl Named {
 
 fn look_for(model: &Path) -> anyhow::Result<Named> {
     let at = |path: PathBuf| Named { path, stored: None };
-    if model == Path::new("demo") {
+    if model == Path::new("demo") || model == Path::new("demo:latest") {
         return Ok(at(the_demo()?));
     }
     let is_name = model.to_str().filter(|_| !is_path(model) && model.symlink_metadata().is_err());
