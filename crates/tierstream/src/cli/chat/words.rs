@@ -121,7 +121,8 @@ mod tests {
         assert_eq!(parse("/set system  Be brief. "), Line::Set("system", "Be brief."));
         assert_eq!(parse("/show info"), Line::NoArgument("/show"));
         assert_eq!(parse("/load demo"), Line::Unknown("/load"));
-        for text in ["/tmp/x.png what is this", "/sing", "/byebye", "//", "say /bye"] {
+        assert_eq!(parse("/byebye"), Line::Unknown("/byebye"));
+        for text in ["/tmp/x.png what is this", "/x.png", "/", "//", "say /bye"] {
             assert_eq!(parse(text), Line::Say(text.into()));
         }
         assert_eq!(parse(" /bye "), Line::Bye);
