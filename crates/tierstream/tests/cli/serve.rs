@@ -49,7 +49,7 @@ fn it_ends_when_it_is_told_to() {
 
 /// A server whose messages can be read, and an answer that does not end by itself.
 fn busy() -> (Server, TcpStream) {
-    let server = Server::start_with(&["--ctx", "200000"], |command| {
+    let server = Server::start_as(&["--ctx", "200000"], |command| {
         command.stderr(Stdio::piped());
     });
     let options = json!({"temperature": 0});
