@@ -41,8 +41,8 @@ impl Placement {
 /// ggml's CPU device.
 pub(crate) fn cpu() -> Result<ggml_backend_dev_t> {
     log::init();
-    // SAFETY: the CPU device is part of the build and lives for ever.
     let cpu: ggml_backend_dev_t =
+        // SAFETY: the CPU device is part of the build and lives for ever.
         unsafe { ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU) }.cast();
     if cpu.is_null() {
         return Err(Error::Backend("ggml has no CPU backend".into()));
