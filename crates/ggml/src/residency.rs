@@ -3,14 +3,13 @@
 //! Joins the three that know nothing of each other: the pool's bookkeeping
 //! ([`tierstream_pool`]), the reads ([`tierstream_io`]) and the tensors that kernels read.
 
-use std::collections::VecDeque;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
 use tierstream_cuda::Event;
-use tierstream_io::{FileId, Priority, Reader};
+use tierstream_io::Reader;
 use tierstream_pool::{LayerCounters, Lookup, Pool, Record};
 
 pub(crate) use self::ahead::Ahead;
@@ -22,6 +21,7 @@ pub(crate) use self::layer::{IN_PLACE_LEAST_BYTES, Layer, Part, SlotPart, Spec};
 use self::load::Destination;
 pub(crate) use self::load::Waits;
 pub(crate) use self::looked::{Looked, Promotion};
+use self::split::Split;
 use self::stage::Area;
 pub(crate) use self::stage::{Coming, Kept, Stage, layer_bytes};
 use self::step::Slots;
@@ -29,7 +29,6 @@ pub(crate) use self::step::{Need, Placed, Step};
 use self::store::Store;
 use self::vram::Vram;
 use crate::abi::*;
-use crate::cached::{Cached, FromCache};
 use crate::error::{Error, Result};
 use crate::memory::{self, Memory};
 use crate::model::{all_slots, pool_bytes};
@@ -38,12 +37,14 @@ use crate::uploads::Uploads;
 use crate::verified::{Checksums, Of};
 
 mod ahead;
+mod all;
 mod below;
 mod counters;
 mod elastic;
 mod layer;
 mod load;
 mod looked;
+mod split;
 mod stage;
 mod step;
 mod store;
@@ -106,10 +107,6 @@ const PAGE: usize = tierstream_io::PAGE;
 unsafe impl Send for Residency {}
 // SAFETY: as above.
 unsafe impl Sync for Residency {}
-
-/// So much is queued while a layer that has arrived is settled, and the next one's memory is mapped:
-/// with less the drive would run dry between the layers of a small model.
-const QUEUED_LEAST_BYTES: u64 = 256 << 20;
 
 /// How soon a context that waits for another one sees that it is cancelled.
 const CANCEL_LOOKED_FOR_EVERY: Duration = Duration::from_millis(20);
@@ -311,75 +308,6 @@ impl Residency {
         tensor
     }
 
-    /// Reads every record into its slot, in file order, if all fit; then kernels find each
-    /// layer's experts in expert order and no look-up is needed. Where memory is short, only as many
-    /// as there turns out to be room for. What the page cache has of `files` comes from there.
-    /// `progress` gets bytes done. Returns what the page cache had, and why it was not asked.
-    pub(crate) fn load_all(
-        self: &Arc<Self>,
-        files: &[FileId],
-        progress: &mut dyn FnMut(u64) -> bool,
-    ) -> Result<(FromCache, Option<String>)> {
-        let cached = Cached::new(&self.reader, files)?;
-        let mut done = 0;
-        let mut finish = |layer: usize, step: Step| -> Result<()> {
-            for load in 0..step.arriving().len() {
-                step.arrived(load)?;
-            }
-            let records: usize = step.arriving().iter().map(Vec::len).sum();
-            step.finish()?;
-            done += records as u64 * self.layers[layer].record_bytes();
-            if progress(done) { Ok(()) } else { Err(Error::Cancelled) }
-        };
-        // Later layers' reads are queued before the oldest one's are waited for.
-        let bytes = |layer: usize| layer_record_bytes(&self.layers[layer]);
-        let mut under_way: VecDeque<(usize, Step)> = VecDeque::new();
-        let mut queued = 0;
-        for (index, layer) in self.layers.iter().enumerate() {
-            let need: Vec<Need> =
-                (0..layer.experts).map(|expert| Need { expert, last_row: 0 }).collect();
-            let mut step = match self.try_acquire(index, &need, None, &|| false) {
-                Err(error @ Error::OutOfGpuMemory(_)) => {
-                    for (layer, step) in under_way {
-                        finish(layer, step)?;
-                    }
-                    self.give_way(error, 0, 0, &|| false)?;
-                    return Ok((cached.taken(), cached.why()));
-                }
-                acquired => acquired?,
-            };
-            let parts: Vec<usize> = (0..layer.parts.len()).collect();
-            for group in 0..step.arriving().len() {
-                step.load_from(&parts, group, Priority::Bulk, &|extent| cached.source(extent));
-            }
-            under_way.push_back((index, step));
-            queued += bytes(index);
-            while let Some(&(oldest, _)) = under_way.front()
-                && queued - bytes(oldest) >= QUEUED_LEAST_BYTES
-                && let Some((layer, step)) = under_way.pop_front()
-            {
-                queued -= bytes(layer);
-                finish(layer, step)?;
-            }
-        }
-        for (layer, step) in under_way {
-            finish(layer, step)?;
-        }
-        let pool = self.lock();
-        let slot = |layer, expert| match pool.peek(record(layer, expert)) {
-            Lookup::Resident(slot) => Some(slot.index),
-            _ => None,
-        };
-        let in_order = |(layer, spec): (usize, &Layer)| {
-            let base = slot(layer, 0)?;
-            (0..spec.experts).all(|e| slot(layer, e) == Some(base + e)).then_some(base)
-        };
-        let identity = self.layers.iter().enumerate().map(in_order).collect();
-        drop(pool);
-        *self.identity.write().unwrap_or_else(PoisonError::into_inner) = identity;
-        Ok((cached.taken(), cached.why()))
-    }
-
     /// Finds and pins the resident records among `need` (distinct experts, at least one) and
     /// reserves slots for the others. What does not fit at once comes in groups through the same
     /// slots, see [`Step::arriving`]. Takes over what `ahead` has begun to read. Waits while
@@ -531,71 +459,12 @@ impl Residency {
         Ok(())
     }
 
-    /// How `need` is served with what the pool can give now, and with what `ahead` is reading;
-    /// `None`: not together with `ahead`, or not before another context is done.
-    fn split(
-        &self,
-        pool: &Pool,
-        layer: usize,
-        need: &[Need],
-        ahead: Option<&Ahead>,
-    ) -> Option<Split> {
-        let mut split = Split { keep: Vec::with_capacity(need.len()), ..Split::default() };
-        let begun = |expert| ahead.is_some_and(|ahead| ahead.experts().any(|e| e == expert));
-        for &n in need {
-            match pool.peek(record(layer, n.expert)) {
-                Lookup::Resident(_) => split.keep.push(n),
-                Lookup::Absent => split.missing.push(n),
-                Lookup::Loading(_) if begun(n.expert) => split.begun.push(n),
-                Lookup::Loading(_) => return None,
-            }
-        }
-        if split.missing.is_empty() {
-            return Some(split);
-        }
-        // Own resident records count as reservable until they are pinned.
-        let reservable = pool.reservable(index32(layer)) as usize;
-        let spare = reservable.saturating_sub(split.keep.len());
-        if spare >= split.missing.len() {
-            split.reserve = split.missing.len();
-            return Some(split);
-        }
-        if ahead.is_some() {
-            return None;
-        }
-        // Waves. They turn over about this layer's share of the pool and leave the rest to the
-        // other layers; when even that is not there, resident records of this layer give way.
-        let share = self.share(pool, layer).min(reservable);
-        split.reserve = spare.min(share).max(share.div_ceil(2)).min(split.missing.len());
-        if split.reserve == 0 {
-            return None;
-        }
-        let mut surplus = split.reserve.saturating_sub(spare);
-        split.keep.sort_by_key(|n| (n.last_row, n.expert));
-        split.keep.retain(|&n| {
-            let give = surplus > 0 && pool.is_evictable(record(layer, n.expert));
-            if give {
-                surplus -= 1;
-                split.give_up.push(n);
-            }
-            !give
-        });
-        (surplus == 0).then_some(split)
-    }
-
     fn count_ahead(&self, experts: impl Iterator<Item = u32>, need: &[Need]) {
         for expert in experts {
             let used = need.iter().any(|n| n.expert == expert);
             self.read_ahead.fetch_add(1, Ordering::Relaxed);
             self.read_ahead_used.fetch_add(u64::from(used), Ordering::Relaxed);
         }
-    }
-
-    /// An even share of the class's slots, in slots.
-    fn share(&self, pool: &Pool, layer: usize) -> usize {
-        let class = self.layers[layer].class;
-        let sharers = self.layers.iter().filter(|l| l.class == class).count();
-        (pool.slots(index32(class)) as usize / sharers).max(1)
     }
 
     fn lock(&self) -> MutexGuard<'_, Pool> {
@@ -608,19 +477,6 @@ impl Layout {
     fn in_host_memory(spec: &Spec) -> Self {
         Self { room: spec.slots.clone(), tail_bytes: 0, align: PAGE }
     }
-}
-
-#[derive(Default)]
-struct Split {
-    /// Resident, to be pinned.
-    keep: Vec<Need>,
-    /// On their way, read ahead for this.
-    begun: Vec<Need>,
-    /// Resident, but their slots are needed for waves.
-    give_up: Vec<Need>,
-    missing: Vec<Need>,
-    /// Slots to reserve.
-    reserve: usize,
 }
 
 fn index32(index: usize) -> u32 {
@@ -637,11 +493,6 @@ fn checks(layers: &[Layer], checksums: &Arc<Checksums>) -> Result<Option<Vec<Vec
         if is_right { Ok(Some(of)) } else { Err(wrong()) }
     };
     layers.iter().map(|layer| layer.parts.iter().map(|part| of(layer, part)).collect()).collect()
-}
-
-/// Bytes of all records of a layer, as they are read.
-fn layer_record_bytes(layer: &Layer) -> u64 {
-    layer.record_bytes() * u64::from(layer.experts)
 }
 
 fn record(layer: usize, expert: u32) -> Record {
