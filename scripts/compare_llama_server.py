@@ -3,7 +3,8 @@
     ./x oracle server                                                         what is the same, what differs
     target/llama-server/bin/python scripts/compare_llama_server.py --speed    how fast both are, by turns
 
-Each server has one compute thread, and weights that are not repacked. Texts at temperature 0 have to be the same,
+Each server has one compute thread, and weights that are not repacked, but for `--speed`, which has llama.cpp's both
+ways: as it is, and with the kernels that ours has. Texts at temperature 0 have to be the same,
 and whatever else compare_llama_cases.py does not know to differ, with its reason; what it says to differ has to.
 The model is the demo model under a chat template that knows tools.
 """
@@ -189,30 +190,31 @@ def cpu_seconds(server):
 
 def measure(model, rounds, tokens):
     print("load average", os.getloadavg())
-    with ours(model, 1) as mine, theirs(model, 1) as other:
-        both = {"ours": mine, "theirs": other}
-        for server in both.values():
+    with ours(model, 1) as mine, theirs(model, 1, "stock") as stock, theirs(model, 1) as same:
+        all_ = {"ours": mine, "llama.cpp": stock, "llama.cpp, not repacked": same}
+        for server in all_.values():
             stream(server.url, NOVEL, tokens)
-        told = {"tokens/s": [], "CPU time": [], "first token of the last of five": []}
+        told = {}
         for number in range(rounds):
             # Either is first in every other round.
-            order = list(both)[:: 1 if number % 2 else -1]
+            order = list(all_)[:: 1 if number % 2 else -1]
             rates, cpu = {}, {}
             for name in order:
-                before = cpu_seconds(both[name])
-                rates[name] = stream(both[name].url, NOVEL, tokens)[0]
-                cpu[name] = cpu_seconds(both[name]) - before
-            waits = {name: queued(both[name].url, 5) for name in order}
-            for name in both:
+                before = cpu_seconds(all_[name])
+                rates[name] = stream(all_[name].url, NOVEL, tokens)[0]
+                cpu[name] = cpu_seconds(all_[name]) - before
+            waits = {name: queued(all_[name].url, 5) for name in order}
+            for name in all_:
                 bytes_, tokens_ = ([round(1e3 * x, 1) for x in times] for times in waits[name])
                 print(f"round {number + 1}, {name}: {rates[name]:.0f} tok/s, {cpu[name]:.2f} s of CPU time; five at "
                       f"once, ms: first bytes {bytes_}, first tokens {tokens_}", flush=True)
-            told["tokens/s"].append(rates["ours"] / rates["theirs"])
-            told["CPU time"].append(cpu["ours"] / cpu["theirs"])
-            told["first token of the last of five"].append(waits["ours"][1][-1] / waits["theirs"][1][-1])
-    for name, all_ in told.items():
-        spread = f"{statistics.median(all_):.2f} ({min(all_):.2f}-{max(all_):.2f})"
-        print(f"{name}, ours over theirs: median {spread} of {rounds} rounds")
+            last = {name: times[1][-1] for name, times in waits.items()}
+            for figure, of in [("tokens/s", rates), ("CPU time", cpu), ("first token of the last of five", last)]:
+                for name in list(all_)[1:]:
+                    told.setdefault(f"{figure}, ours over {name}", []).append(of["ours"] / of[name])
+    for name, ratios in told.items():
+        spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
+        print(f"{name}: median {spread} of {rounds} rounds")
 
 
 def main():

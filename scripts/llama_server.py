@@ -1,5 +1,5 @@
 """llama.cpp's server, from PyPI's `xllamacpp`, as a program: llama_server.py MODEL NAME PARALLEL CTX THREADS
-[embeddings]. Prints where it listens, and ends with its standard input."""
+[embeddings|stock]. Prints where it listens, and ends with its standard input."""
 
 import sys
 
@@ -15,8 +15,8 @@ params.n_ctx = int(ctx) * int(parallel)
 params.kv_unified = False
 params.cpuparams.n_threads = params.cpuparams_batch.n_threads = int(threads)
 params.n_batch = params.n_ubatch = 512
-# The kernels that ours has: weights are not repacked.
-params.no_extra_bufts = True
+# The kernels that ours has, unless it is to be as fast as it is by itself: weights are not repacked.
+params.no_extra_bufts = mode != ["stock"]
 # A prompt is computed from where a sequence's last one differs, and not from an earlier one.
 params.cache_ram_mib = 0
 params.fit_params = False

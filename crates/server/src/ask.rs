@@ -313,10 +313,7 @@ pub(crate) fn prompt(lease: &Lease, ask: &mut Ask) -> ApiResult<Prompt> {
         Input::Insert { prompt, suffix } => insert(lease, prompt, suffix, ask.think, now),
         Input::Prompt { system, prompt, template, before } => {
             let own = template.as_deref().map(Template::go).transpose()?;
-            let system = match system.take() {
-                Some(system) => Some(system),
-                None => own_system(lease)?,
-            };
+            let system = system.take().or_else(|| lease.face.system.clone());
             let system = system.filter(|s| !s.is_empty()).map(|s| Message::new("system", s));
             let messages: Vec<_> =
                 system.into_iter().chain([Message::new("user", std::mem::take(prompt))]).collect();
@@ -333,7 +330,7 @@ pub(crate) fn prompt(lease: &Lease, ask: &mut Ask) -> ApiResult<Prompt> {
         }
         Input::Chat(messages) => {
             if !messages.iter().any(|message| message.role == "system")
-                && let Some(system) = own_system(lease)?
+                && let Some(system) = &lease.face.system
             {
                 messages.insert(0, Message::new("system", system));
             }
@@ -454,10 +451,6 @@ fn tokenize(lease: &Lease, text: &str) -> ApiResult<Vec<Token>> {
     let bos = lease.text.bos_eos().0;
     let has_one = !bos.is_empty() && text.starts_with(&bos);
     Ok(lease.text.tokenize(text, !has_one, true)?)
-}
-
-fn own_system(lease: &Lease) -> ApiResult<Option<String>> {
-    lease.face.found.layers.system.as_deref().map(catalog::small_file).transpose()
 }
 
 fn now() -> DateTime {

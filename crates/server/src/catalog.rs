@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use axum::http::StatusCode;
@@ -19,7 +19,7 @@ pub(crate) struct Catalog {
     store: Store,
     extras: Vec<Extra>,
     /// By path; read again when the file has changed.
-    headers: Mutex<HashMap<PathBuf, (Stamp, Header)>>,
+    headers: Mutex<HashMap<PathBuf, (Stamp, Arc<Header>)>>,
     /// What names led to a moment ago: each request has one, and to find it folders are read.
     found: Mutex<HashMap<String, (Instant, Found)>>,
 }
@@ -101,7 +101,7 @@ impl Catalog {
     }
 
     /// What a model's header tells.
-    pub(crate) fn header(&self, path: &Path) -> ApiResult<Header> {
+    pub(crate) fn header(&self, path: &Path) -> ApiResult<Arc<Header>> {
         let unreadable =
             |error: &dyn std::fmt::Display| ApiError::bad(format!("{}: {error}", path.display()));
         let file = std::fs::metadata(path).map_err(|error| unreadable(&error))?;
@@ -112,7 +112,7 @@ impl Catalog {
         {
             return Ok(header.clone());
         }
-        let header = read(path, stamp).map_err(|error| unreadable(&error))?;
+        let header = Arc::new(read(path, stamp).map_err(|error| unreadable(&error))?);
         headers().insert(path.to_owned(), (stamp, header.clone()));
         Ok(header)
     }

@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use tierstream_chat::{Format, Template};
 
+use crate::ask::{self, Wishes};
 use crate::catalog::{self, Found, Header};
 use crate::engine::{Text, Token};
 use crate::error::{ApiError, ApiResult};
@@ -15,6 +16,10 @@ pub(crate) struct Face {
     pub(crate) found: Found,
     pub(crate) template: Template,
     pub(crate) format: Format,
+    /// Its own parameters.
+    pub(crate) wishes: Wishes,
+    /// Its own system prompt.
+    pub(crate) system: Option<String>,
     /// Control tokens whose names the parser of replies looks for.
     pub(crate) marks: Arc<[Token]>,
     /// Made when one is first asked for, which takes a moment.
@@ -26,7 +31,16 @@ impl Face {
         let (bos, eos) = text.bos_eos();
         let template = catalog::template(&found, header, (&bos, &eos))?;
         let format = template.format();
-        Ok(Self { marks: marks(&format, text), found, template, format, grammars: OnceLock::new() })
+        let system = found.layers.system.as_deref().map(catalog::small_file).transpose()?;
+        Ok(Self {
+            marks: marks(&format, text),
+            wishes: ask::own_wishes(&found)?,
+            system,
+            found,
+            template,
+            format,
+            grammars: OnceLock::new(),
+        })
     }
 
     pub(crate) fn is_of(&self, found: &Found) -> bool {

@@ -68,8 +68,7 @@ impl Talk {
         }
         let metrics = hub.metrics.clone();
         blocking(move || {
-            let own = ask::own_wishes(&lease.face.found)?;
-            ask.wishes = std::mem::take(&mut ask.wishes).or(own);
+            ask.wishes = std::mem::take(&mut ask.wishes).or(lease.face.wishes.clone());
             let prompt = ask::prompt(&lease, &mut ask)?;
             let ctx = lease.limits.ctx;
             check_length(prompt.tokens.len(), ctx)?;

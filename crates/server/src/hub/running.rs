@@ -19,7 +19,7 @@ use crate::schedule::{Answer, Scheduler};
 /// A loaded model.
 pub(crate) struct Running {
     pub(crate) found: Found,
-    pub(crate) header: Header,
+    pub(crate) header: Arc<Header>,
     /// What its names make of it.
     faces: Mutex<Vec<Arc<Face>>>,
     pub(crate) text: Arc<dyn Text>,
@@ -150,7 +150,7 @@ impl Running {
     /// A model that was just loaded, as `found` and `header` tell of it.
     pub(super) fn new(
         found: Found,
-        header: Header,
+        header: Arc<Header>,
         load: Load,
         loaded: Loaded,
         keep_alive: KeepAlive,
