@@ -6,8 +6,8 @@ use std::time::Instant;
 use axum::Json;
 use axum::extract::State;
 use schemars::JsonSchema;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::ask::{Wishes, one_or_more};
 use crate::body::{Admission, Received, read};
@@ -48,31 +48,47 @@ impl Body {
     }
 }
 
+/// The numbers as they are: as JSON values, they would take many times as much.
+#[derive(Serialize)]
+pub(super) struct Answer {
+    model: String,
+    embeddings: Vec<Vec<f32>>,
+    total_duration: u64,
+    load_duration: u64,
+    prompt_eval_count: usize,
+}
+
 pub(super) async fn embed(
     State(hub): State<Arc<Hub>>,
     body: Received,
-) -> Result<Json<Value>, Ollama> {
+) -> Result<Json<Answer>, Ollama> {
     let start = Instant::now();
     let (mut body, admission): (Body, _) = read(body)?;
     let model = body.model.clone();
     // Nothing at all asks for no embedding, but has the model loaded.
     let texts = body.input.take().filter(|texts| *texts != [""]).unwrap_or_default();
     let done = compute(&hub, body.ask(admission, texts)?).await?;
-    Ok(Json(json!({
-        "model": model,
-        "embeddings": done.embeddings,
-        "total_duration": nanos(start.elapsed()),
-        "load_duration": nanos(done.load_time),
-        "prompt_eval_count": done.tokens,
-    })))
+    Ok(Json(Answer {
+        model,
+        embeddings: done.embeddings,
+        total_duration: nanos(start.elapsed()),
+        load_duration: nanos(done.load_time),
+        prompt_eval_count: done.tokens,
+    }))
+}
+
+/// As it was before.
+#[derive(Serialize)]
+pub(super) struct One {
+    embedding: Vec<f32>,
 }
 
 pub(super) async fn embeddings(
     State(hub): State<Arc<Hub>>,
     body: Received,
-) -> Result<Json<Value>, Ollama> {
+) -> Result<Json<One>, Ollama> {
     let (mut body, admission): (Body, _) = read(body)?;
     let texts = body.prompt.take().filter(|prompt| !prompt.is_empty()).into_iter().collect();
     let done = compute(&hub, body.ask(admission, texts)?).await?;
-    Ok(Json(json!({"embedding": done.embeddings.into_iter().next().unwrap_or_default()})))
+    Ok(Json(One { embedding: done.embeddings.into_iter().next().unwrap_or_default() }))
 }

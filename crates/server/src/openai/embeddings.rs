@@ -4,11 +4,10 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use base64::Engine;
+use base64::display::Base64Display;
 use base64::prelude::BASE64_STANDARD;
 use schemars::JsonSchema;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize, Serializer};
 
 use crate::ask::Wishes;
 use crate::body::{Received, read};
@@ -39,7 +38,7 @@ enum Input {
 pub(super) async fn embeddings(
     State(hub): State<Arc<Hub>>,
     body: Received,
-) -> Result<Json<Value>, OpenAi> {
+) -> Result<Json<Answer>, OpenAi> {
     let (body, admission): (Body, _) = read(body)?;
     let in_base64 = match body.encoding_format.as_deref() {
         None | Some("float") => false,
@@ -71,18 +70,74 @@ pub(super) async fn embeddings(
     let done = embed(&hub, ask).await?;
     let one = |(index, embedding): (usize, Vec<f32>)| {
         let embedding = match in_base64 {
-            true => BASE64_STANDARD
-                .encode(embedding.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>())
-                .into(),
-            false => Value::from(embedding),
+            true => Numbers::Base64(embedding),
+            false => Numbers::List(embedding),
         };
-        json!({"object": "embedding", "index": index, "embedding": embedding})
+        Item { object: "embedding", index, embedding }
     };
-    let data: Vec<Value> = done.embeddings.into_iter().enumerate().map(one).collect();
-    Ok(Json(json!({
-        "object": "list",
-        "data": data,
-        "model": body.model,
-        "usage": {"prompt_tokens": done.tokens, "total_tokens": done.tokens},
-    })))
+    Ok(Json(Answer {
+        object: "list",
+        data: done.embeddings.into_iter().enumerate().map(one).collect(),
+        model: body.model,
+        usage: Usage { prompt_tokens: done.tokens, total_tokens: done.tokens },
+    }))
+}
+
+/// The numbers as they are: as JSON values, they would take many times as much.
+#[derive(Serialize)]
+pub(super) struct Answer {
+    object: &'static str,
+    data: Vec<Item>,
+    model: String,
+    usage: Usage,
+}
+
+#[derive(Serialize)]
+struct Item {
+    object: &'static str,
+    index: usize,
+    embedding: Numbers,
+}
+
+#[derive(Serialize)]
+struct Usage {
+    prompt_tokens: usize,
+    total_tokens: usize,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Numbers {
+    List(Vec<f32>),
+    #[serde(serialize_with = "in_base64")]
+    Base64(Vec<f32>),
+}
+
+/// Of their bytes, the lowest first.
+fn in_base64<S: Serializer>(numbers: &[f32], to: S) -> Result<S::Ok, S::Error> {
+    let bytes: Vec<u8> = numbers.iter().flat_map(|x| x.to_le_bytes()).collect();
+    to.collect_str(&Base64Display::new(&bytes, &BASE64_STANDARD))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// With no more digits than tell an `f32` from the others.
+    #[test]
+    fn numbers_are_written_as_they_are() {
+        let json = |numbers| {
+            let item = Item { object: "embedding", index: 0, embedding: numbers };
+            serde_json::to_string(&item).expect("JSON")
+        };
+        let numbers = vec![0.6, -1.0, 1e-8];
+        assert_eq!(
+            json(Numbers::List(numbers.clone())),
+            r#"{"object":"embedding","index":0,"embedding":[0.6,-1.0,1e-8]}"#
+        );
+        assert_eq!(
+            json(Numbers::Base64(numbers)),
+            r#"{"object":"embedding","index":0,"embedding":"mpkZPwAAgL93zCsy"}"#
+        );
+    }
 }
