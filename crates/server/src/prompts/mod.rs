@@ -139,9 +139,17 @@ impl PromptsOf {
     /// before the model's thread is asked.
     pub(crate) fn bring(&self, prompt: &[Token]) {
         let Some(files) = &self.all.files else { return };
+        let worth_reading = || {
+            let in_ram = self.longest(&self.all.entries(), prompt).map_or(0, |(common, _)| common);
+            files.best(self.model, prompt, in_ram + WORTH)
+        };
+        // Who finds nothing does not wait for what others read.
+        if worth_reading().is_none() {
+            return;
+        }
         let _reading = self.all.reading.lock().unwrap_or_else(PoisonError::into_inner);
-        let in_ram = self.longest(&self.all.entries(), prompt).map_or(0, |(common, _)| common);
-        let Some(file) = files.best(self.model, prompt, in_ram + WORTH) else { return };
+        // It may have been read meanwhile.
+        let Some(file) = worth_reading() else { return };
         let Some(room) = self.all.room(file.state_bytes()) else { return };
         let Some((tokens, state)) = files.read(&file) else { return };
         let saved = Arc::new(Saved { tokens, state, _room: room });
@@ -322,6 +330,24 @@ mod tests {
             || std::fs::read_dir(folder.path().join("prompts")).expect("it is there").count();
         assert_eq!(count(), 3);
         assert_eq!(found(&prompts(&settings), &tokens(500, 120)), Some(120));
+    }
+
+    #[test]
+    fn who_finds_no_file_does_not_wait_for_those_who_read() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let settings = PromptCache {
+            ram_bytes: 1000,
+            folder: Some(folder.path().into()),
+            folder_bytes: 1 << 20,
+        };
+        let prompts = prompts(&settings);
+        keep(&prompts, &tokens(0, 100));
+        prompts.flush();
+        let _reading = prompts.all.reading.lock();
+        // It is in no file, or in memory as well.
+        for start in [500, 0] {
+            prompts.bring(&tokens(start, 100));
+        }
     }
 
     #[test]
