@@ -2,16 +2,19 @@
 
 use std::sync::Arc;
 
+use axum::body::Body;
 use axum::extract::{Query, State};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use futures_util::{StreamExt, stream};
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
-use crate::body::{Received, read};
+use crate::body::{Admission, Received, json, read};
 use crate::engine::Token;
 use crate::error::{ApiError, OpenAi};
 use crate::hub::{Hub, Lease, blocking};
@@ -95,26 +98,81 @@ struct Tokenize {
     with_pieces: Option<bool>,
 }
 
-async fn tokenize(State(hub): State<Arc<Hub>>, body: Received) -> Result<Json<Value>, OpenAi> {
+async fn tokenize(State(hub): State<Arc<Hub>>, body: Received) -> Result<Response, OpenAi> {
     let (body, admission): (Tokenize, _) = read(body)?;
     let lease = admission.within(lease(&hub, body.model.as_deref())).await?;
-    let answer = blocking(move || {
-        let _until_it_is_tokens = admission;
+    let tokenized = blocking(move || {
         let (begin, markup) =
             (body.add_special.unwrap_or(false), body.parse_special.unwrap_or(true));
         let tokens = lease.text.tokenize(&body.content, begin, markup)?;
-        let piece = |&id: &Token| {
-            let bytes = lease.text.piece(id, true);
-            let piece = String::from_utf8(bytes)
-                .map_or_else(|error| json!(error.into_bytes()), Value::from);
-            json!({"id": id, "piece": piece})
-        };
-        Ok::<_, ApiError>(match body.with_pieces.unwrap_or(false) {
-            true => json!({"tokens": tokens.iter().map(piece).collect::<Vec<_>>()}),
-            false => json!({ "tokens": tokens }),
+        drop(body.content);
+        admission.shrink(size_of_val(&tokens[..]));
+        Ok::<_, ApiError>(Tokenized {
+            tokens,
+            with_pieces: body.with_pieces.unwrap_or(false),
+            lease,
+            admission,
         })
     });
-    Ok(Json(answer.await??))
+    Ok(tokenized.await??.into_response())
+}
+
+/// Tokens that are made JSON of at a time.
+const AT_ONCE: usize = 4096;
+
+/// The tokens of a text. As JSON, with their pieces, they take many times what it does: that is made as it is sent.
+struct Tokenized {
+    tokens: Vec<Token>,
+    with_pieces: bool,
+    lease: Lease,
+    /// Has memory for the tokens.
+    admission: Admission,
+}
+
+impl IntoResponse for Tokenized {
+    fn into_response(self) -> Response {
+        let parts = stream::iter((0..self.tokens.len()).step_by(AT_ONCE)).map(move |from| {
+            if Instant::now() >= self.admission.deadline {
+                return Err(ApiError::late());
+            }
+            let list = self.list(from);
+            let comma = if from == 0 { "" } else { "," };
+            Ok(format!("{comma}{}", &list[1..list.len() - 1]))
+        });
+        let around = |text: &str| stream::iter([Ok(text.to_owned())]);
+        let all = around("{\"tokens\":[").chain(parts).chain(around("]}"));
+        ([(header::CONTENT_TYPE, "application/json")], Body::from_stream(all)).into_response()
+    }
+}
+
+/// A token with its text, or its bytes where they are no text.
+#[derive(Serialize)]
+struct WithPiece {
+    id: Token,
+    piece: Piece,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Piece {
+    Text(String),
+    Bytes(Vec<u8>),
+}
+
+impl Tokenized {
+    /// A list of the tokens from there on, as many as are made at once.
+    fn list(&self, from: usize) -> String {
+        let tokens = self.tokens[from..].iter().take(AT_ONCE);
+        let with_piece = |&id: &Token| {
+            let piece = String::from_utf8(self.lease.text.piece(id, true));
+            let piece = piece.map_or_else(|error| Piece::Bytes(error.into_bytes()), Piece::Text);
+            WithPiece { id, piece }
+        };
+        match self.with_pieces {
+            true => json(&tokens.map(with_piece).collect::<Vec<_>>()),
+            false => json(&tokens.collect::<Vec<_>>()),
+        }
+    }
 }
 
 #[derive(Deserialize, JsonSchema)]

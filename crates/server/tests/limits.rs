@@ -113,6 +113,26 @@ async fn a_body_of_many_values_is_refused() {
     assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE, "{answer}");
 }
 
+/// As JSON they take many times what the text does, and are not made before somebody takes them.
+#[tokio::test]
+async fn tokens_of_a_long_text_come_in_parts() {
+    let fixture = Fixture::new(Script::default());
+    for with_pieces in [false, true] {
+        let body =
+            json!({"model": "one", "content": "a".repeat(1 << 20), "with_pieces": with_pieces});
+        let request = support::post("/tokenize", &body);
+        let answer = fixture.router.clone().oneshot(request).await.expect("an answer");
+        let mut parts = answer.into_body().into_data_stream();
+        let mut all = 0;
+        while let Some(part) = parts.next().await {
+            let bytes = part.expect("a part").len();
+            assert!(bytes < 1 << 18, "{bytes}");
+            all += bytes;
+        }
+        assert!(all > 3 << 20, "{all}");
+    }
+}
+
 #[tokio::test]
 async fn memory_is_held_until_a_request_is_tokens() {
     let (load_gate, gate) = (Arc::<Gate>::default(), Arc::<Gate>::default());

@@ -214,6 +214,26 @@ async fn thoughts_are_counted() {
     assert_eq!(plain["output_tokens_details"]["reasoning_tokens"], 0, "{plain}");
 }
 
+/// However long a text is.
+#[tokio::test]
+async fn all_tokens_of_a_text_are_told() {
+    let fixture = Fixture::new(Script::default());
+    for n in [0, 1, 4096, 10_000] {
+        let body = |pieces| json!({"model": "one", "content": "ä".repeat(n / 2) + &"a".repeat(n % 2), "with_pieces": pieces});
+        let ids: Vec<u8> = "ä".repeat(n / 2).bytes().chain("a".repeat(n % 2).bytes()).collect();
+        let piece = |id: &u8| match id {
+            b'a' => json!({"id": 97, "piece": "a"}),
+            id => json!({"id": id, "piece": [id]}),
+        };
+        let pieces: Vec<Value> = ids.iter().map(piece).collect();
+        for (with_pieces, expected) in [(false, json!(ids)), (true, json!(pieces))] {
+            let (status, answer) = fixture.post("/tokenize", body(with_pieces)).await;
+            assert_eq!(status, StatusCode::OK);
+            assert!(answer == json!({ "tokens": expected }), "{n}");
+        }
+    }
+}
+
 /// As other routes take it.
 #[tokio::test]
 async fn props_take_names_with_their_tag() {
