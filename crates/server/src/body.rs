@@ -70,9 +70,14 @@ impl Bodies {
         Ok(room)
     }
 
+    /// What one peer may have.
+    fn share(&self) -> usize {
+        self.bytes / SHARE.1 * SHARE.0
+    }
+
     /// Has a room grow to so many bytes.
     fn grow(&self, room: &Room, bytes: usize) -> ApiResult<()> {
-        let share = self.bytes / SHARE.1 * SHARE.0;
+        let share = self.share();
         if bytes > share {
             let why = "the body is too large: it has too many values";
             return Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, why));
@@ -93,10 +98,20 @@ impl Bodies {
         Ok(())
     }
 
-    /// Room for JSON that is kept of a request.
-    pub(crate) fn room_of(&self, peer: Peer, json: &Map<String, Value>) -> ApiResult<Room> {
+    /// Room for JSON that is kept of a request, which has its own until it is tokens.
+    pub(crate) fn room_beside(
+        &self,
+        request: &Admission,
+        json: &Map<String, Value>,
+    ) -> ApiResult<Room> {
         let json = serde_json::to_vec(json).expect("a map with texts as keys is JSON");
-        self.room(peer, weight(&json))
+        let bytes = weight(&json);
+        if request.room.bytes.load(Ordering::Relaxed) + bytes > self.share() {
+            let why = "the body is too large: there is no room for what the answer repeats of it \
+                       (instructions, tools, metadata)";
+            return Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, why));
+        }
+        self.room(request.room.peer, bytes)
     }
 }
 

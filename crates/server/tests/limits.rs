@@ -113,6 +113,18 @@ async fn a_body_of_many_values_is_refused() {
     assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE, "{answer}");
 }
 
+/// What an answer repeats of a request has memory beside it, and may not be more than there ever is.
+#[tokio::test]
+async fn an_answer_that_would_repeat_too_much_is_refused() {
+    let settings = Settings { bodies_bytes_max: 64 << 10, ..Settings::default() };
+    let fixture = Fixture::with(Script::default(), settings);
+    let long = |n: usize| json!({"model": "one", "input": "SAY[abc]YAS", "instructions": "x".repeat(n << 10)});
+    let (status, answer) = fixture.post("/v1/responses", long(2)).await;
+    assert_eq!(status, StatusCode::OK, "{answer}");
+    let (status, answer) = fixture.post("/v1/responses", long(6)).await;
+    assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE, "{answer}");
+}
+
 /// As JSON they take many times what the text does, and are not made before somebody takes them.
 #[tokio::test]
 async fn tokens_of_a_long_text_come_in_parts() {

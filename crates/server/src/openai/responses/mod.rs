@@ -74,7 +74,7 @@ pub(super) async fn responses(
     let (body, admission): (Body, _) = read(body)?;
     let streams = body.stream.unwrap_or(false);
     let (ask, frame) = ask(body, admission)?;
-    let room = hub.bodies.room_of(ask.admission.peer(), &frame)?;
+    let room = hub.bodies.room_beside(&ask.admission, &frame)?;
     let talk = Talk::begin(&hub, ask).await?;
     Ok(answer(&hub, Answer::new(talk, frame, room), streams).await?)
 }
