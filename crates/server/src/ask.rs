@@ -275,8 +275,9 @@ pub(crate) struct Prompt {
     pub(crate) parsed: Option<bool>,
 }
 
-/// Gives results of tools, which name their call, the name of the tool.
-pub(crate) fn name_results(messages: &mut [Message]) {
+/// Gives results of tools, which name their call, the name of the tool: templates ask for it, and most clients do not
+/// say it.
+fn name_results(messages: &mut [Message]) {
     let mut names: HashMap<String, String> = HashMap::new();
     for message in messages {
         for call in &message.tool_calls {
@@ -329,6 +330,7 @@ pub(crate) fn prompt(lease: &Lease, ask: &mut Ask) -> ApiResult<Prompt> {
             Ok(Prompt { tokens, parsed: Some(lease.face.format.opens_thinking(&rendered)) })
         }
         Input::Chat(messages) => {
+            name_results(messages);
             if !messages.iter().any(|message| message.role == "system")
                 && let Some(system) = &lease.face.system
             {

@@ -199,6 +199,40 @@ async fn tools_of_anthropics_machines_are_left_out() {
     }
 }
 
+/// Clients of most dialects name the call alone.
+#[tokio::test]
+async fn results_have_the_names_of_their_tools() {
+    let fixture = Fixture::new(Script::default());
+    let named = TEMPLATE.replace("{{ m.content }}", "{{ m.name or '' }}{{ m.content }}");
+    write_model(&fixture.path("two"), Some(&named));
+    let function = json!({"name": "look_up", "arguments": {}});
+    let text = json!({"name": "look_up", "arguments": "{}"});
+    let calls = |function: &Value| json!({"role": "assistant", "content": "", "tool_calls": [{"id": "7", "type": "function", "function": function}]});
+    let result = json!({"role": "tool", "tool_call_id": "7", "content": " has found it"});
+    let (call, output) = (
+        json!({"type": "function_call", "call_id": "7", "name": "look_up", "arguments": "{}"}),
+        json!({"type": "function_call_output", "call_id": "7", "output": " has found it"}),
+    );
+    let block = json!({"type": "tool_use", "id": "7", "name": "look_up", "input": {}});
+    let of_block = json!({"type": "tool_result", "tool_use_id": "7", "content": " has found it"});
+    for (path, messages, said) in [
+        ("/api/chat", json!([calls(&function), result]), "/message/content"),
+        ("/v1/chat/completions", json!([calls(&text), result]), "/choices/0/message/content"),
+        ("/v1/responses", json!([call, output]), "/output/0/content/0/text"),
+        (
+            "/v1/messages",
+            json!([{"role": "assistant", "content": [block]}, {"role": "user", "content": [of_block]}]),
+            "/content/0/text",
+        ),
+    ] {
+        let body = json!({"model": "two", "messages": messages, "input": messages, "max_tokens": 99, "stream": false});
+        let (status, answer) = fixture.post(path, body).await;
+        assert_eq!(status, StatusCode::OK, "{answer}");
+        let said = answer.pointer(said);
+        assert_eq!(said, Some(&json!("You said: look_up has found it")), "{path}: {answer}");
+    }
+}
+
 #[tokio::test]
 async fn thoughts_are_counted() {
     let fixture = Fixture::new(Script::default());

@@ -122,7 +122,6 @@ fn ask(body: Body, admission: Admission) -> ApiResult<Ask> {
         messages.push(Message::new("system", content::text("system", system)?));
     }
     body.messages.iter().try_for_each(|message| add(message, &mut messages))?;
-    ask::name_results(&mut messages);
     let tools = body.tools.unwrap_or_default().into_iter().filter(ToolBody::is_the_clients);
     let mut tools: Vec<Tool> = tools.map(ToolBody::function).collect::<ApiResult<_>>()?;
     let form = match &body.tool_choice {

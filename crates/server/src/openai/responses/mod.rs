@@ -14,7 +14,7 @@ use tierstream_chat::{Function, Message, Tool, ToolCall};
 use self::answer::{Answer, answer};
 use super::chat::{effort, response_format};
 use super::{check_most, now, tool_choice};
-use crate::ask::{Ask, Input, Wishes, name_results};
+use crate::ask::{Ask, Input, Wishes};
 use crate::body::{Admission, Received, read};
 use crate::content;
 use crate::error::{ApiError, ApiResult, OpenAi};
@@ -94,10 +94,7 @@ fn ask(body: Body, admission: Admission) -> ApiResult<(Ask, Map<String, Value>)>
         Items::List(items) if items.is_empty() => {
             return Err(ApiError::of("input", "the input is empty"));
         }
-        Items::List(items) => {
-            items.iter().try_for_each(|item| add(item, &mut messages))?;
-            name_results(&mut messages);
-        }
+        Items::List(items) => items.iter().try_for_each(|item| add(item, &mut messages))?,
     }
     let given = body.tools.unwrap_or_default();
     let mut tools: Vec<Tool> = given.iter().filter_map(function).collect();
