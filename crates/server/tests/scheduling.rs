@@ -381,6 +381,21 @@ async fn the_usual_context_comes_back() {
     }
 }
 
+/// For that no model is loaded again.
+#[tokio::test]
+async fn tokens_are_counted_whatever_the_context() {
+    let engine = Script { ctx: 512, ..Script::default() };
+    let fixture = Fixture::new(engine.clone());
+    let mut request = chat("one", "SAY[abc]YAS");
+    request["options"] = json!({"num_ctx": 300});
+    assert_eq!(fixture.post("/api/chat", request).await.0, StatusCode::OK);
+    let (status, answer) =
+        fixture.post("/v1/messages/count_tokens", chat("one", "SAY[abc]YAS")).await;
+    assert_eq!(status, StatusCode::OK, "{answer}");
+    assert_eq!(fixture.get("/api/ps").await.1["models"][0]["context_length"], 300);
+    assert_eq!(engine.loads.lock().expect("no panic").len(), 1);
+}
+
 /// Waits until there are requests that this counts.
 async fn wait_for(fixture: &Fixture, gauge: &str) {
     while fixture.metric(gauge).await < 1.0 {

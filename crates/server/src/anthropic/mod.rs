@@ -106,7 +106,8 @@ async fn count(State(hub): State<Arc<Hub>>, body: Received) -> Result<Json<Value
     let (body, admission) = read(body)?;
     let mut ask = ask(body, admission.clone())?;
     let counted = async {
-        let lease = hub.acquire(&ask.model, None, None).await?;
+        // Whatever context it has: none is loaded again to be asked this.
+        let lease = hub.acquire_any(&ask.model).await?;
         blocking(move || ask::prompt(&lease, &mut ask).map(|prompt| prompt.tokens.len())).await?
     };
     let tokens = admission.within(counted).await?;
