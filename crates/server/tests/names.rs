@@ -80,6 +80,28 @@ async fn names_of_the_same_weights_are_told_apart() {
     }
 }
 
+/// A client that has sent no stop texts does not hear of any.
+#[tokio::test]
+async fn stop_texts_of_a_model_are_not_those_of_a_client() {
+    let (folder, environment) =
+        store(&[("stops", &[("params", "{\"stop\": [\"Mario\", \"END\"]}")])]);
+    let fixture = server(&folder, &environment, &Script::default());
+    let tools = json!([{"name": "jump", "input_schema": {"type": "object"}}]);
+    let ask = async |said: &str, stops: Value| {
+        let messages = json!([{"role": "user", "content": format!("SAY[{said}]YAS")}]);
+        let body = json!({"model": "localhost/library/stops", "max_tokens": 99, "messages": messages,
+            "tools": tools, "stop_sequences": stops});
+        let (status, answer) = fixture.post("/v1/messages", body).await;
+        assert_eq!(status, StatusCode::OK, "{answer}");
+        (answer["stop_reason"].clone(), answer["stop_sequence"].clone())
+    };
+    let call = "<tool~_call>{\"name\": \"jump\", \"arguments\": {}}</tool~_call>END";
+    assert_eq!(ask("Me, Mario.", Value::Null).await, (json!("end_turn"), Value::Null));
+    assert_eq!(ask(call, Value::Null).await, (json!("tool_use"), Value::Null));
+    let own = json!("Mario");
+    assert_eq!(ask("Me, Mario.", json!([own])).await, (json!("stop_sequence"), own));
+}
+
 #[tokio::test]
 async fn a_lora_is_refused_and_not_passed_over() {
     let (folder, environment) = store(&[("tuned", &[("adapter", "GGUF")])]);

@@ -12,24 +12,27 @@ use crate::ids::id;
 use crate::job::{Done, Reason};
 use crate::talk::{Said, Talk};
 
+/// An answer, and what it is told with.
+pub(super) struct Answering {
+    pub(super) talk: Talk,
+    pub(super) model: String,
+    /// The request's own stop texts.
+    pub(super) stops: Vec<String>,
+}
+
 /// Answers a request.
-pub(super) async fn answer(
-    hub: &Hub,
-    talk: Talk,
-    model: String,
-    streams: bool,
-) -> ApiResult<Response> {
+pub(super) async fn answer(hub: &Hub, answer: Answering, streams: bool) -> ApiResult<Response> {
     let id = id("msg_");
     match streams {
         true => {
             let (blocks, stage) = (Blocks::default(), Stage::Begins);
-            Ok(named_events(hub, Streamed { talk, id, model, blocks, stage }))
+            Ok(named_events(hub, Streamed { answer, id, blocks, stage }))
         }
-        false => Ok(Json(whole(talk, &id, &model).await?).into_response()),
+        false => Ok(Json(whole(answer, &id).await?).into_response()),
     }
 }
 
-async fn whole(mut talk: Talk, id: &str, model: &str) -> ApiResult<Value> {
+async fn whole(mut answer: Answering, id: &str) -> ApiResult<Value> {
     let (mut blocks, mut content) = (Blocks::default(), Vec::new());
     let mut close = |changes: Vec<Change>| {
         content.extend(changes.into_iter().filter_map(|change| match change {
@@ -38,12 +41,12 @@ async fn whole(mut talk: Talk, id: &str, model: &str) -> ApiResult<Value> {
         }));
     };
     loop {
-        match talk.next().await.ok_or_else(ApiError::endless)?? {
+        match answer.talk.next().await.ok_or_else(ApiError::endless)?? {
             Said::Part(part) => part.deltas.into_iter().for_each(|delta| close(blocks.push(delta))),
             Said::End(done) => {
                 close(blocks.finish());
-                let mut message = head(id, model, &content);
-                let (reason, text) = reason(&talk, &done);
+                let mut message = head(id, &answer.model, &content);
+                let (reason, text) = answer.reason(&done);
                 message["stop_reason"] = reason.into();
                 message["stop_sequence"] = text;
                 message["usage"] = usage(&done);
@@ -75,12 +78,16 @@ fn usage(done: &Done) -> Value {
     })
 }
 
-fn reason(talk: &Talk, done: &Done) -> (&'static str, Value) {
-    match (&done.stop_text, done.reason) {
-        (Some(text), _) => ("stop_sequence", text.as_str().into()),
-        (None, Reason::Length) => ("max_tokens", Value::Null),
-        (None, Reason::Stop) if talk.has_called() => ("tool_use", Value::Null),
-        (None, Reason::Stop) => ("end_turn", Value::Null),
+impl Answering {
+    fn reason(&self, done: &Done) -> (&'static str, Value) {
+        // Others are the model's, of which the client has not heard.
+        let own = done.stop_text.as_ref().filter(|text| self.stops.contains(text));
+        match (own, done.reason) {
+            (Some(text), _) => ("stop_sequence", text.as_str().into()),
+            (None, Reason::Length) => ("max_tokens", Value::Null),
+            (None, Reason::Stop) if self.talk.has_called() => ("tool_use", Value::Null),
+            (None, Reason::Stop) => ("end_turn", Value::Null),
+        }
     }
 }
 
@@ -101,9 +108,8 @@ fn block_of(block: &Block, is_done: bool) -> Value {
 }
 
 struct Streamed {
-    talk: Talk,
+    answer: Answering,
     id: String,
-    model: String,
     blocks: Blocks,
     stage: Stage,
 }
@@ -127,7 +133,7 @@ impl Chunks for Streamed {
             Stage::Over => return None,
             Stage::Begins => {
                 self.stage = Stage::Goes { delta: "text_delta", key: "text" };
-                let message = head(&self.id, &self.model, &[]);
+                let message = head(&self.id, &self.answer.model, &[]);
                 return Some(vec![
                     json!({"type": "message_start", "message": message}),
                     json!({"type": "ping"}),
@@ -135,7 +141,7 @@ impl Chunks for Streamed {
             }
             Stage::Goes { .. } => {}
         }
-        match self.talk.next().await? {
+        match self.answer.talk.next().await? {
             Ok(Said::Part(part)) => {
                 let changes: Vec<_> =
                     part.deltas.into_iter().flat_map(|delta| self.blocks.push(delta)).collect();
@@ -146,7 +152,7 @@ impl Chunks for Streamed {
                 let mut events: Vec<_> =
                     changes.into_iter().map(|change| self.change(change)).collect();
                 self.stage = Stage::Over;
-                let (reason, text) = reason(&self.talk, &done);
+                let (reason, text) = self.answer.reason(&done);
                 let delta = json!({"stop_reason": reason, "stop_sequence": text});
                 events
                     .push(json!({"type": "message_delta", "delta": delta, "usage": usage(&done)}));

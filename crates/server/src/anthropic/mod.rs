@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tierstream_chat::{Function, Message, Think, Tool, ToolCall};
 
-use self::answer::answer;
+use self::answer::{Answering, answer};
 use crate::ask::{self, Ask, Input, Wishes};
 use crate::body::{Admission, Received, read};
 use crate::content;
@@ -98,8 +98,9 @@ async fn messages(State(hub): State<Arc<Hub>>, body: Received) -> Result<Respons
     if body.max_tokens.is_none_or(|n| n < 1) {
         return Err(ApiError::of("max_tokens", "max_tokens is to be at least 1").into());
     }
+    let stops = body.stop_sequences.clone().unwrap_or_default();
     let talk = Talk::begin(&hub, ask(body, admission)?).await?;
-    Ok(answer(&hub, talk, model, streams).await?)
+    Ok(answer(&hub, Answering { talk, model, stops }, streams).await?)
 }
 
 async fn count(State(hub): State<Arc<Hub>>, body: Received) -> Result<Json<Value>, Anthropic> {
