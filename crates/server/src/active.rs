@@ -6,14 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::engine::{EngineError, Text, Token};
 use crate::job::{Event, Job};
-use crate::write::Writer;
-
-/// Whether a request goes on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Step {
-    More,
-    Done,
-}
+use crate::write::{Drawn, Writer};
 
 /// What is to be computed next of a prompt.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,7 +55,12 @@ impl Active {
     }
 
     pub(crate) fn fail(self, error: &EngineError) {
-        self.job.tell(Event::Failed(error.clone()));
+        self.tell(Event::Failed(error.clone()));
+    }
+
+    /// Tells its last event.
+    pub(crate) fn tell(self, end: Event) {
+        self.job.tell(end);
     }
 
     pub(crate) fn has_prompt(&self) -> bool {
@@ -94,7 +92,8 @@ impl Active {
         self.ahead = lost;
     }
 
-    /// `tokens` more are computed; with a row of logits the next is drawn. `room`: of the context.
+    /// `tokens` more are computed; with a row of logits the next is drawn. `room`: of the context. Returns the last
+    /// event, not told yet, if the request is over.
     pub(crate) fn computed(
         &mut self,
         tokens: usize,
@@ -102,29 +101,26 @@ impl Active {
         room: usize,
         took: Duration,
         text: &dyn Text,
-    ) -> Step {
+    ) -> Option<Event> {
         self.ahead.drain(..tokens);
         match self.is_reading {
             true => self.job.metrics.read(tokens, took),
             false => self.job.metrics.generated(tokens, took),
         }
-        let Some(writer) = &mut self.writer else { return Step::More };
+        let writer = self.writer.as_mut()?;
         writer.took(self.is_reading, took);
-        let Some(row) = row else { return Step::More };
+        let row = row?;
         self.is_reading = false;
         let start = Instant::now();
         let drawn = writer.draw(row, room, text, &self.job);
         writer.took(false, start.elapsed());
         match drawn {
-            Ok(Some(token)) => {
+            Ok(Drawn::Token(token)) => {
                 self.ahead.push(token);
-                Step::More
+                None
             }
-            Ok(None) => Step::Done,
-            Err(error) => {
-                self.job.tell(Event::Failed(error));
-                Step::Done
-            }
+            Ok(Drawn::End(done)) => Some(Event::Done(done)),
+            Err(error) => Some(Event::Failed(error)),
         }
     }
 

@@ -7,6 +7,13 @@ use crate::job::{Done, Event, Job, Piece, Reason, Writing};
 use crate::logprobs::Likely;
 use crate::texts::Texts;
 
+/// What came of a row of logits.
+pub(crate) enum Drawn {
+    Token(Token),
+    /// The answer is over, and its text told.
+    End(Done),
+}
+
 /// Writes one answer.
 pub(crate) struct Writer {
     how: Writing,
@@ -51,15 +58,14 @@ impl Writer {
         }
     }
 
-    /// Draws a token from a row of logits, and tells of it. None if the answer is over. `room`: tokens that the
-    /// context takes.
+    /// Draws a token from a row of logits, and tells its text. `room`: tokens that the context takes.
     pub(crate) fn draw(
         &mut self,
         row: &[f32],
         room: usize,
         text: &dyn Text,
         job: &Job,
-    ) -> Result<Option<Token>, EngineError> {
+    ) -> Result<Drawn, EngineError> {
         if self.done.drawn.len() == self.how.max_tokens {
             return Ok(self.end(Reason::Length, job));
         }
@@ -85,7 +91,7 @@ impl Writer {
         if room == 0 || self.done.drawn.len() == self.how.max_tokens {
             return Ok(self.end(Reason::Length, job));
         }
-        Ok(Some(token))
+        Ok(Drawn::Token(token))
     }
 
     fn pick(&mut self, row: &[f32], text: &dyn Text) -> Result<Token, EngineError> {
@@ -124,7 +130,7 @@ impl Writer {
         self.last = Instant::now();
     }
 
-    fn end(&mut self, reason: Reason, job: &Job) -> Option<Token> {
+    fn end(&mut self, reason: Reason, job: &Job) -> Drawn {
         self.texts.finish();
         self.piece.text = self.texts.take();
         if !self.piece.text.is_empty() || !self.piece.logprobs.is_empty() {
@@ -132,8 +138,7 @@ impl Writer {
         }
         self.done.reason = reason;
         self.done.stop_text = self.texts.stopped_at().map(str::to_owned);
-        job.tell(Event::Done(self.done.clone()));
-        None
+        Drawn::End(self.done.clone())
     }
 }
 

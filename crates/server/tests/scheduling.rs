@@ -168,6 +168,36 @@ async fn a_full_queue_refuses_more() {
     read_until(&mut second, "\"done\":true").await;
 }
 
+/// Before anything else is computed.
+#[tokio::test]
+async fn who_hears_of_an_end_may_ask_again() {
+    let gate = Arc::new(Gate::default());
+    let engine = Script { gate: Some(gate.clone()), sequences: 2, ..Script::default() };
+    let fixture = Fixture::with(engine, Settings { queue_max: 0, ..Settings::default() });
+    let long = fixture.post("/api/chat", chat("one", "SAY[abcdef]YAS"));
+    let others = async {
+        wait_until_reached(&gate).await;
+        let mut one_letter = chat("one", "SAY[x]YAS");
+        one_letter["options"] = json!({"num_predict": 1});
+        let opened = async {
+            wait_until_deferred(&fixture, 1.0).await;
+            // The long one's prompt and a letter, and the other prompt, which gives a letter.
+            gate.open(3);
+        };
+        let (first, ()) = tokio::join!(fixture.post("/api/chat", one_letter), opened);
+        let mut second = std::pin::pin!(fixture.post("/api/chat", chat("one", "SAY[y]YAS")));
+        tokio::select! {
+            refused = &mut second => panic!("{refused:?}"),
+            () = wait_until_deferred(&fixture, 1.0) => gate.open(u64::MAX),
+        }
+        [first, second.await]
+    };
+    let (long, [first, second]) = tokio::join!(long, others);
+    for ((status, answer), said) in [(long, "abcdef"), (first, "x"), (second, "y")] {
+        assert_eq!((status, content(&answer)), (StatusCode::OK, said));
+    }
+}
+
 /// Nobody waits for all that another one has asked for.
 #[tokio::test]
 async fn peers_take_turns() {

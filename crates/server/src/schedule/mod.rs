@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
-use crate::active::{Active, Step, Then};
+use crate::active::{Active, Then};
 use crate::engine::{Compute, EngineError, Entry, Text, Token};
 use crate::job::{Event, Job};
 use crate::metrics::Metrics;
@@ -343,9 +343,7 @@ impl Worker {
                 if !self.compute.limits().is_encoder {
                     slot.held.extend(tokens);
                 }
-                if let Some(active) = slot.active.take() {
-                    // Before it is told: who has another input may begin it at once.
-                    lock(&self.shared.queue).active -= 1;
+                if let Some(active) = self.release(at) {
                     active.embedded(embedding, took);
                 }
             }
@@ -391,10 +389,18 @@ impl Worker {
             return true;
         }
         let [at] = *slots else { return false };
-        if let Some(active) = self.slots[at].active.take() {
+        if let Some(active) = self.release(at) {
             active.fail(error);
         }
         true
+    }
+
+    /// Takes a request out of its sequence. Its end is told after that: who hears of it may ask again at once, and has
+    /// its place.
+    fn release(&mut self, at: usize) -> Option<Active> {
+        let active = self.slots[at].active.take()?;
+        lock(&self.shared.queue).active -= 1;
+        Some(active)
     }
 
     fn computed(&mut self, at: usize, tokens: usize, row: Option<usize>, took: Duration) {
@@ -405,8 +411,11 @@ impl Worker {
         let Shared { prompt_tokens, written_tokens, .. } = &*self.shared;
         let count = if active.has_prompt() { prompt_tokens } else { written_tokens };
         count.fetch_add(tokens as u64, Ordering::Relaxed);
-        if active.computed(tokens, row, room, took, &*self.text) == Step::Done {
-            slot.active = None;
+        let end = active.computed(tokens, row, room, took, &*self.text);
+        if let Some(end) = end
+            && let Some(active) = self.release(at)
+        {
+            active.tell(end);
         }
     }
 
