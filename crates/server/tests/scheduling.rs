@@ -242,11 +242,13 @@ async fn a_peer_has_half_of_the_queue() {
     wait_until_reached(&gate).await;
     let waiting = [1; 2].map(send);
     wait_until_deferred(&fixture, 2.0).await;
-    let refused = send(1);
+    let refused = tokio::select! {
+        answer = send(1) => answer.expect("no panic").expect("an answer"),
+        () = wait_until_deferred(&fixture, 3.0) => panic!("it waits"),
+    };
     let others = [2; 2].map(send);
     wait_until_deferred(&fixture, 4.0).await;
     gate.open(u64::MAX);
-    let refused = refused.await.expect("no panic").expect("an answer");
     assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
     assert!(refused.headers().contains_key(header::RETRY_AFTER));
     for request in [first].into_iter().chain(waiting).chain(others) {
