@@ -51,11 +51,11 @@ impl ApiError {
         Self { code: Some(TOO_LONG), ..Self::bad(message) }
     }
 
-    /// There may be room for it later.
     pub(crate) fn internal(message: impl Into<String>) -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, message)
     }
 
+    /// There may be room for it later.
     pub(crate) fn unavailable(message: impl Into<String>) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, message)
     }
