@@ -36,13 +36,16 @@ fn state() -> MutexGuard<'static, State> {
 /// Takes over the signals.
 pub(crate) fn install() -> anyhow::Result<()> {
     state().terminal = termios::tcgetattr(std::io::stdin()).ok();
-    // One that is ignored is meant to be: `nohup`, and what scripts start in the background.
-    let ignored = ignored();
-    let wanted = [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|s| ignored >> (s - 1) & 1 == 0);
-    let mut signals = Signals::new(wanted).context("cannot take over Ctrl-C")?;
+    let mut signals = Signals::new(wanted()).context("cannot take over Ctrl-C")?;
     let wait = move || signals.forever().for_each(on_signal);
     let thread = std::thread::Builder::new().name("signals".into()).spawn(wait);
     thread.map(drop).context("cannot take over Ctrl-C")
+}
+
+/// The signals that ask to stop. One that is ignored is meant to be: `nohup`, and what scripts start in the background.
+pub(crate) fn wanted() -> impl Iterator<Item = c_int> {
+    let ignored = ignored();
+    [SIGINT, SIGTERM, SIGHUP].into_iter().filter(move |signal| ignored >> (signal - 1) & 1 == 0)
 }
 
 /// The signals that this process ignores, the first in the lowest bit; none where the kernel does

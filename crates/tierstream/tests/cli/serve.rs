@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::net::{TcpListener, TcpStream};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::thread;
 
 use rustix::process::Signal;
@@ -49,7 +49,13 @@ fn it_ends_when_it_is_told_to() {
 
 /// A server whose messages can be read, and an answer that does not end by itself.
 fn busy() -> (Server, TcpStream) {
+    busy_with(|_| ())
+}
+
+/// With what `prepare` does to its command.
+fn busy_with(prepare: impl FnOnce(&mut Command)) -> (Server, TcpStream) {
     let server = Server::start_as(&["--ctx", "200000"], |command| {
+        prepare(command);
         command.stderr(Stdio::piped());
     });
     let options = json!({"temperature": 0});
@@ -82,6 +88,22 @@ fn a_second_signal_ends_a_busy_server_at_once() {
     assert!(told.any(|line| line.unwrap().starts_with("stopping: ")));
     signal(&server.child, Signal::INT);
     assert_eq!(server.child.wait().unwrap().code(), Some(1));
+}
+
+#[test]
+fn a_signal_that_is_ignored_stays_so() {
+    // As `nohup` does it.
+    let (mut server, _answer) = busy_with(|command| {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "trap '' HUP; exec \"$@\"", "sh"]).arg(command.get_program());
+        shell.args(command.get_args()).stdin(Stdio::null()).stdout(Stdio::piped());
+        shell.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        *command = shell;
+    });
+    signal(&server.child, Signal::HUP);
+    signal(&server.child, Signal::TERM);
+    // A second signal would have ended it at once.
+    assert_eq!(server.child.wait().unwrap().code(), Some(0));
 }
 
 #[test]

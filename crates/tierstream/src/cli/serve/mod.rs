@@ -23,6 +23,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use self::models::Models;
 use super::args::{Cli, Serve};
+use super::interrupt;
 use super::keys;
 use super::named::{self, Named};
 use super::open;
@@ -130,8 +131,8 @@ fn cannot_listen(address: &str, error: &std::io::Error) -> anyhow::Error {
 
 /// The first signal lets answers end, the second one ends the program.
 async fn stopped() {
-    let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
-    let mut signals: Vec<Signal> = kinds.into_iter().filter_map(|kind| signal(kind).ok()).collect();
+    let kinds = interrupt::wanted().map(SignalKind::from_raw);
+    let mut signals: Vec<Signal> = kinds.filter_map(|kind| signal(kind).ok()).collect();
     next(&mut signals).await;
     tokio::spawn(async move {
         next(&mut signals).await;
