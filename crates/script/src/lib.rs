@@ -10,7 +10,7 @@ mod experts;
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -52,6 +52,26 @@ pub struct Script {
     pub loads: Arc<Mutex<Vec<std::path::PathBuf>>>,
     /// Bytes of memory for models; 0 is any.
     pub room_bytes: u64,
+    /// What models have of it.
+    pub memory: Arc<AtomicU64>,
+    /// Models that are unloaded wait here before they give their memory back, if it is there.
+    pub unload_gate: Option<Arc<Gate>>,
+}
+
+/// A model's memory.
+struct Memory {
+    bytes: u64,
+    all: Arc<AtomicU64>,
+    unload_gate: Option<Arc<Gate>>,
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        if let Some(gate) = &self.unload_gate {
+            gate.pass(&|| false);
+        }
+        self.all.fetch_sub(self.bytes, Ordering::AcqRel);
+    }
 }
 
 /// Bytes that a scripted model says it takes.
@@ -98,6 +118,11 @@ impl Gate {
         drop(self.changed.wait_while(state, |state| state.waiting == 0));
     }
 
+    /// Steps that were stopped.
+    pub fn stopped(&self) -> u64 {
+        self.state().stopped
+    }
+
     /// Waits until so many steps were stopped.
     pub fn wait_until_stopped(&self, steps: u64) {
         let state = self.state();
@@ -126,18 +151,19 @@ impl Gate {
 }
 
 impl Script {
-    fn check_room(&self, ctx: Option<u32>, taken_bytes: u64) -> Result<(), EngineError> {
+    /// Bytes of a model, if they fit beside those that are taken.
+    fn room(&self, ctx: Option<u32>, taken_bytes: u64) -> Result<u64, EngineError> {
         let bytes = MODEL_BYTES + TOKEN_BYTES * u64::from(ctx.unwrap_or(0));
         if self.room_bytes > 0 && taken_bytes + bytes > self.room_bytes {
             return Err(EngineError::NoRoom("there is no room for this model".into()));
         }
-        Ok(())
+        Ok(bytes)
     }
 }
 
 impl Engine for Script {
     fn check(&self, _: &Path, ctx: Option<u32>) -> Result<(), EngineError> {
-        self.check_room(ctx, 0)
+        self.room(ctx, 0).map(drop)
     }
 
     fn load(
@@ -146,7 +172,11 @@ impl Engine for Script {
         options: &LoadOptions,
         is_wanted: &(dyn Fn() -> bool + Sync),
     ) -> Result<Loaded, EngineError> {
-        self.check_room(options.ctx, options.taken_bytes)?;
+        let taken_bytes = self.memory.load(Ordering::Acquire).max(options.taken_bytes);
+        let bytes = self.room(options.ctx, taken_bytes)?;
+        self.memory.fetch_add(bytes, Ordering::AcqRel);
+        let (all, unload_gate) = (self.memory.clone(), self.unload_gate.clone());
+        let memory = Memory { bytes, all, unload_gate };
         if let Some(gate) = &self.load_gate {
             gate.pass(&|| !is_wanted());
         }
@@ -173,7 +203,11 @@ impl Engine for Script {
             text: Arc::new(Bytes),
             identity: format!("{} {ctx}", path.display()),
             compute: Box::new(compute),
-            counters: Arc::new(move || counted.counters()),
+            counters: Arc::new(move || {
+                // Whoever can look at the model has it.
+                let _ = &memory;
+                counted.counters()
+            }),
             layers: Arc::new(move || listed.layers()),
             rates: Rates { drive: Some(DRIVE_RATE), gpu: None },
             ram_bytes: MODEL_BYTES,

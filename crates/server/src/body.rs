@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use axum::BoxError;
 use axum::body::{Body, HttpBody};
 use axum::extract::{FromRequest, Request};
 use axum::http::{StatusCode, header};
@@ -166,6 +167,7 @@ pub(crate) struct Received(ApiResult<(Vec<u8>, Admission)>);
 #[derive(Debug, Clone)]
 pub(crate) struct Admission {
     room: Arc<Room>,
+    pub(crate) asked: std::time::Instant,
     /// When it is to be answered by.
     pub(crate) deadline: Instant,
 }
@@ -191,7 +193,8 @@ impl FromRequest<Arc<Hub>> for Received {
     type Rejection = Infallible;
 
     async fn from_request(request: Request, hub: &Arc<Hub>) -> Result<Self, Infallible> {
-        let deadline = Instant::now() + hub.settings.deadline;
+        let asked = Instant::now();
+        let deadline = asked + hub.settings.deadline;
         let peer = Peer::of(&request, !hub.settings.api_keys.is_empty());
         let received = receive(hub, peer, request.into_body());
         let received = timeout(BODY_TIME_MAX, received).await.unwrap_or_else(|_| {
@@ -200,7 +203,7 @@ impl FromRequest<Arc<Hub>> for Received {
         });
         Ok(Self(received.map(|(body, room)| {
             let room = Arc::new(room);
-            (body, Admission { room, deadline })
+            (body, Admission { room, asked: asked.into_std(), deadline })
         })))
     }
 }
@@ -247,8 +250,10 @@ pub(crate) fn json(value: &impl Serialize) -> String {
 }
 
 /// An answer of lines of JSON.
-pub(crate) fn lines(values: impl Stream<Item: Serialize> + Send + 'static) -> Response {
-    let lines = values.map(|value| Ok::<_, Infallible>(json(&value) + "\n"));
+pub(crate) fn lines<T: Serialize, E: Into<BoxError> + 'static>(
+    values: impl Stream<Item = Result<T, E>> + Send + 'static,
+) -> Response {
+    let lines = values.map(|value| value.map(|value| json(&value) + "\n"));
     ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(lines)).into_response()
 }
 

@@ -11,7 +11,6 @@ use crate::engine::{EngineError, Token};
 use crate::error::{ApiError, ApiResult};
 use crate::hub::{Hub, KeepAlive, Lease, blocking};
 use crate::job::{Event, Goal, Job};
-use crate::peers::Peer;
 use crate::schedule::Answer;
 
 /// A request for embeddings.
@@ -55,7 +54,7 @@ pub(crate) async fn embed(hub: &Arc<Hub>, ask: EmbedAsk) -> ApiResult<Embedded> 
     let (model, held) = (lease.clone(), admission.clone());
     let prompts = blocking(move || all_tokens(&model, ask.inputs, ask.truncate, &held)).await??;
     let tokens = prompts.iter().map(Vec::len).sum();
-    let embeddings = admission.within(compute(hub, &lease, admission.peer(), prompts)).await?;
+    let embeddings = admission.within(compute(hub, &lease, &admission, prompts)).await?;
     let shortened = |embedding| shortened(embedding, ask.dimensions);
     Ok(Embedded {
         embeddings: embeddings.into_iter().map(shortened).collect::<ApiResult<_>>()?,
@@ -104,7 +103,7 @@ fn tokens(model: &Lease, input: EmbedInput, truncate: bool) -> ApiResult<Vec<Tok
 async fn compute(
     hub: &Hub,
     lease: &Lease,
-    peer: Peer,
+    admission: &Admission,
     prompts: Vec<Vec<Token>>,
 ) -> ApiResult<Vec<Vec<f32>>> {
     let mut done = Vec::with_capacity(prompts.len());
@@ -112,8 +111,11 @@ async fn compute(
     for mut prompt in prompts {
         loop {
             let is_full = begun.len() >= lease.limits.sequences;
-            let answer =
-                if is_full { Err(ApiError::busy()) } else { submit(hub, lease, peer, &mut prompt) };
+            let answer = if is_full {
+                Err(ApiError::busy())
+            } else {
+                submit(hub, lease, admission, &mut prompt)
+            };
             match answer {
                 Ok(answer) => {
                     begun.push_back(answer);
@@ -131,12 +133,18 @@ async fn compute(
 }
 
 /// Has a prompt computed, which is as it was where that is refused.
-fn submit(hub: &Hub, lease: &Lease, peer: Peer, prompt: &mut Vec<Token>) -> ApiResult<Answer> {
-    lease.submit(peer, |events, _| Job {
+fn submit(
+    hub: &Hub,
+    lease: &Lease,
+    admission: &Admission,
+    prompt: &mut Vec<Token>,
+) -> ApiResult<Answer> {
+    lease.submit(admission.peer(), |events, _| Job {
         prompt: std::mem::take(prompt),
         goal: Goal::Embedding,
         events,
         wanted: Arc::new(AtomicBool::new(true)),
+        asked: admission.asked,
         queued: Instant::now(),
         metrics: hub.metrics.clone(),
     })

@@ -10,7 +10,7 @@ use tierstream_store::{Error as StoreError, Readers};
 use crate::engine::EngineError;
 
 /// A request that failed, or a wish that cannot be met.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 #[error("{message}")]
 pub struct ApiError {
     pub(crate) status: StatusCode,

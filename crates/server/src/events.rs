@@ -1,7 +1,5 @@
 //! Events that a server sends.
 
-use std::convert::Infallible;
-
 use axum::http::{HeaderName, HeaderValue};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
@@ -9,11 +7,16 @@ use futures_util::{Stream, StreamExt, stream};
 use serde_json::Value;
 
 use crate::hub::Hub;
+use crate::overdue::Overdue;
+use crate::talk::Talk;
 
 /// What makes an answer's events, in turn.
 pub(crate) trait Chunks: Send + 'static {
     /// JSON, or its text.
-    type Chunk: Send;
+    type Chunk: Send + 'static;
+
+    /// What they are of.
+    fn talk(&self) -> &Talk;
 
     /// The next ones; none at the end.
     fn next(&mut self) -> impl Future<Output = Option<Vec<Self::Chunk>>> + Send;
@@ -21,18 +24,21 @@ pub(crate) trait Chunks: Send + 'static {
 
 /// An answer of events; `[DONE]` is the last.
 pub(crate) fn events(hub: &Hub, chunks: impl Chunks<Chunk = String>) -> Response {
+    let overdue = chunks.talk().overdue();
     let texts =
         stream::unfold(chunks, |mut chunks| async move { Some((chunks.next().await?, chunks)) });
     let all = texts.flat_map(stream::iter).chain(stream::once(async { "[DONE]".to_owned() }));
-    respond(hub, all.map(|data| Event::default().data(data)))
+    respond(hub, overdue, all.map(|data| Event::default().data(data)))
 }
 
 /// An answer of events whose names are their types.
 pub(crate) fn named_events(hub: &Hub, chunks: impl Chunks<Chunk = Value>) -> Response {
+    let overdue = chunks.talk().overdue();
     let values =
         stream::unfold(chunks, |mut chunks| async move { Some((chunks.next().await?, chunks)) });
     respond(
         hub,
+        overdue,
         values.flat_map(stream::iter).map(|value| {
             // The name first, as clients that read line by line expect it.
             let event = match value["type"].as_str() {
@@ -44,9 +50,13 @@ pub(crate) fn named_events(hub: &Hub, chunks: impl Chunks<Chunk = Value>) -> Res
     )
 }
 
-fn respond(hub: &Hub, events: impl Stream<Item = Event> + Send + 'static) -> Response {
+fn respond(
+    hub: &Hub,
+    overdue: Overdue,
+    events: impl Stream<Item = Event> + Send + 'static,
+) -> Response {
     let ping = KeepAlive::new().interval(hub.settings.ping).text("ping");
-    let mut response = Sse::new(events.map(Ok::<_, Infallible>)).keep_alive(ping).into_response();
+    let mut response = Sse::new(overdue.cut(events)).keep_alive(ping).into_response();
     // Or nginx collects the events.
     let unbuffered = HeaderName::from_static("x-accel-buffering");
     response.headers_mut().insert(unbuffered, HeaderValue::from_static("no"));

@@ -1,26 +1,25 @@
 //! The models that are loaded: which, for how long, and which one has to go for another.
 
+mod loading;
 mod running;
 
-use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use axum::http::StatusCode;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{Notify, Semaphore};
 
+use self::loading::{Waiting, Wanted};
 pub use self::running::KeepAlive;
-use self::running::{Hold, Load};
 pub(crate) use self::running::{Lease, Running};
 use crate::ask;
 use crate::body::Bodies;
-use crate::catalog::{Catalog, Found};
-use crate::engine::{Engine, EngineError, LoadOptions, Loaded};
+use crate::catalog::Catalog;
+use crate::engine::Engine;
 use crate::error::{ApiError, ApiResult};
 use crate::metrics::Metrics;
 use crate::prompts::Prompts;
-use crate::schedule::Scheduler;
 use crate::settings::Settings;
 
 /// Models that are fetched at the same time: each has connections and threads of its own.
@@ -34,8 +33,13 @@ pub(crate) struct Hub {
     pub(crate) prompts: Arc<Prompts>,
     engine: Arc<dyn Engine>,
     models: Mutex<Vec<Arc<Running>>>,
+    /// Models whose memory is taken: those, and those that are going.
+    alive: Arc<AtomicUsize>,
     /// Held while one is loaded: one at a time.
     loading: tokio::sync::Mutex<()>,
+    /// Told when a model was loaded, is in no use any more, or has gone, and when a client has left that waits.
+    changed: Arc<Notify>,
+    waiting: Arc<Waiting>,
     /// Models that may be fetched at the same time.
     pub(crate) pulls: Arc<Semaphore>,
     /// Memory for requests that are read.
@@ -56,7 +60,10 @@ impl Hub {
             metrics: Arc::default(),
             engine,
             models: Mutex::default(),
+            alive: Arc::default(),
             loading: tokio::sync::Mutex::default(),
+            changed: Arc::default(),
+            waiting: Arc::default(),
             pulls: Arc::new(Semaphore::new(PULLS_MAX)),
             uses: AtomicU64::new(0),
             began: Instant::now(),
@@ -132,135 +139,9 @@ impl Hub {
         keep_alive: Option<KeepAlive>,
     ) -> ApiResult<Lease> {
         let found = wanted.found.clone();
-        let (hold, load_time) = match self.hold_loaded(&wanted) {
-            Some(hold) => (hold, Duration::ZERO),
-            None => self.hold_after_load(wanted).await?,
-        };
+        let (hold, load_time) = self.take(wanted).await?;
         hold.keep(keep_alive);
-        // What the name makes of the model may have to be read.
         blocking(move || hold.lease(&found, load_time)).await?
-    }
-
-    /// In a task of its own: what was begun for a client that leaves comes to an end in order.
-    async fn hold_after_load(self: &Arc<Self>, wanted: Wanted) -> ApiResult<(Hold, Duration)> {
-        let (told, loaded) = oneshot::channel();
-        let hub = self.clone();
-        tokio::spawn(async move {
-            let mut client = Client(told);
-            let _waits = hub.metrics.waits_for_model();
-            let loaded = hub.load_for(&wanted, &mut client).await;
-            // Nobody holds it then, if the client has left meanwhile.
-            drop(client.0.send(loaded));
-        });
-        loaded.await.map_err(|_| ApiError::internal(THREAD_FAILED))?
-    }
-
-    async fn load_for(&self, wanted: &Wanted, client: &mut Client) -> ApiResult<(Hold, Duration)> {
-        // One is loaded at a time.
-        let _turn = client.unless_gone(self.loading.lock()).await?;
-        if let Some(hold) = self.hold_loaded(wanted) {
-            return Ok((hold, Duration::ZERO));
-        }
-        let start = Instant::now();
-        if !self.models().is_empty() {
-            // No model goes for one that cannot be loaded without it either.
-            let (engine, path, ctx) = (self.engine.clone(), wanted.found.path.clone(), wanted.ctx);
-            blocking(move || engine.check(&path, ctx)).await??;
-        }
-        let same = |model: &&Arc<Running>| model.found.path == wanted.found.path;
-        let same = self.loaded().iter().find(same).cloned();
-        if let Some(model) = same {
-            self.retire(&model, client).await?;
-        }
-        while self.models().len() >= self.settings.models_max {
-            self.make_room(client).await?;
-        }
-        let running = Arc::new(self.load(wanted, client).await?);
-        // In use before anybody can find it, and unload it.
-        let hold = running.hold(self.next());
-        self.models().push(running);
-        Ok((hold, start.elapsed()))
-    }
-
-    /// Takes the loaded model of that file into use, if its context fits.
-    fn hold_loaded(&self, wanted: &Wanted) -> Option<Hold> {
-        let models = self.models();
-        let is_it = |model: &&Arc<Running>| {
-            model.found.path == wanted.found.path && !model.has_ended() && !model.retires()
-        };
-        let model = models.iter().find(is_it)?;
-        let fits = wanted.takes_any_ctx
-            || model.has_ctx(wanted.ctx)
-            // Nobody waits for less.
-            || (model.is_used() && model.limits.ctx >= wanted.enough_ctx);
-        fits.then(|| model.hold(self.next()))
-    }
-
-    /// A number that is larger than all before.
-    fn next(&self) -> u64 {
-        self.uses.fetch_add(1, Ordering::Relaxed)
-    }
-
-    async fn load(&self, wanted: &Wanted, client: &mut Client) -> ApiResult<Running> {
-        let Wanted { found, ctx, .. } = wanted;
-        loop {
-            let others = self.loaded();
-            let options = LoadOptions {
-                name: found.name.clone(),
-                ctx: *ctx,
-                taken_bytes: others.iter().map(|model| model.ram_bytes).sum(),
-                taken_vram_bytes: others.iter().map(|model| model.vram_bytes).sum(),
-            };
-            drop(others);
-            let start = Instant::now();
-            match client.load(&self.engine, &found.path, options).await? {
-                Ok(loaded) => {
-                    let load = Load { id: self.next(), time: start.elapsed(), asked_ctx: *ctx };
-                    self.metrics.loaded(load.time);
-                    return self.running(found.clone(), load, loaded);
-                }
-                // Without the others there may be.
-                Err(EngineError::NoRoom(_)) if !self.models().is_empty() => {
-                    self.make_room(client).await?;
-                }
-                // Nothing else ends a load that somebody waits for.
-                Err(EngineError::Cancelled) => return Err(EngineError::Stopping.into()),
-                Err(error) => return Err(error.into()),
-            }
-        }
-    }
-
-    fn running(&self, found: Found, load: Load, loaded: Loaded) -> ApiResult<Running> {
-        let header = self.catalog.header(&found.path)?;
-        let prompts = self.prompts.of(&loaded.identity);
-        let (text, metrics) = (loaded.text.clone(), self.metrics.clone());
-        Ok(Running::new(found, header, load, loaded, self.settings.keep_alive, |compute| {
-            Scheduler::new(compute, text, metrics, prompts, self.settings.queue_max)
-        }))
-    }
-
-    /// Unloads the model that was used least lately, rather one that is not in use.
-    async fn make_room(&self, client: &mut Client) -> ApiResult<()> {
-        let models = self.loaded();
-        let oldest = models.iter().min_by_key(|model| (model.is_used(), model.last_use()));
-        match oldest {
-            Some(model) => self.retire(model, client).await,
-            None => Ok(()),
-        }
-    }
-
-    /// Unloads a model as soon as the requests that it has are done. Others wait until it is loaded again.
-    async fn retire(&self, model: &Arc<Running>, client: &mut Client) -> ApiResult<()> {
-        let retiring = {
-            // With the lock, so that nobody takes it into use unseen.
-            let _models = self.models();
-            model.retire()
-        };
-        client.unless_gone(model.idle()).await?;
-        self.models().retain(|other| !Arc::ptr_eq(other, model));
-        drop(retiring);
-        let model = model.clone();
-        blocking(move || model.close()).await
     }
 
     /// Unloads what nobody has asked for in time.
@@ -268,24 +149,23 @@ impl Hub {
         self.unload_where(|model| model.is_over() || model.has_ended()).await;
     }
 
-    /// Ends a model's time; it goes when its requests are done. False if it is not loaded.
-    pub(crate) async fn unload(self: &Arc<Self>, name: &str) -> ApiResult<bool> {
+    /// Ends a model's time, if it is loaded; it goes when its requests are done.
+    pub(crate) async fn unload(self: &Arc<Self>, name: &str) -> ApiResult<()> {
         let (hub, name) = (self.clone(), name.to_owned());
         let path = blocking(move || hub.catalog.find(&name)).await??.path;
         let found = self.models().iter().find(|model| model.found.path == path).cloned();
-        let Some(model) = found else { return Ok(false) };
-        model.expire();
-        drop(model);
-        self.unload_expired().await;
-        Ok(true)
+        if let Some(model) = found {
+            model.expire();
+            drop(model);
+            self.unload_expired().await;
+        }
+        Ok(())
     }
 
     /// Unloads all, also what is in use.
     pub(crate) async fn close(&self) {
         let all = std::mem::take(&mut *self.models());
-        for model in all {
-            drop(blocking(move || model.close()).await);
-        }
+        drop(blocking(move || close(all)).await);
     }
 
     async fn unload_where(&self, goes: impl Fn(&Running) -> bool) {
@@ -296,10 +176,14 @@ impl Hub {
             models.extract_if(.., gone).collect()
         };
         if !gone.is_empty() {
-            let close = move || gone.iter().for_each(|model| model.close());
-            drop(blocking(close).await);
+            drop(blocking(move || close(gone)).await);
         }
     }
+}
+
+/// Ends what these models compute, and gives up their memory.
+fn close(models: Vec<Arc<Running>>) {
+    models.iter().for_each(|model| model.close());
 }
 
 /// Since 1970: few enough that scripts keep the number exactly.
@@ -316,50 +200,3 @@ pub(crate) async fn blocking<T: Send + 'static>(
 }
 
 const THREAD_FAILED: &str = "a thread of the server failed";
-
-/// A model that a client asks for.
-#[derive(Debug)]
-struct Wanted {
-    found: Found,
-    /// Tokens of context, if the client or the model's parameters say how many.
-    ctx: Option<u32>,
-    /// As many as are said or usual.
-    enough_ctx: usize,
-    takes_any_ctx: bool,
-}
-
-/// Who waits for a model to be loaded.
-struct Client(oneshot::Sender<ApiResult<(Hold, Duration)>>);
-
-impl Client {
-    /// What comes of `work`; an error, which nobody reads, if the client leaves before.
-    async fn unless_gone<T>(&mut self, work: impl Future<Output = T>) -> ApiResult<T> {
-        tokio::select! {
-            done = work => Ok(done),
-            () = self.0.closed() => Err(ApiError::unavailable("the client has left")),
-        }
-    }
-
-    /// Loads a model, and stops that if the client leaves.
-    async fn load(
-        &mut self,
-        engine: &Arc<dyn Engine>,
-        path: &Path,
-        options: LoadOptions,
-    ) -> ApiResult<Result<Loaded, EngineError>> {
-        let (engine, path) = (engine.clone(), path.to_owned());
-        let is_wanted = Arc::new(AtomicBool::new(true));
-        let wanted = is_wanted.clone();
-        let loading =
-            blocking(move || engine.load(&path, &options, &|| wanted.load(Ordering::Acquire)));
-        let mut loading = std::pin::pin!(loading);
-        tokio::select! {
-            loaded = &mut loading => loaded,
-            () = self.0.closed() => {
-                is_wanted.store(false, Ordering::Release);
-                // Its memory counts until it has ended.
-                loading.await
-            }
-        }
-    }
-}

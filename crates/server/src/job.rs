@@ -18,6 +18,9 @@ pub(crate) struct Job {
     pub(crate) goal: Goal,
     pub(crate) events: UnboundedSender<Event>,
     pub(crate) wanted: Arc<AtomicBool>,
+    /// When the client asked for it.
+    pub(crate) asked: Instant,
+    /// When it had its model, and its prompt was tokens.
     pub(crate) queued: Instant,
     pub(crate) metrics: Arc<Metrics>,
 }

@@ -47,6 +47,7 @@ mod misc;
 mod ollama;
 mod openai;
 mod openapi;
+mod overdue;
 mod peers;
 mod prompts;
 mod schedule;

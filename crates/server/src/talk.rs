@@ -15,6 +15,7 @@ use crate::grammar::Form;
 use crate::hub::{Hub, Lease, blocking};
 use crate::job::{Done, Event, Goal, Job, Writing};
 use crate::logprobs::{Logprobs, Told};
+use crate::overdue::Overdue;
 use crate::schedule::Answer;
 
 /// An answer. Who drops it ends it.
@@ -58,10 +59,20 @@ impl Talk {
         timeout_at(deadline, Self::begun(hub, ask)).await.map_err(|_| ApiError::late())?
     }
 
-    async fn begun(hub: &Arc<Hub>, mut ask: Ask) -> ApiResult<Self> {
-        let start = Instant::now();
+    /// The same with a model that is in use already.
+    pub(crate) async fn begin_on(hub: &Hub, lease: Lease, ask: Ask) -> ApiResult<Self> {
         let deadline = ask.admission.deadline;
+        let begun = Self::begun_on(hub, lease, ask);
+        timeout_at(deadline, begun).await.map_err(|_| ApiError::late())?
+    }
+
+    async fn begun(hub: &Arc<Hub>, ask: Ask) -> ApiResult<Self> {
         let lease = hub.acquire(&ask.model, ask.wishes.ctx()?, ask.keep_alive).await?;
+        Self::begun_on(hub, lease, ask).await
+    }
+
+    async fn begun_on(hub: &Hub, lease: Lease, mut ask: Ask) -> ApiResult<Self> {
+        let deadline = ask.admission.deadline;
         if lease.limits.is_encoder {
             let name = &lease.face.found.name;
             return Err(ApiError::bad(format!("{name:?} does not generate text, but embeddings")));
@@ -84,7 +95,7 @@ impl Talk {
                 }
             };
             let goes_on = matches!(ask.input, Input::Prompt { .. }).then(|| prompt.tokens.clone());
-            let peer = ask.admission.peer();
+            let (peer, asked) = (ask.admission.peer(), ask.admission.asked);
             // It is tokens, and who sees it in the queue finds that its memory is given back.
             drop((ask.input, ask.tools, ask.form, ask.admission));
             lease.bring(&prompt.tokens);
@@ -99,7 +110,15 @@ impl Talk {
                     logprobs: ask.logprobs,
                 }));
                 let wanted = Arc::new(AtomicBool::new(true));
-                Job { prompt: prompt.tokens, goal, events, wanted, queued: start, metrics }
+                Job {
+                    prompt: prompt.tokens,
+                    goal,
+                    events,
+                    wanted,
+                    asked,
+                    queued: Instant::now(),
+                    metrics,
+                }
             })?;
             Ok(Self {
                 lease,
@@ -177,6 +196,15 @@ impl Talk {
     /// The prompt's tokens, where a client may go on from them.
     pub(crate) fn prompt(&self) -> Option<&[Token]> {
         self.prompt.as_deref()
+    }
+
+    /// When it is given up.
+    pub(crate) fn overdue(&self) -> Overdue {
+        Overdue {
+            deadline: self.deadline,
+            retires: self.lease.retirement(),
+            computing: self.answer.computing(),
+        }
     }
 
     /// Whether the model has called a tool.

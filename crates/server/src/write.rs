@@ -124,7 +124,7 @@ impl Writer {
 
     fn count(&mut self, job: &Job) {
         match self.done.drawn.is_empty() {
-            true => job.metrics.first_token(job.queued.elapsed()),
+            true => job.metrics.first_token(job.asked.elapsed()),
             false => job.metrics.next_token(self.last.elapsed()),
         }
         self.last = Instant::now();

@@ -114,6 +114,12 @@ async fn a_prompt_has_no_logprobs() {
     let body = json!({"model": "one", "prompt": "a", "max_tokens": 2, "echo": true});
     let (_, answer) = fixture.post("/v1/completions", body.clone()).await;
     assert_eq!(answer["choices"][0]["text"], "abc");
+    let mut tokens = body.clone();
+    tokens["prompt"] = json!([97]);
+    let (_, answer) = fixture.post("/v1/completions", tokens.clone()).await;
+    assert_eq!(answer["choices"][0]["text"], "abc");
+    tokens["prompt"] = json!([70_000]);
+    assert!(refusal(&fixture, "/v1/completions", tokens).await.contains("70000"));
     let mut with_logprobs = body;
     with_logprobs["logprobs"] = 1.into();
     assert!(refusal(&fixture, "/v1/completions", with_logprobs).await.contains("echo"));

@@ -462,6 +462,99 @@ async fn a_model_in_use_is_waited_for() {
     assert_eq!(*loads.lock().expect("not poisoned"), wanted);
 }
 
+/// All of them are answered by one load of their model.
+#[tokio::test]
+async fn prompts_of_a_request_keep_their_model() {
+    let gate = Arc::new(Gate::default());
+    let engine = Script { gate: Some(gate.clone()), sequences: 2, ..Script::default() };
+    let loads = engine.loads.clone();
+    let fixture = Fixture::with(engine, Settings { models_max: 1, ..Settings::default() });
+    let prompts = json!({"model": "one", "prompt": ["abc", "xyz"], "max_tokens": 2});
+    let first = fixture.post("/v1/completions", prompts);
+    let second = fixture.post("/api/chat", chat("two", "SAY[xyz]YAS"));
+    let (first, second) = tokio::join!(first, begun_meanwhile(&fixture, &gate, second));
+    assert_eq!((first.0, second.0), (StatusCode::OK, StatusCode::OK), "{first:?} {second:?}");
+    assert_eq!(first.1["choices"].as_array().map(Vec::len), Some(2));
+    let wanted = ["one", "two"].map(|model| fixture.path(model));
+    assert_eq!(*loads.lock().expect("not poisoned"), wanted);
+}
+
+/// Of those that are in use, the first to be done goes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_first_model_that_is_idle_makes_room() {
+    let gate = Arc::new(Gate::default());
+    let engine = Script { gate: Some(gate.clone()), ..Script::default() };
+    let settings = Settings { models_max: 2, ..Settings::default() };
+    let mut fixture = Fixture::with(engine, settings);
+    let listening = fixture.listen().await;
+    let mut long = listening.begin("/api/chat", &streamed("SAY[abc]YAS")).await;
+    tokio::task::block_in_place(|| gate.wait_until_reached());
+    let leaving = listening.begin("/api/chat", &chat("two", "SAY[abc]YAS")).await;
+    while fixture.metric("llamacpp:requests_processing").await < 2.0 {
+        tokio::task::yield_now().await;
+    }
+    let third = fixture.post("/api/generate", json!({"model": "spare"}));
+    let leave = async {
+        wait_for(&fixture, "tierstream_requests_waiting_for_model").await;
+        drop(leaving);
+    };
+    let ((status, answer), ()) = tokio::join!(third, leave);
+    assert_eq!((status, &answer["done_reason"]), (StatusCode::OK, &json!("load")));
+    gate.open(u64::MAX);
+    read_until(&mut long, "\"done\":true").await;
+}
+
+/// They are answered before the model goes for another one that was asked for before them.
+#[tokio::test]
+async fn those_that_wait_for_a_model_get_it_when_it_is_loaded() {
+    let gate = Arc::new(Gate::default());
+    let engine = Script { load_gate: Some(gate.clone()), ..Script::default() };
+    let loads = engine.loads.clone();
+    let fixture = Fixture::with(engine, Settings { models_max: 1, ..Settings::default() });
+    let ask = async |model, waiting| {
+        while fixture.metric("tierstream_requests_waiting_for_model").await < waiting {
+            tokio::task::yield_now().await;
+        }
+        fixture.post("/api/chat", chat(model, "SAY[abc]YAS")).await.0
+    };
+    let open = async {
+        while fixture.metric("tierstream_requests_waiting_for_model").await < 3.0 {
+            tokio::task::yield_now().await;
+        }
+        gate.open(u64::MAX);
+    };
+    let (first, other, last, ()) =
+        tokio::join!(ask("one", 0.0), ask("two", 1.0), ask("one", 2.0), open);
+    assert_eq!([first, other, last], [StatusCode::OK; 3]);
+    let wanted = ["one", "two"].map(|model| fixture.path(model));
+    assert_eq!(*loads.lock().expect("not poisoned"), wanted);
+}
+
+/// What is unloaded has its memory until it is gone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_model_that_is_going_is_waited_for() {
+    let unload_gate = Arc::new(Gate::default());
+    let engine = Script {
+        room_bytes: MODEL_BYTES,
+        unload_gate: Some(unload_gate.clone()),
+        ..Script::default()
+    };
+    let fixture = Fixture::new(engine);
+    let load = json!({"model": "one"});
+    assert_eq!(fixture.post("/api/generate", load).await.0, StatusCode::OK);
+    let unload = fixture.post("/api/generate", json!({"model": "one", "keep_alive": 0}));
+    let other = async {
+        wait_until_reached(&unload_gate).await;
+        let open = async {
+            wait_for(&fixture, "tierstream_requests_waiting_for_model").await;
+            unload_gate.open(u64::MAX);
+        };
+        tokio::join!(fixture.post("/api/generate", json!({"model": "two"})), open).0
+    };
+    let ((unloaded, _), (loaded, answer)) = tokio::join!(unload, other);
+    assert_eq!((unloaded, loaded), (StatusCode::OK, StatusCode::OK), "{answer}");
+}
+
 /// Nobody's chat is shortened because somebody else wanted less.
 #[tokio::test]
 async fn a_request_gets_its_context_while_another_has_less() {
@@ -512,6 +605,29 @@ async fn a_load_that_nobody_waits_for_is_stopped() {
     drop(leaving);
     tokio::task::block_in_place(|| gate.wait_until_stopped(1));
     assert!(engine.loads.lock().expect("no panic").is_empty());
+}
+
+/// It goes on for who else waits for the model, although the client that it was begun for has left.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_load_that_others_wait_for_goes_on() {
+    let gate = Arc::new(Gate::default());
+    let engine = Script { load_gate: Some(gate.clone()), ..Script::default() };
+    let mut fixture = Fixture::new(engine.clone());
+    let listening = fixture.listen().await;
+    let leaving = listening.begin("/api/chat", &streamed("SAY[abc]YAS")).await;
+    tokio::task::block_in_place(|| gate.wait_until_reached());
+    let mut other = listening.begin("/api/chat", &streamed("SAY[abc]YAS")).await;
+    let waiting = async |n: f64| {
+        while fixture.metric("tierstream_requests_waiting_for_model").await != n {
+            tokio::task::yield_now().await;
+        }
+    };
+    waiting(2.0).await;
+    drop(leaving);
+    waiting(1.0).await;
+    gate.open(1);
+    read_until(&mut other, "\"done\":true").await;
+    assert_eq!(gate.stopped(), 0);
 }
 
 #[tokio::test]

@@ -128,6 +128,10 @@ enum Stage {
 impl Chunks for Streamed {
     type Chunk = Value;
 
+    fn talk(&self) -> &Talk {
+        &self.talk
+    }
+
     async fn next(&mut self) -> Option<Vec<Value>> {
         match self.stage {
             Stage::Over => return None,

@@ -1,11 +1,11 @@
 //! A model that is loaded: who uses it, until when it stays.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::{Notify, watch};
 
 use crate::catalog::{Found, Header};
 use crate::engine::{Compute, Counters, LayerCounters, Limits, Loaded, Rates, Text, Token};
@@ -36,11 +36,33 @@ pub(crate) struct Running {
     layers: Arc<dyn Fn() -> Vec<LayerCounters> + Send + Sync>,
     scheduler: Scheduler,
     holds: AtomicUsize,
-    is_idle: Notify,
-    /// It is to go, and takes no more requests.
-    retires: AtomicBool,
+    /// Whether it is to go, and takes no more requests.
+    retires: watch::Sender<bool>,
     last_use: AtomicU64,
     expiry: Mutex<Expiry>,
+    /// Last: given up when all else is.
+    place: Place,
+}
+
+/// A model's place in memory.
+pub(super) struct Place {
+    /// How many there are.
+    taken: Arc<AtomicUsize>,
+    changed: Arc<Notify>,
+}
+
+impl Place {
+    pub(super) fn new(taken: Arc<AtomicUsize>, changed: Arc<Notify>) -> Self {
+        taken.fetch_add(1, Ordering::AcqRel);
+        Self { taken, changed }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.taken.fetch_sub(1, Ordering::AcqRel);
+        self.changed.notify_waiters();
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -79,10 +101,17 @@ impl Hold {
         }
     }
 
-    /// The model by one of its names. May read what belongs to that.
+    /// The model by one of its names. Blocks: what belongs to a name may have to be read.
     pub(super) fn lease(self, found: &Found, load_time: Duration) -> ApiResult<Lease> {
         let face = self.0.face(found)?;
         Ok(Lease { hold: self, face, load_time })
+    }
+}
+
+impl Clone for Hold {
+    fn clone(&self) -> Self {
+        self.0.holds.fetch_add(1, Ordering::AcqRel);
+        Self(self.0.clone())
     }
 }
 
@@ -90,12 +119,13 @@ impl Drop for Hold {
     fn drop(&mut self) {
         self.0.expiry().since = Instant::now();
         if self.0.holds.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.0.is_idle.notify_waiters();
+            self.0.place.changed.notify_waiters();
         }
     }
 }
 
 /// A model that is in use by one of its names.
+#[derive(Clone)]
 pub(crate) struct Lease {
     hold: Hold,
     /// By the name that was asked for.
@@ -117,7 +147,8 @@ pub(super) struct Retiring(Arc<Running>);
 
 impl Drop for Retiring {
     fn drop(&mut self) {
-        self.0.retires.store(false, Ordering::Release);
+        self.0.retires.send_replace(false);
+        self.0.place.changed.notify_waiters();
     }
 }
 
@@ -129,7 +160,7 @@ impl Lease {
         make: impl FnOnce(UnboundedSender<Event>, Arc<[Token]>) -> Job,
     ) -> ApiResult<Answer> {
         let marks = self.face.marks.clone();
-        self.scheduler.submit(peer, |events| make(events, marks)).ok_or_else(ApiError::busy)
+        self.scheduler.submit(peer, |events| make(events, marks))
     }
 
     /// Has what was kept of a prompt at hand. Reads files.
@@ -153,6 +184,7 @@ impl Running {
         header: Arc<Header>,
         load: Load,
         loaded: Loaded,
+        place: Place,
         keep_alive: KeepAlive,
         schedule: impl FnOnce(Box<dyn Compute>) -> Scheduler,
     ) -> Self {
@@ -173,10 +205,10 @@ impl Running {
             layers: loaded.layers,
             scheduler: schedule(loaded.compute),
             holds: AtomicUsize::new(0),
-            is_idle: Notify::new(),
-            retires: AtomicBool::new(false),
+            retires: watch::Sender::default(),
             last_use: AtomicU64::new(0),
             expiry: Mutex::new(Expiry { keep_alive, since: Instant::now() }),
+            place,
         }
     }
 
@@ -189,23 +221,17 @@ impl Running {
 
     /// It takes no more requests.
     pub(super) fn retire(self: &Arc<Self>) -> Retiring {
-        self.retires.store(true, Ordering::Release);
+        self.retires.send_replace(true);
         Retiring(self.clone())
     }
 
     pub(super) fn retires(&self) -> bool {
-        self.retires.load(Ordering::Acquire)
+        *self.retires.borrow()
     }
 
-    /// Waits until nobody uses it.
-    pub(super) async fn idle(&self) {
-        loop {
-            let idle = self.is_idle.notified();
-            if !self.is_used() {
-                return;
-            }
-            idle.await;
-        }
+    /// Tells when it is to go.
+    pub(crate) fn retirement(&self) -> watch::Receiver<bool> {
+        self.retires.subscribe()
     }
 
     /// Whether requests with such a wish for tokens of context are computed by it as it is: what they say
@@ -228,13 +254,14 @@ impl Running {
         self.last_use.load(Ordering::Relaxed)
     }
 
-    /// What a name makes of it.
+    /// What a name makes of it. Blocks.
     fn face(&self, found: &Found) -> ApiResult<Arc<Face>> {
-        let mut faces = self.faces.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(face) = faces.iter().find(|face| face.is_of(found)) {
-            return Ok(face.clone());
+        if let Some(face) = self.known_face(found) {
+            return Ok(face);
         }
+        // Without the lock: others know theirs already.
         let face = Arc::new(Face::new(found.clone(), &self.header, &*self.text)?);
+        let mut faces = self.faces();
         if faces.len() == FACES_MAX {
             faces.remove(0);
         }
@@ -242,7 +269,20 @@ impl Running {
         Ok(face)
     }
 
-    /// The text of its chat template, by the name that it was loaded by.
+    fn known_face(&self, found: &Found) -> Option<Arc<Face>> {
+        let mut faces = self.faces();
+        let at = faces.iter().position(|face| face.is_of(found))?;
+        // The one that was asked for least lately is the first.
+        let face = faces.remove(at);
+        faces.push(face.clone());
+        Some(face)
+    }
+
+    fn faces(&self) -> MutexGuard<'_, Vec<Arc<Face>>> {
+        self.faces.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The text of its chat template, by the name that it was loaded by. Blocks.
     pub(crate) fn template_source(&self) -> ApiResult<String> {
         Ok(self.face(&self.found)?.template.source().to_owned())
     }

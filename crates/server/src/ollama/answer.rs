@@ -59,10 +59,11 @@ pub(super) async fn answer(
         whole.values.extend(answer.end(&done));
         return Ok(axum::Json(whole).into_response());
     }
-    Ok(body::lines(stream::unfold(answer, |mut answer| async move {
+    let overdue = answer.talk.overdue();
+    Ok(body::lines(overdue.cut(stream::unfold(answer, |mut answer| async move {
         let line = answer.next().await?;
         Some((line, answer))
-    })))
+    }))))
 }
 
 /// A request without a prompt loads its model, or with `keep_alive` 0 unloads it.

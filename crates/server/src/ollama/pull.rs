@@ -1,5 +1,6 @@
 //! `/api/pull`: models of the Hugging Face hub, fetched into its cache. Ollama's registry is not asked.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -71,7 +72,7 @@ pub(super) async fn pull(State(hub): State<Arc<Hub>>, body: Received) -> Result<
     if body.stream.unwrap_or(true) {
         return Ok(body::lines(stream::unfold(pulling, |mut pulling| async move {
             let line = pulling.lines.recv().await?;
-            Some((line.unwrap_or_else(|error| error.ollama()), pulling))
+            Some((Ok::<_, Infallible>(line.unwrap_or_else(|error| error.ollama())), pulling))
         })));
     }
     let mut last = Value::Null;

@@ -191,6 +191,10 @@ enum Stage {
 impl Chunks for Streamed {
     type Chunk = String;
 
+    fn talk(&self) -> &Talk {
+        &self.talk
+    }
+
     async fn next(&mut self) -> Option<Vec<String>> {
         match self.stage {
             Stage::Over => return None,

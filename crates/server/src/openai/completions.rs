@@ -63,16 +63,18 @@ pub(super) async fn completions(
     // The prompt is kept until the answer's end then.
     let _kept = echo.then(|| admission.clone());
     let mut asks = Asks::new(&mut body, admission)?;
-    if asks.inputs.len() > 1 && !streams && !echo {
-        asks = asks.tokenized(&hub).await?;
+    let is_one = asks.inputs.len() == 1;
+    if streams && !is_one {
+        return Err(ApiError::of("prompt", "one prompt at a time can be streamed").into());
+    }
+    let lease = asks.lease(&hub).await?;
+    if !is_one && !echo {
+        asks = asks.tokenized(lease.clone()).await?;
     }
     if streams {
-        if asks.inputs.len() > 1 {
-            return Err(ApiError::of("prompt", "one prompt at a time can be streamed").into());
-        }
         let (echoed, ask) =
-            asks.next().ok_or_else(|| ApiError::of("prompt", "the prompt is empty"))?;
-        let talk = Talk::begin(&hub, ask).await?;
+            asks.next(&lease)?.ok_or_else(|| ApiError::of("prompt", "the prompt is empty"))?;
+        let talk = Talk::begin_on(&hub, lease, ask).await?;
         return Ok(events(
             &hub,
             Streamed { talk, head, echoed, tells_usage, offset: 0, is_over: false },
@@ -80,13 +82,13 @@ pub(super) async fn completions(
     }
     let mut choices = Vec::new();
     let mut sum: Option<Done> = None;
-    for (index, (echoed, ask)) in asks.enumerate() {
-        let mut talk = Talk::begin(&hub, ask).await?;
+    while let Some((echoed, ask)) = asks.next(&lease)? {
+        let mut talk = Talk::begin_on(&hub, lease.clone(), ask).await?;
         let Whole { reply, logprobs, done } = talk.whole().await?;
         let text = echoed.unwrap_or_default() + &reply.content;
         let told = Some(logprobs).filter(|told| !told.is_empty());
         choices.push(Choice {
-            index,
+            index: choices.len(),
             text,
             finish_reason: Some(done.reason.name()),
             logprobs: told.map(|told| Logprobs::new(told, 0)),
@@ -110,8 +112,6 @@ struct Asks {
     echo: bool,
     /// What they have in common; none after the last.
     ask: Option<Ask>,
-    /// Of the model that the inputs are tokens of, if they are.
-    _lease: Option<Lease>,
 }
 
 impl Asks {
@@ -149,35 +149,43 @@ impl Asks {
             suffix: body.suffix.take().filter(|suffix| !suffix.is_empty()),
             echo: body.echo.unwrap_or(false),
             ask: Some(ask),
-            _lease: None,
         })
     }
 
-    /// With tokens in place of texts, which would take the request's memory until the last one's turn.
-    async fn tokenized(mut self, hub: &Arc<Hub>) -> ApiResult<Self> {
-        let Some(ask) = self.ask.clone() else { return Ok(self) };
+    /// The model of them all: another load of it may have other tokens.
+    async fn lease(&self, hub: &Arc<Hub>) -> ApiResult<Lease> {
+        let ask = self.ask.as_ref().expect("none has been taken");
         let lease = hub.acquire(&ask.model, ask.wishes.ctx()?, ask.keep_alive);
-        let lease = ask.admission.within(lease).await?;
+        ask.admission.within(lease).await
+    }
+
+    /// With tokens in place of texts, which would take the request's memory until the last one's turn.
+    async fn tokenized(mut self, lease: Lease) -> ApiResult<Self> {
+        let Some(ask) = self.ask.clone() else { return Ok(self) };
         blocking(move || {
-            let tokens = |(_, mut ask)| Ok(ask::prompt(&lease, &mut ask)?.tokens);
-            let all = self.by_ref().map(tokens).collect::<ApiResult<Vec<_>>>()?;
+            let mut all = Vec::new();
+            while let Some((_, mut ask)) = self.next(&lease)? {
+                all.push(ask::prompt(&lease, &mut ask)?.tokens);
+            }
             let form = if let Form::Lark(text) = &ask.form { text.len() } else { 0 };
             let bytes = all.iter().map(|tokens| size_of_val(&tokens[..])).sum::<usize>();
             ask.admission.shrink(bytes + form + size_of_val(&ask.bias[..]));
             let inputs = all.into_iter().map(Input::Tokens).collect::<Vec<_>>().into_iter();
-            Ok(Self { inputs, suffix: None, ask: Some(ask), _lease: Some(lease), ..self })
+            Ok(Self { inputs, suffix: None, ask: Some(ask), ..self })
         })
         .await?
     }
-}
 
-impl Iterator for Asks {
-    type Item = (Option<String>, Ask);
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let input = self.inputs.next()?;
+    /// The next request, and what is to be echoed of it; none after the last.
+    fn next(&mut self, lease: &Lease) -> ApiResult<Option<(Option<String>, Ask)>> {
+        let Some(input) = self.inputs.next() else { return Ok(None) };
         let echoed = match &input {
             Input::Raw(text) if self.echo => Some(text.clone()),
+            Input::Tokens(tokens) if self.echo => {
+                let tokens = lease.checked(tokens.clone())?;
+                let pieces = tokens.iter().flat_map(|&token| lease.text.piece(token, true));
+                Some(lossy(&pieces.collect::<Vec<_>>()))
+            }
             _ => None,
         };
         let input = match (input, &self.suffix) {
@@ -185,11 +193,8 @@ impl Iterator for Asks {
             (input, _) => input,
         };
         // With the last one goes what the request was let in with.
-        let ask = match self.inputs.len() {
-            0 => self.ask.take()?,
-            _ => self.ask.clone()?,
-        };
-        Some((echoed, Ask { input, ..ask }))
+        let ask = if self.inputs.len() == 0 { self.ask.take() } else { self.ask.clone() };
+        Ok(ask.map(|ask| (echoed, Ask { input, ..ask })))
     }
 }
 
@@ -254,6 +259,10 @@ struct Streamed {
 
 impl Chunks for Streamed {
     type Chunk = String;
+
+    fn talk(&self) -> &Talk {
+        &self.talk
+    }
 
     async fn next(&mut self) -> Option<Vec<String>> {
         if self.is_over {

@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 
 use crate::active::{Active, Then};
 use crate::engine::{Compute, EngineError, Entry, Text, Token};
+use crate::error::{ApiError, ApiResult};
 use crate::job::{Event, Job};
 use crate::metrics::Metrics;
 use crate::peers::Peer;
@@ -53,6 +54,7 @@ struct Queue {
 /// What comes of a request. Who drops it ends the request, and the reads that are made for it alone.
 pub(crate) struct Answer {
     events: mpsc::UnboundedReceiver<Event>,
+    computing: mpsc::WeakUnboundedSender<Event>,
     wanted: Arc<AtomicBool>,
     shared: Arc<Shared>,
 }
@@ -61,6 +63,11 @@ impl Answer {
     /// What comes next; none after the last event.
     pub(crate) async fn next(&mut self) -> Option<Event> {
         self.events.recv().await
+    }
+
+    /// Nobody has it any more when all is computed.
+    pub(crate) fn computing(&self) -> mpsc::WeakUnboundedSender<Event> {
+        self.computing.clone()
     }
 }
 
@@ -116,28 +123,34 @@ impl Scheduler {
         self.prompts.bring(prompt);
     }
 
-    /// Has a request of a peer computed. None, and it is not made, where the queue is full, half of it is the peer's
-    /// already, or the model is going.
+    /// Has a request of a peer computed.
+    ///
+    /// # Errors
+    /// The queue is full, half of it is the peer's already, or the model has ended; no request is made then.
     pub(crate) fn submit(
         &self,
         peer: Peer,
         make: impl FnOnce(mpsc::UnboundedSender<Event>) -> Job,
-    ) -> Option<Answer> {
+    ) -> ApiResult<Answer> {
         let mut queue = lock(&self.shared.queue);
         queue.jobs.retain(Job::is_wanted);
         let Shared { sequences, most_queued, .. } = *self.shared;
         let free = sequences.saturating_sub(queue.active);
         let is_full = queue.active + queue.jobs.len() >= sequences + most_queued
             || queue.jobs.len_of(peer) >= free + most_queued.div_ceil(2);
-        if queue.is_closed || is_full {
-            return None;
+        if queue.is_closed {
+            return Err(ApiError::stopped());
+        }
+        if is_full {
+            return Err(ApiError::busy());
         }
         let (sender, events) = mpsc::unbounded_channel();
+        let computing = sender.downgrade();
         let job = make(sender);
         let wanted = job.wanted.clone();
         queue.jobs.push(peer, job);
         self.shared.arrived.notify_one();
-        Some(Answer { events, wanted, shared: self.shared.clone() })
+        Ok(Answer { events, computing, wanted, shared: self.shared.clone() })
     }
 
     /// Requests that have a sequence, and those that wait for one.

@@ -81,7 +81,7 @@ impl Fixture {
             write_model(&path, Some(TEMPLATE));
             Extra { name: name.into(), path }
         };
-        let extras = vec![extra("one"), extra("two")];
+        let extras = vec![extra("one"), extra("two"), extra("spare")];
         let store = Store::new(environment);
         let server = Server::new(Arc::new(engine), store, extras, settings);
         Self { folder, _own: None, router: server.router(), server: Some(server) }

@@ -237,6 +237,10 @@ fn part(block: &Block) -> Option<Value> {
 impl Chunks for Answer {
     type Chunk = Value;
 
+    fn talk(&self) -> &Talk {
+        &self.talk
+    }
+
     async fn next(&mut self) -> Option<Vec<Value>> {
         if self.is_over {
             return None;
