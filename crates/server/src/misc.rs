@@ -12,7 +12,6 @@ use futures_util::{StreamExt, stream};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tokio::time::Instant;
 
 use crate::body::{Admission, Received, json, read};
 use crate::engine::Token;
@@ -20,6 +19,7 @@ use crate::error::{ApiError, OpenAi};
 use crate::hub::{Hub, Lease, blocking};
 use crate::metrics;
 use crate::openapi::{Api, JSON};
+use crate::overdue::Overdue;
 
 pub(crate) fn routes() -> Router<Arc<Hub>> {
     Router::new()
@@ -65,11 +65,13 @@ async fn props(
 ) -> Result<Json<Value>, OpenAi> {
     let model = hub.loaded_as(named.model.as_deref())?;
     let (bos, eos) = model.text.bos_eos();
+    let of = model.clone();
+    let template = blocking(move || of.template_source()).await??;
     Ok(Json(json!({
         "default_generation_settings": {"n_ctx": model.limits.ctx},
         "total_slots": model.limits.sequences,
         "model_alias": model.found.name,
-        "chat_template": model.template_source()?,
+        "chat_template": template,
         "bos_token": bos,
         "eos_token": eos,
         "build_info": concat!("tierstream ", env!("CARGO_PKG_VERSION")),
@@ -131,16 +133,18 @@ struct Tokenized {
 
 impl IntoResponse for Tokenized {
     fn into_response(self) -> Response {
+        let overdue = Overdue {
+            deadline: self.admission.deadline,
+            retires: self.lease.retirement(),
+            computing: None,
+        };
         let parts = stream::iter((0..self.tokens.len()).step_by(AT_ONCE)).map(move |from| {
-            if Instant::now() >= self.admission.deadline {
-                return Err(ApiError::late());
-            }
             let list = self.list(from);
             let comma = if from == 0 { "" } else { "," };
-            Ok(format!("{comma}{}", &list[1..list.len() - 1]))
+            format!("{comma}{}", &list[1..list.len() - 1])
         });
-        let around = |text: &str| stream::iter([Ok(text.to_owned())]);
-        let all = around("{\"tokens\":[").chain(parts).chain(around("]}"));
+        let around = |text: &str| stream::iter([text.to_owned()]);
+        let all = overdue.cut(around("{\"tokens\":[").chain(parts).chain(around("]}")));
         ([(header::CONTENT_TYPE, "application/json")], Body::from_stream(all)).into_response()
     }
 }

@@ -24,8 +24,8 @@ pub(crate) struct Overdue {
     pub(crate) deadline: Instant,
     /// Whether its model is to go.
     pub(crate) retires: watch::Receiver<bool>,
-    /// Whether it is computed.
-    pub(crate) computing: mpsc::WeakUnboundedSender<Event>,
+    /// What computes it, if it is not all there.
+    pub(crate) computing: Option<mpsc::WeakUnboundedSender<Event>>,
 }
 
 impl Overdue {
@@ -37,7 +37,8 @@ impl Overdue {
                     return;
                 }
                 sleep(TAKE_TIME).await;
-                if *retires.borrow() && computing.strong_count() == 0 {
+                let is_computed = computing.as_ref().is_none_or(|of| of.strong_count() == 0);
+                if *retires.borrow() && is_computed {
                     return;
                 }
             }
@@ -105,7 +106,7 @@ mod tests {
         let overdue = Overdue {
             deadline: Instant::now() + deadline,
             retires: retirement,
-            computing: computing.downgrade(),
+            computing: Some(computing.downgrade()),
         };
         Case { overdue, retires, computing }
     }

@@ -203,7 +203,7 @@ impl Talk {
         Overdue {
             deadline: self.deadline,
             retires: self.lease.retirement(),
-            computing: self.answer.computing(),
+            computing: Some(self.answer.computing()),
         }
     }
 

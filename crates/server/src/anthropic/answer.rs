@@ -129,7 +129,7 @@ impl Chunks for Streamed {
     type Chunk = Value;
 
     fn talk(&self) -> &Talk {
-        &self.talk
+        &self.answer.talk
     }
 
     async fn next(&mut self) -> Option<Vec<Value>> {
