@@ -285,7 +285,7 @@ async fn inputs_are_computed_several_at_a_time() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_does_not_read_stalls_no_other() {
-    const TOKENS: usize = 2_000;
+    const TOKENS: usize = 4_000;
     let mut fixture = Fixture::new(Script { sequences: 2, ctx: 60_000, ..Script::default() });
     // Between the server and the client there is room for a small part of the answer.
     let listening_socket = TcpSocket::new_v4().expect("a socket");
@@ -294,7 +294,7 @@ async fn a_client_that_does_not_read_stalls_no_other() {
     listening_socket.bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a port");
     let listening = fixture.listen_at(listening_socket.listen(64).expect("it listens"));
     let deaf = TcpSocket::new_v4().expect("a socket");
-    deaf.set_recv_buffer_size(4096).expect("it can be set");
+    deaf.set_recv_buffer_size(16384).expect("it can be set");
     let between = between + deaf.recv_buffer_size().expect("known");
     let mut deaf = deaf.connect(listening.address).await.expect("it listens");
     let long = "z".repeat(TOKENS);

@@ -57,7 +57,7 @@ impl Hub {
             let _turn = hub.loading.lock().await;
             hub.hand_out(None);
             match hub.load_for(&wanted).await {
-                Ok((_hold, load_time)) => hub.hand_out(Some((&wanted, load_time))),
+                Ok(taken) => hub.hand_out(Some((&wanted, taken))),
                 Err(Not::Wanted) => {}
                 Err(Not::Loaded(error)) => hub.waiting.fail(&wanted, &error),
             }
@@ -65,12 +65,11 @@ impl Hub {
         taken.await.map_err(|_| ApiError::internal(THREAD_FAILED))?
     }
 
-    /// Gives those that wait what they wait for, if it is there. `loaded`: for whom it was loaded, and how long that
-    /// took.
-    fn hand_out(&self, loaded: Option<(&Arc<Wanted>, Duration)>) {
-        self.waiting.give(|wanted| {
-            let time = loaded.filter(|(by, _)| Arc::ptr_eq(by, wanted)).map(|(_, time)| time);
-            Some((self.hold_loaded(wanted)?, time.unwrap_or_default()))
+    /// Gives those that wait what they wait for, if it is there, and what was loaded for one of them to that one.
+    fn hand_out(&self, mut loaded: Option<(&Arc<Wanted>, Taken)>) {
+        self.waiting.give(|wanted| match loaded.take_if(|(by, _)| Arc::ptr_eq(by, wanted)) {
+            Some((_, taken)) => Some(taken),
+            None => Some((self.hold_loaded(wanted)?, Duration::ZERO)),
         });
     }
 
@@ -280,7 +279,7 @@ impl Waiting {
         self.lock().iter().any(|entry| entry.is_for(path, ctx))
     }
 
-    fn give(&self, take: impl Fn(&Arc<Wanted>) -> Option<Taken>) {
+    fn give(&self, mut take: impl FnMut(&Arc<Wanted>) -> Option<Taken>) {
         let mut all = self.lock();
         let mut at = 0;
         while let Some(entry) = all.get(at) {
