@@ -6,6 +6,6 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 venv=${CARGO_TARGET_DIR:-target}/load-peers
 [ -x "$venv/bin/pip" ] || python3 -m venv "$venv"
-"$venv/bin/pip" install --quiet \
+"$venv/bin/python" -m pip install --quiet \
     torch numpy safetensors==0.8.0 runai-model-streamer==0.17.0 fastsafetensors==0.5.0
 echo "$venv/bin/python"

@@ -29,7 +29,7 @@ pub(crate) struct Ask {
     /// A model that knows no thinking is an error then.
     pub(crate) thinking_is_a_must: bool,
     pub(crate) form: Form,
-    pub(crate) wishes: Wishes,
+    pub(crate) params: Params,
     /// What is added to the logits of tokens.
     pub(crate) bias: Vec<(Token, f32)>,
     /// How many of the likeliest tokens are told with each.
@@ -50,7 +50,7 @@ impl Ask {
             think: None,
             thinking_is_a_must: false,
             form: Form::Free,
-            wishes: Wishes::default(),
+            params: Params::default(),
             bias: Vec::new(),
             logprobs: None,
             truncate: false,
@@ -84,7 +84,7 @@ pub(crate) enum Input {
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 #[schemars(rename = "Options")]
-pub struct Wishes {
+pub struct Params {
     /// Tokens of context; 0: as many as usual.
     #[serde(deserialize_with = "whole")]
     pub num_ctx: Option<i64>,
@@ -160,7 +160,7 @@ pub(crate) fn one_or_more<'de, D: Deserializer<'de>>(
 const STOPS_MAX: usize = 64;
 const STOP_BYTES_MAX: usize = 1024;
 
-impl Wishes {
+impl Params {
     /// These, and for what they leave open, `others`.
     pub fn or(self, others: Self) -> Self {
         Self {
@@ -292,8 +292,8 @@ fn name_results(messages: &mut [Message]) {
 }
 
 /// Reads what the model's own layers wish.
-pub(crate) fn own_wishes(found: &Found) -> ApiResult<Wishes> {
-    let Some(path) = &found.layers.params else { return Ok(Wishes::default()) };
+pub(crate) fn own_params(found: &Found) -> ApiResult<Params> {
+    let Some(path) = &found.layers.params else { return Ok(Params::default()) };
     let wrong = |error| {
         let why = format!("the parameters of {:?} are not as they should be: {error}", found.name);
         ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, why)
@@ -314,25 +314,25 @@ pub(crate) fn prompt(lease: &Lease, ask: &mut Ask) -> ApiResult<Prompt> {
         Input::Insert { prompt, suffix } => insert(lease, prompt, suffix, ask.think, now),
         Input::Prompt { system, prompt, template, before } => {
             let own = template.as_deref().map(Template::go).transpose()?;
-            let system = system.take().or_else(|| lease.face.system.clone());
+            let system = system.take().or_else(|| lease.preset.system.clone());
             let system = system.filter(|s| !s.is_empty()).map(|s| Message::new("system", s));
             let messages: Vec<_> =
                 system.into_iter().chain([Message::new("user", std::mem::take(prompt))]).collect();
             let request =
                 Request { tools: &ask.tools, think: ask.think, ..Request::new(&messages, now) };
-            let rendered = own.as_ref().unwrap_or(&lease.face.template).render(&request)?;
+            let rendered = own.as_ref().unwrap_or(&lease.preset.template).render(&request)?;
             let mut tokens = lease.checked(std::mem::take(before))?;
             let begins = tokens.is_empty();
             tokens.append(&mut match begins {
                 true => tokenize(lease, &rendered)?,
                 false => lease.text.tokenize(&rendered, false, true)?,
             });
-            Ok(Prompt { tokens, parsed: Some(lease.face.format.opens_thinking(&rendered)) })
+            Ok(Prompt { tokens, parsed: Some(lease.preset.format.opens_thinking(&rendered)) })
         }
         Input::Chat(messages) => {
             name_results(messages);
             if !messages.iter().any(|message| message.role == "system")
-                && let Some(system) = &lease.face.system
+                && let Some(system) = &lease.preset.system
             {
                 messages.insert(0, Message::new("system", system));
             }
@@ -383,9 +383,9 @@ fn render_chat(lease: &Lease, ask: &Ask, messages: &[Message], now: DateTime) ->
         _ => (messages, ""),
     };
     let request = Request { tools: &ask.tools, think: ask.think, ..Request::new(before, now) };
-    let mut rendered = lease.face.template.render(&request)?;
+    let mut rendered = lease.preset.template.render(&request)?;
     check_roles(before, &rendered)?;
-    let opens = lease.face.format.opens_thinking(&rendered);
+    let opens = lease.preset.format.opens_thinking(&rendered);
     rendered.push_str(begun);
     let tokens = tokenize(lease, &rendered)?;
     Ok(Prompt { tokens, parsed: Some(opens && begun.is_empty()) })
@@ -415,12 +415,12 @@ fn insert(
     think: Option<Think>,
     now: DateTime,
 ) -> ApiResult<Prompt> {
-    if lease.face.template.capabilities().insert {
-        let rendered = lease.face.template.insert(prompt, suffix, think, now)?;
+    if lease.preset.template.capabilities().insert {
+        let rendered = lease.preset.template.insert(prompt, suffix, think, now)?;
         return Ok(Prompt { tokens: tokenize(lease, &rendered)?, parsed: None });
     }
     let Some([before, behind, middle]) = catalog::fim_tokens(&lease.header) else {
-        let name = &lease.face.found.name;
+        let name = &lease.preset.found.name;
         return Err(ApiError::bad(format!("{name:?} does not support insert")));
     };
     let plain = |text: &str| lease.text.tokenize(text, false, false);
@@ -434,8 +434,8 @@ fn insert(
 }
 
 fn check_abilities(lease: &Lease, ask: &mut Ask) -> ApiResult<()> {
-    let name = &lease.face.found.name;
-    let can = lease.face.template.capabilities();
+    let name = &lease.preset.found.name;
+    let can = lease.preset.template.capabilities();
     if !ask.tools.is_empty() && !can.tools {
         return Err(ApiError::of("tools", format!("{name:?} does not support tools")));
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use crate::ask::Wishes;
+use crate::ask::Params;
 use crate::body::Admission;
 use crate::engine::{EngineError, Token};
 use crate::error::{ApiError, ApiResult};
@@ -20,7 +20,7 @@ pub(crate) struct EmbedAsk {
     pub(crate) model: String,
     pub(crate) keep_alive: Option<KeepAlive>,
     pub(crate) inputs: Vec<EmbedInput>,
-    pub(crate) wishes: Wishes,
+    pub(crate) params: Params,
     /// What is too long is cut. Else it is refused.
     pub(crate) truncate: bool,
     /// The first so many numbers are wanted.
@@ -49,7 +49,7 @@ pub(crate) async fn embed(hub: &Arc<Hub>, ask: EmbedAsk) -> ApiResult<Embedded> 
         return Err(ApiError::of("input", format!("a request has at most {INPUTS_MAX} inputs")));
     }
     let admission = ask.admission;
-    let lease = hub.acquire(&ask.model, ask.wishes.ctx()?, ask.keep_alive);
+    let lease = hub.acquire(&ask.model, ask.params.ctx()?, ask.keep_alive);
     let lease = Arc::new(admission.within(lease).await?);
     let (model, held) = (lease.clone(), admission.clone());
     let prompts = blocking(move || all_tokens(&model, ask.inputs, ask.truncate, &held)).await??;

@@ -6,9 +6,9 @@ use axum::response::{IntoResponse, Response};
 use futures_util::{Stream, StreamExt, stream};
 use serde_json::Value;
 
+use crate::generation::Generation;
 use crate::hub::Hub;
 use crate::overdue::Overdue;
-use crate::talk::Talk;
 
 /// What makes an answer's events, in turn.
 pub(crate) trait Chunks: Send + 'static {
@@ -16,7 +16,7 @@ pub(crate) trait Chunks: Send + 'static {
     type Chunk: Send + 'static;
 
     /// What they are of.
-    fn talk(&self) -> &Talk;
+    fn generation(&self) -> &Generation;
 
     /// The next ones; none at the end.
     fn next(&mut self) -> impl Future<Output = Option<Vec<Self::Chunk>>> + Send;
@@ -24,7 +24,7 @@ pub(crate) trait Chunks: Send + 'static {
 
 /// An answer of events; `[DONE]` is the last.
 pub(crate) fn events(hub: &Hub, chunks: impl Chunks<Chunk = String>) -> Response {
-    let overdue = chunks.talk().overdue();
+    let overdue = chunks.generation().overdue();
     let texts =
         stream::unfold(chunks, |mut chunks| async move { Some((chunks.next().await?, chunks)) });
     let all = texts.flat_map(stream::iter).chain(stream::once(async { "[DONE]".to_owned() }));
@@ -33,7 +33,7 @@ pub(crate) fn events(hub: &Hub, chunks: impl Chunks<Chunk = String>) -> Response
 
 /// An answer of events whose names are their types.
 pub(crate) fn named_events(hub: &Hub, chunks: impl Chunks<Chunk = Value>) -> Response {
-    let overdue = chunks.talk().overdue();
+    let overdue = chunks.generation().overdue();
     let values =
         stream::unfold(chunks, |mut chunks| async move { Some((chunks.next().await?, chunks)) });
     respond(

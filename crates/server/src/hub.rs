@@ -124,7 +124,7 @@ impl Hub {
         }
         let ctx = match ctx {
             Some(ctx) => Some(ctx),
-            None => ask::own_wishes(&found)?.ctx()?,
+            None => ask::own_params(&found)?.ctx()?,
         };
         // The header tells, if it can be read; if not, loading says why.
         let trained = self.catalog.header(&found.path).ok().and_then(|h| h.context_length);

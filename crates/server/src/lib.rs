@@ -7,7 +7,7 @@
 //! guard.rs        host, origin, key
 //! body.rs         its body, within the memory that there is for all of them, and for its peer
 //! ollama/, openai/, anthropic/, misc.rs   a dialect's JSON to an Ask
-//! talk.rs         Talk::begin
+//! generation.rs   Generation::begin
 //!   hub.rs        the model: which are loaded, which one goes for another
 //!     catalog.rs  by its name, in all stores
 //!   ask.rs        the prompt's tokens, by the model's template; how tokens are drawn
@@ -15,7 +15,7 @@
 //!   schedule/     a queue, in which peers take turns, and a thread for each model, that computes several requests at once
 //!     active.rs   one of them: its prompt, then token by token
 //!       write.rs  from logits to text
-//! talk.rs         Talk::next: thinking, content, calls
+//! generation.rs   Generation::next: thinking, content, calls
 //! ollama/, openai/, anthropic/            to the dialect's lines or events
 //! ```
 //!
@@ -34,7 +34,7 @@ mod embed;
 pub mod engine;
 mod error;
 mod events;
-mod face;
+mod generation;
 mod grammar;
 mod guard;
 mod hub;
@@ -49,10 +49,10 @@ mod openai;
 mod openapi;
 mod overdue;
 mod peers;
+mod preset;
 mod prompts;
 mod schedule;
 mod settings;
-mod talk;
 mod texts;
 mod ui;
 mod write;
@@ -67,7 +67,7 @@ use axum::middleware::from_fn_with_state;
 use tierstream_store::Store;
 use tokio::net::TcpListener;
 
-pub use ask::Wishes;
+pub use ask::Params;
 pub use error::ApiError;
 pub use hub::KeepAlive;
 pub use prompts::PromptCache;

@@ -7,14 +7,14 @@ use serde_json::{Value, json};
 use crate::blocks::{Block, Blocks, Change};
 use crate::error::{ApiError, ApiResult};
 use crate::events::{Chunks, named_events};
+use crate::generation::{Generation, Output};
 use crate::hub::Hub;
 use crate::ids::id;
 use crate::job::{Done, Reason};
-use crate::talk::{Said, Talk};
 
 /// An answer, and what it is told with.
 pub(super) struct Answering {
-    pub(super) talk: Talk,
+    pub(super) generation: Generation,
     pub(super) model: String,
     /// The request's own stop texts.
     pub(super) stops: Vec<String>,
@@ -41,9 +41,11 @@ async fn whole(mut answer: Answering, id: &str) -> ApiResult<Value> {
         }));
     };
     loop {
-        match answer.talk.next().await.ok_or_else(ApiError::endless)?? {
-            Said::Part(part) => part.deltas.into_iter().for_each(|delta| close(blocks.push(delta))),
-            Said::End(done) => {
+        match answer.generation.next().await.ok_or_else(ApiError::endless)?? {
+            Output::Part(part) => {
+                part.deltas.into_iter().for_each(|delta| close(blocks.push(delta)))
+            }
+            Output::End(done) => {
                 close(blocks.finish());
                 let mut message = head(id, &answer.model, &content);
                 let (reason, text) = answer.reason(&done);
@@ -85,7 +87,7 @@ impl Answering {
         match (own, done.reason) {
             (Some(text), _) => ("stop_sequence", text.as_str().into()),
             (None, Reason::Length) => ("max_tokens", Value::Null),
-            (None, Reason::Stop) if self.talk.has_called() => ("tool_use", Value::Null),
+            (None, Reason::Stop) if self.generation.has_called() => ("tool_use", Value::Null),
             (None, Reason::Stop) => ("end_turn", Value::Null),
         }
     }
@@ -128,8 +130,8 @@ enum Stage {
 impl Chunks for Streamed {
     type Chunk = Value;
 
-    fn talk(&self) -> &Talk {
-        &self.answer.talk
+    fn generation(&self) -> &Generation {
+        &self.answer.generation
     }
 
     async fn next(&mut self) -> Option<Vec<Value>> {
@@ -145,13 +147,13 @@ impl Chunks for Streamed {
             }
             Stage::Goes { .. } => {}
         }
-        match self.answer.talk.next().await? {
-            Ok(Said::Part(part)) => {
+        match self.answer.generation.next().await? {
+            Ok(Output::Part(part)) => {
                 let changes: Vec<_> =
                     part.deltas.into_iter().flat_map(|delta| self.blocks.push(delta)).collect();
                 Some(changes.into_iter().map(|change| self.change(change)).collect())
             }
-            Ok(Said::End(done)) => {
+            Ok(Output::End(done)) => {
                 let changes = self.blocks.finish();
                 let mut events: Vec<_> =
                     changes.into_iter().map(|change| self.change(change)).collect();

@@ -14,14 +14,14 @@ use serde_json::{Value, json};
 use tierstream_chat::{Function, Message, Think, Tool, ToolCall};
 
 use self::answer::{Answering, answer};
-use crate::ask::{self, Ask, Input, Wishes};
+use crate::ask::{self, Ask, Input, Params};
 use crate::body::{Admission, Received, read};
 use crate::content;
 use crate::error::{Anthropic, ApiError, ApiResult};
+use crate::generation::Generation;
 use crate::grammar::Form;
 use crate::hub::{Hub, blocking};
 use crate::openapi::{Api, EVENTS, JSON, schemas};
-use crate::talk::Talk;
 
 pub(crate) fn routes() -> Router<Arc<Hub>> {
     Router::new()
@@ -99,8 +99,8 @@ async fn messages(State(hub): State<Arc<Hub>>, body: Received) -> Result<Respons
         return Err(ApiError::of("max_tokens", "max_tokens is to be at least 1").into());
     }
     let stops = body.stop_sequences.clone().unwrap_or_default();
-    let talk = Talk::begin(&hub, ask(body, admission)?).await?;
-    Ok(answer(&hub, Answering { talk, model, stops }, streams).await?)
+    let generation = Generation::begin(&hub, ask(body, admission)?).await?;
+    Ok(answer(&hub, Answering { generation, model, stops }, streams).await?)
 }
 
 async fn count(State(hub): State<Arc<Hub>>, body: Received) -> Result<Json<Value>, Anthropic> {
@@ -152,13 +152,13 @@ fn ask(body: Body, admission: Admission) -> ApiResult<Ask> {
             .thinking
             .map(|thinking| if thinking.kind == "disabled" { Think::Off } else { Think::On }),
         form,
-        wishes: Wishes {
+        params: Params {
             num_predict: body.max_tokens,
             temperature: body.temperature,
             top_p: body.top_p,
             top_k: body.top_k,
             stop: body.stop_sequences,
-            ..Wishes::default()
+            ..Params::default()
         },
         ..Ask::new(admission, body.model, Input::Chat(messages))
     })

@@ -10,10 +10,10 @@ use tokio::sync::{Notify, watch};
 use crate::catalog::{Found, Header};
 use crate::engine::{Compute, Counters, LayerCounters, Limits, Loaded, Rates, Text, Token};
 use crate::error::{ApiError, ApiResult};
-use crate::face::Face;
 use crate::grammar::Grammars;
 use crate::job::{Event, Job};
 use crate::peers::Peer;
+use crate::preset::Preset;
 use crate::schedule::{Answer, Scheduler};
 
 /// A loaded model.
@@ -21,7 +21,7 @@ pub(crate) struct Running {
     pub(crate) found: Found,
     pub(crate) header: Arc<Header>,
     /// What its names make of it.
-    faces: Mutex<Vec<Arc<Face>>>,
+    presets: Mutex<Vec<Arc<Preset>>>,
     pub(crate) text: Arc<dyn Text>,
     pub(crate) limits: Limits,
     pub(crate) load_time: Duration,
@@ -103,8 +103,8 @@ impl Hold {
 
     /// The model by one of its names. Blocks: what belongs to a name may have to be read.
     pub(super) fn lease(self, found: &Found, load_time: Duration) -> ApiResult<Lease> {
-        let face = self.0.face(found)?;
-        Ok(Lease { hold: self, face, load_time })
+        let preset = self.0.preset(found)?;
+        Ok(Lease { hold: self, preset, load_time })
     }
 }
 
@@ -129,7 +129,7 @@ impl Drop for Hold {
 pub(crate) struct Lease {
     hold: Hold,
     /// By the name that was asked for.
-    pub(crate) face: Arc<Face>,
+    pub(crate) preset: Arc<Preset>,
     /// Time that loading took, if it was loaded for this.
     pub(crate) load_time: Duration,
 }
@@ -159,7 +159,7 @@ impl Lease {
         peer: Peer,
         make: impl FnOnce(UnboundedSender<Event>, Arc<[Token]>) -> Job,
     ) -> ApiResult<Answer> {
-        let marks = self.face.marks.clone();
+        let marks = self.preset.marks.clone();
         self.scheduler.submit(peer, |events| make(events, marks))
     }
 
@@ -170,12 +170,12 @@ impl Lease {
 
     /// What makes guides for its vocabulary.
     pub(crate) fn grammars(&self) -> ApiResult<&Grammars> {
-        self.face.grammars(&*self.text)
+        self.preset.grammars(&*self.text)
     }
 }
 
 /// Names that are remembered of a model.
-const FACES_MAX: usize = 32;
+const PRESETS_MAX: usize = 32;
 
 impl Running {
     /// A model that was just loaded, as `found` and `header` tell of it.
@@ -191,7 +191,7 @@ impl Running {
         Self {
             found,
             header,
-            faces: Mutex::default(),
+            presets: Mutex::default(),
             text: loaded.text,
             limits: loaded.compute.limits(),
             load_time: load.time,
@@ -255,36 +255,36 @@ impl Running {
     }
 
     /// What a name makes of it. Blocks.
-    fn face(&self, found: &Found) -> ApiResult<Arc<Face>> {
-        if let Some(face) = self.known_face(found) {
-            return Ok(face);
+    fn preset(&self, found: &Found) -> ApiResult<Arc<Preset>> {
+        if let Some(preset) = self.known_preset(found) {
+            return Ok(preset);
         }
         // Without the lock: others know theirs already.
-        let face = Arc::new(Face::new(found.clone(), &self.header, &*self.text)?);
-        let mut faces = self.faces();
-        if faces.len() == FACES_MAX {
-            faces.remove(0);
+        let preset = Arc::new(Preset::new(found.clone(), &self.header, &*self.text)?);
+        let mut presets = self.presets();
+        if presets.len() == PRESETS_MAX {
+            presets.remove(0);
         }
-        faces.push(face.clone());
-        Ok(face)
+        presets.push(preset.clone());
+        Ok(preset)
     }
 
-    fn known_face(&self, found: &Found) -> Option<Arc<Face>> {
-        let mut faces = self.faces();
-        let at = faces.iter().position(|face| face.is_of(found))?;
+    fn known_preset(&self, found: &Found) -> Option<Arc<Preset>> {
+        let mut presets = self.presets();
+        let at = presets.iter().position(|preset| preset.is_of(found))?;
         // The one that was asked for least lately is the first.
-        let face = faces.remove(at);
-        faces.push(face.clone());
-        Some(face)
+        let preset = presets.remove(at);
+        presets.push(preset.clone());
+        Some(preset)
     }
 
-    fn faces(&self) -> MutexGuard<'_, Vec<Arc<Face>>> {
-        self.faces.lock().unwrap_or_else(PoisonError::into_inner)
+    fn presets(&self) -> MutexGuard<'_, Vec<Arc<Preset>>> {
+        self.presets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The text of its chat template, by the name that it was loaded by. Blocks.
     pub(crate) fn template_source(&self) -> ApiResult<String> {
-        Ok(self.face(&self.found)?.template.source().to_owned())
+        Ok(self.preset(&self.found)?.template.source().to_owned())
     }
 
     fn expiry(&self) -> std::sync::MutexGuard<'_, Expiry> {

@@ -13,11 +13,11 @@ use crate::ask::Ask;
 use crate::body;
 use crate::engine::Token;
 use crate::error::ApiResult;
+use crate::generation::{Generation, Output, Part, Whole, nanos};
 use crate::hub::{Hub, KeepAlive};
 use crate::ids;
 use crate::job::Done;
 use crate::logprobs::Told;
-use crate::talk::{Part, Said, Talk, Whole, nanos};
 
 /// What the routes differ in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,7 +30,7 @@ pub(super) enum Shape {
 
 /// An answer on its way.
 struct Answer {
-    talk: Talk,
+    generation: Generation,
     shape: Shape,
     model: String,
     start: Instant,
@@ -51,15 +51,15 @@ pub(super) async fn answer(
     if ask.is_empty() {
         return Ok(axum::Json(load_or_unload(hub, &ask, shape, start).await?).into_response());
     }
-    let talk = Talk::begin(hub, ask).await?;
-    let mut answer = Answer { talk, shape, model, start, calls: 0, is_over: false };
+    let generation = Generation::begin(hub, ask).await?;
+    let mut answer = Answer { generation, shape, model, start, calls: 0, is_over: false };
     if !streams {
-        let Whole { reply, logprobs, done } = answer.talk.whole().await?;
+        let Whole { reply, logprobs, done } = answer.generation.whole().await?;
         let mut whole = answer.line(reply, Some(logprobs));
         whole.values.extend(answer.end(&done));
         return Ok(axum::Json(whole).into_response());
     }
-    let overdue = answer.talk.overdue();
+    let overdue = answer.generation.overdue();
     Ok(body::lines(overdue.cut(stream::unfold(answer, |mut answer| async move {
         let line = answer.next().await?;
         Some((line, answer))
@@ -80,7 +80,7 @@ async fn load_or_unload(
             "unload"
         }
         false => {
-            let load = hub.acquire(&ask.model, ask.wishes.ctx()?, ask.keep_alive);
+            let load = hub.acquire(&ask.model, ask.params.ctx()?, ask.keep_alive);
             ask.admission.within(load).await?;
             "load"
         }
@@ -117,14 +117,14 @@ impl Answer {
         if self.is_over {
             return None;
         }
-        let line = match self.talk.next().await? {
-            Ok(Said::Part(Part { deltas, logprobs })) => {
+        let line = match self.generation.next().await? {
+            Ok(Output::Part(Part { deltas, logprobs })) => {
                 let mut reply = Reply::default();
                 reply.extend(deltas);
-                let told = self.talk.told(logprobs);
+                let told = self.generation.told(logprobs);
                 self.line(reply, Some(told))
             }
-            Ok(Said::End(done)) => {
+            Ok(Output::End(done)) => {
                 self.is_over = true;
                 let mut line = self.line(Reply::default(), None);
                 line.values.extend(self.end(&done));
@@ -165,13 +165,13 @@ impl Answer {
             "done": true,
             "done_reason": done.reason.name(),
             "total_duration": nanos(self.start.elapsed()),
-            "load_duration": nanos(self.talk.lease.load_time),
+            "load_duration": nanos(self.generation.lease.load_time),
             "prompt_eval_count": done.prompt_tokens,
             "prompt_eval_duration": nanos(done.prompt_time),
             "eval_count": done.drawn.len(),
             "eval_duration": nanos(done.eval_time),
         }));
-        if let (Shape::Generate, Some(prompt)) = (self.shape, self.talk.prompt()) {
+        if let (Shape::Generate, Some(prompt)) = (self.shape, self.generation.prompt()) {
             let context: Vec<Token> = prompt.iter().chain(&done.drawn).copied().collect();
             end.insert("context".into(), context.into());
         }

@@ -10,7 +10,7 @@ use serde_json::Value;
 use tierstream_chat::{Message, Tool, ToolCall};
 
 use super::answer::{Shape, answer};
-use crate::ask::{Ask, Input, Wishes};
+use crate::ask::{Ask, Input, Params};
 use crate::body::{Received, read};
 use crate::error::{ApiError, ApiResult, Ollama};
 use crate::grammar::Form;
@@ -29,7 +29,7 @@ pub(super) struct Body {
     #[serde(default)]
     #[schemars(schema_with = "schemas::format")]
     format: Option<Value>,
-    options: Option<Wishes>,
+    options: Option<Params>,
     stream: Option<bool>,
     #[serde(default)]
     #[schemars(schema_with = "schemas::keep_alive")]
@@ -79,7 +79,7 @@ pub(super) async fn chat(State(hub): State<Arc<Hub>>, body: Received) -> Result<
         think: super::think(body.think.as_ref())?,
         thinking_is_a_must: true,
         form: Form::of_ollama(body.format)?,
-        wishes: body.options.unwrap_or_default(),
+        params: body.options.unwrap_or_default(),
         logprobs: super::logprobs(body.logprobs, body.top_logprobs),
         truncate: body.truncate.unwrap_or(true),
         ..Ask::new(admission, body.model, input)

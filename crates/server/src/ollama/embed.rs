@@ -9,13 +9,13 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::ask::{Wishes, one_or_more};
+use crate::ask::{Params, one_or_more};
 use crate::body::{Admission, Received, read};
 use crate::embed::{EmbedAsk, EmbedInput, embed as compute};
 use crate::error::Ollama;
+use crate::generation::nanos;
 use crate::hub::Hub;
 use crate::openapi::schemas;
-use crate::talk::nanos;
 
 #[derive(Deserialize, JsonSchema)]
 #[schemars(rename = "OllamaEmbed")]
@@ -28,7 +28,7 @@ pub(super) struct Body {
     prompt: Option<String>,
     truncate: Option<bool>,
     dimensions: Option<usize>,
-    options: Option<Wishes>,
+    options: Option<Params>,
     #[serde(default)]
     #[schemars(schema_with = "schemas::keep_alive")]
     keep_alive: Option<Value>,
@@ -41,7 +41,7 @@ impl Body {
             model: self.model,
             keep_alive: super::keep_alive(self.keep_alive.as_ref())?,
             inputs: texts.into_iter().map(EmbedInput::Text).collect(),
-            wishes: self.options.unwrap_or_default(),
+            params: self.options.unwrap_or_default(),
             truncate: self.truncate.unwrap_or(true),
             dimensions: self.dimensions,
         })

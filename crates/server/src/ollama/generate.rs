@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::answer::{Shape, answer};
-use crate::ask::{Ask, Input, Wishes};
+use crate::ask::{Ask, Input, Params};
 use crate::body::{Received, read};
 use crate::engine::Token;
 use crate::error::{ApiError, Ollama};
@@ -32,7 +32,7 @@ pub(super) struct Body {
     #[serde(default)]
     #[schemars(schema_with = "schemas::format")]
     format: Option<Value>,
-    options: Option<Wishes>,
+    options: Option<Params>,
     stream: Option<bool>,
     #[serde(default)]
     #[schemars(schema_with = "schemas::keep_alive")]
@@ -71,7 +71,7 @@ pub(super) async fn generate(
         think: super::think(body.think.as_ref())?,
         thinking_is_a_must: true,
         form: Form::of_ollama(body.format)?,
-        wishes: body.options.unwrap_or_default(),
+        params: body.options.unwrap_or_default(),
         logprobs: super::logprobs(body.logprobs, body.top_logprobs),
         ..Ask::new(admission, body.model, input)
     };

@@ -16,12 +16,12 @@ use crate::body::{Admission, Received, json, read};
 use crate::content;
 use crate::error::{ApiError, ApiResult, OpenAi};
 use crate::events::{Chunks, events};
+use crate::generation::{Generation, Output, Part, Whole};
 use crate::grammar::Form;
 use crate::hub::Hub;
 use crate::ids::id;
 use crate::logprobs::Told;
 use crate::openapi::schemas;
-use crate::talk::{Part, Said, Talk, Whole};
 
 #[derive(Deserialize, JsonSchema)]
 #[schemars(rename = "Chat")]
@@ -104,18 +104,18 @@ pub(super) async fn chat(State(hub): State<Arc<Hub>>, body: Received) -> Result<
     let model = body.common.model.clone();
     let tells_logprobs = body.logprobs.unwrap_or(false);
     let ask = ask(&mut body, admission)?;
-    let mut talk = Talk::begin(&hub, ask).await?;
+    let mut generation = Generation::begin(&hub, ask).await?;
     let head = Head { id: id("chatcmpl-"), created: now(), model };
     if streams {
         let stage = Stage::Begins;
-        return Ok(events(&hub, Streamed { talk, head, tells_usage, tells_logprobs, stage }));
+        return Ok(events(&hub, Streamed { generation, head, tells_usage, tells_logprobs, stage }));
     }
-    let Whole { reply, logprobs: content, done } = talk.whole().await?;
+    let Whole { reply, logprobs: content, done } = generation.whole().await?;
     let mut message = json!({"role": "assistant", "content": reply.content, "refusal": null});
     if !reply.thinking.is_empty() {
         message["reasoning_content"] = reply.thinking.into();
     }
-    let reason = reason(&talk, done.reason.name());
+    let reason = reason(&generation, done.reason.name());
     if !reply.tool_calls.is_empty() {
         let call = |call: ToolCall| {
             let arguments = call.arguments.to_string();
@@ -163,9 +163,9 @@ fn list<S: Serializer>(content: &Told, to: S) -> Result<S::Ok, S::Error> {
     content.list(to, true)
 }
 
-fn reason(talk: &Talk, reason: &'static str) -> &'static str {
+fn reason(generation: &Generation, reason: &'static str) -> &'static str {
     match reason {
-        "stop" if talk.has_called() => "tool_calls",
+        "stop" if generation.has_called() => "tool_calls",
         reason => reason,
     }
 }
@@ -174,7 +174,7 @@ fn reason(talk: &Talk, reason: &'static str) -> &'static str {
 const CHUNK: &str = "chat.completion.chunk";
 
 struct Streamed {
-    talk: Talk,
+    generation: Generation,
     head: Head,
     tells_usage: bool,
     tells_logprobs: bool,
@@ -191,8 +191,8 @@ enum Stage {
 impl Chunks for Streamed {
     type Chunk = String;
 
-    fn talk(&self) -> &Talk {
-        &self.talk
+    fn generation(&self) -> &Generation {
+        &self.generation
     }
 
     async fn next(&mut self) -> Option<Vec<String>> {
@@ -206,9 +206,9 @@ impl Chunks for Streamed {
             }
             Stage::Goes => {}
         }
-        match self.talk.next().await? {
-            Ok(Said::Part(Part { deltas, logprobs })) => {
-                let mut told = Some(self.talk.told(logprobs)).filter(|told| !told.is_empty());
+        match self.generation.next().await? {
+            Ok(Output::Part(Part { deltas, logprobs })) => {
+                let mut told = Some(self.generation.told(logprobs)).filter(|told| !told.is_empty());
                 let mut chunks = Vec::new();
                 for delta in deltas.into_iter().filter_map(delta_of) {
                     chunks.push(json(&self.chunk(delta, None, told.take())));
@@ -218,9 +218,9 @@ impl Chunks for Streamed {
                 }
                 Some(chunks)
             }
-            Ok(Said::End(done)) => {
+            Ok(Output::End(done)) => {
                 self.stage = Stage::Over;
-                let reason = reason(&self.talk, done.reason.name());
+                let reason = reason(&self.generation, done.reason.name());
                 let mut last = self.chunk(json!({}), Some(reason), None);
                 if !self.tells_usage {
                     last.timings = Some(timings(&done));
@@ -279,10 +279,10 @@ fn ask(body: &mut Body, admission: Admission) -> ApiResult<Ask> {
     if messages.is_empty() {
         return Err(ApiError::of("messages", "there are no messages"));
     }
-    let mut wishes = body.common.wishes()?;
+    let mut params = body.common.params()?;
     let most = body.max_completion_tokens.filter(|&tokens| tokens != UNLIMITED);
     check_most("max_completion_tokens", most)?;
-    wishes.num_predict = body.max_completion_tokens.or(wishes.num_predict);
+    params.num_predict = body.max_completion_tokens.or(params.num_predict);
     let mut tools = body.tools.take().unwrap_or_default();
     let form = form(body, &mut tools)?;
     let input = Input::Chat(messages.into_iter().map(message).collect::<ApiResult<_>>()?);
@@ -290,7 +290,7 @@ fn ask(body: &mut Body, admission: Admission) -> ApiResult<Ask> {
         tools,
         think: think(body)?,
         form,
-        wishes,
+        params,
         bias: body.common.bias()?,
         logprobs: logprobs_of(body)?,
         ..Ask::new(admission, body.common.model.clone(), input)

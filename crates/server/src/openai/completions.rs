@@ -16,12 +16,12 @@ use crate::body::{Admission, Received, json, read};
 use crate::engine::Token;
 use crate::error::{ApiError, ApiResult, OpenAi};
 use crate::events::{Chunks, events};
+use crate::generation::{Generation, Output, Part, Whole};
 use crate::grammar::Form;
 use crate::hub::{Hub, Lease, blocking};
 use crate::ids::id;
 use crate::job::Done;
 use crate::logprobs::Told;
-use crate::talk::{Part, Said, Talk, Whole};
 
 #[derive(Deserialize, JsonSchema)]
 #[schemars(rename = "Completion")]
@@ -74,17 +74,17 @@ pub(super) async fn completions(
     if streams {
         let (echoed, ask) =
             asks.next(&lease)?.ok_or_else(|| ApiError::of("prompt", "the prompt is empty"))?;
-        let talk = Talk::begin_on(&hub, lease, ask).await?;
+        let generation = Generation::begin_on(&hub, lease, ask).await?;
         return Ok(events(
             &hub,
-            Streamed { talk, head, echoed, tells_usage, offset: 0, is_over: false },
+            Streamed { generation, head, echoed, tells_usage, offset: 0, is_over: false },
         ));
     }
     let mut choices = Vec::new();
     let mut sum: Option<Done> = None;
     while let Some((echoed, ask)) = asks.next(&lease)? {
-        let mut talk = Talk::begin_on(&hub, lease.clone(), ask).await?;
-        let Whole { reply, logprobs, done } = talk.whole().await?;
+        let mut generation = Generation::begin_on(&hub, lease.clone(), ask).await?;
+        let Whole { reply, logprobs, done } = generation.whole().await?;
         let text = echoed.unwrap_or_default() + &reply.content;
         let told = Some(logprobs).filter(|told| !told.is_empty());
         choices.push(Choice {
@@ -139,7 +139,7 @@ impl Asks {
         }
         let ask = Ask {
             form: body.common.grammar.take().map_or(Form::Free, Form::Lark),
-            wishes: body.common.wishes()?,
+            params: body.common.params()?,
             bias: body.common.bias()?,
             logprobs: body.logprobs,
             ..Ask::new(admission, body.common.model.clone(), Input::Raw(String::new()))
@@ -155,7 +155,7 @@ impl Asks {
     /// The model of them all: another load of it may have other tokens.
     async fn lease(&self, hub: &Arc<Hub>) -> ApiResult<Lease> {
         let ask = self.ask.as_ref().expect("none has been taken");
-        let lease = hub.acquire(&ask.model, ask.wishes.ctx()?, ask.keep_alive);
+        let lease = hub.acquire(&ask.model, ask.params.ctx()?, ask.keep_alive);
         ask.admission.within(lease).await
     }
 
@@ -247,7 +247,7 @@ impl Logprobs {
 }
 
 struct Streamed {
-    talk: Talk,
+    generation: Generation,
     head: Head,
     /// The prompt, to be said first.
     echoed: Option<String>,
@@ -260,8 +260,8 @@ struct Streamed {
 impl Chunks for Streamed {
     type Chunk = String;
 
-    fn talk(&self) -> &Talk {
-        &self.talk
+    fn generation(&self) -> &Generation {
+        &self.generation
     }
 
     async fn next(&mut self) -> Option<Vec<String>> {
@@ -271,11 +271,11 @@ impl Chunks for Streamed {
         if let Some(prompt) = self.echoed.take() {
             return Some(vec![json(&self.head.object(KIND, [part(prompt, None)]))]);
         }
-        match self.talk.next().await? {
-            Ok(Said::Part(Part { deltas, logprobs })) => {
-                Some(vec![self.chunk(deltas, self.talk.told(logprobs))])
+        match self.generation.next().await? {
+            Ok(Output::Part(Part { deltas, logprobs })) => {
+                Some(vec![self.chunk(deltas, self.generation.told(logprobs))])
             }
-            Ok(Said::End(done)) => {
+            Ok(Output::End(done)) => {
                 self.is_over = true;
                 let reason = Some(done.reason.name());
                 let mut last = self.head.object(KIND, [part(String::new(), reason)]);

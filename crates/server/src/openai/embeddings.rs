@@ -9,7 +9,7 @@ use base64::prelude::BASE64_STANDARD;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, Serializer};
 
-use crate::ask::Wishes;
+use crate::ask::Params;
 use crate::body::{Received, read};
 use crate::embed::{EmbedAsk, EmbedInput, embed};
 use crate::engine::Token;
@@ -63,7 +63,7 @@ pub(super) async fn embeddings(
         model: body.model.clone(),
         keep_alive: None,
         inputs,
-        wishes: Wishes::default(),
+        params: Params::default(),
         truncate: false,
         dimensions: body.dimensions,
     };

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tierstream_chat::Tool;
 
-use crate::ask::{Wishes, one_or_more};
+use crate::ask::{Params, one_or_more};
 use crate::engine::Token;
 use crate::error::{ApiError, ApiResult};
 use crate::grammar::Form;
@@ -98,12 +98,12 @@ impl Common {
         self.stream_options.as_ref().and_then(|options| options.include_usage).unwrap_or(false)
     }
 
-    fn wishes(&mut self) -> ApiResult<Wishes> {
+    fn params(&mut self) -> ApiResult<Params> {
         if self.n.unwrap_or(1) != 1 || self.best_of.unwrap_or(1) != 1 {
             return Err(ApiError::of("n", "one answer is given to a request: n and best_of are 1"));
         }
         check_most("max_tokens", self.max_tokens.filter(|&tokens| tokens != UNLIMITED))?;
-        Ok(Wishes {
+        Ok(Params {
             num_ctx: None,
             num_predict: self.max_tokens,
             seed: self.seed,

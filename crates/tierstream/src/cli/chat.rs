@@ -9,8 +9,8 @@ use tierstream::{Engine, Generate, Generation, Stop, Token};
 use tierstream_chat::Message;
 
 use super::args::{self, Run};
-use super::face::{self, Face, Rendered};
 use super::output::{self, Tokens};
+use super::preset::{self, Preset, Rendered};
 use super::reply::Manner;
 use super::report::{Report, lines, percent};
 use super::run::{self, Goal};
@@ -28,7 +28,7 @@ const ANSWER_PART: usize = 4;
 pub(crate) struct Chat<'a> {
     engine: &'a mut Engine,
     /// Its system prompt stays when messages are forgotten.
-    face: Face,
+    preset: Preset,
     options: Generate,
     /// Texts that end an answer.
     stops: Vec<String>,
@@ -79,7 +79,7 @@ impl<'a> Chat<'a> {
     /// `seed`: that of every answer; without it each has another one.
     pub(crate) fn new(
         engine: &'a mut Engine,
-        face: Face,
+        preset: Preset,
         goal: Goal,
         seed: Option<u32>,
         args: &Run,
@@ -89,11 +89,11 @@ impl<'a> Chat<'a> {
             return Err(open::no_tokenizer());
         }
         // A template that fails does so now.
-        face.render(&[Message::new("user", "a")])?;
+        preset.render(&[Message::new("user", "a")])?;
         let n_ctx = engine.context().options().n_ctx as usize;
         Ok(Self {
             engine,
-            face,
+            preset,
             options: goal.options,
             stops: goal.stops,
             n_ctx,
@@ -111,7 +111,7 @@ impl<'a> Chat<'a> {
 
     pub(crate) fn run(mut self) -> anyhow::Result<ExitCode> {
         let mut input = Input::new()?;
-        if !self.face.has_template() {
+        if !self.preset.has_template() {
             output::note("this model has no chat template: it goes on from what you write");
         }
         output::stderr("/help lists the commands, /bye leaves");
@@ -182,14 +182,14 @@ impl<'a> Chat<'a> {
             "temp" | "temperature" => self.options.sampling.temperature = args::temperature(value)?,
             "seed" => self.seed = Some(number(0)?),
             "n" => self.options.max_tokens = number(1)?,
-            "system" if self.face.has_template() => {
-                self.face.system = Some(value.replace("\\\n", "\n"));
+            "system" if self.preset.has_template() => {
+                self.preset.system = Some(value.replace("\\\n", "\n"));
             }
             "system" => {
                 let why = "this model has no chat template, through which it would get a system";
                 return Err(format!("{why} prompt; write it into your next message"));
             }
-            "think" => self.face.set_think(args::think(value)?)?,
+            "think" => self.preset.set_think(args::think(value)?)?,
             _ => return Err("/set takes temp, seed, n, system or think, and a value".to_owned()),
         }
         Ok(())
@@ -246,14 +246,19 @@ impl<'a> Chat<'a> {
         }
         let mut before = self.make_room(&mut prompt);
         // Without a template, the context alone knows what was said, and it has lost that.
-        before.lost = first > 0 && !self.face.has_template();
-        let parser = self.face.parser(prompt.opens_thinking);
+        before.lost = first > 0 && !self.preset.has_template();
+        let parser = self.preset.parser(prompt.opens_thinking);
         let manner = Manner { silent: false, hides_thinking: self.hides_thinking, parser };
         let mut out = Tokens::new(true, &self.stops, manner);
         let seed = self.seed.unwrap_or_else(run::random_seed);
         self.options.sampling.seed = seed;
-        let made =
-            run::generate(self.engine, &prompt.tokens, &self.options, self.face.marks(), &mut out);
+        let made = run::generate(
+            self.engine,
+            &prompt.tokens,
+            &self.options,
+            self.preset.marks(),
+            &mut out,
+        );
         out.finish()?;
         match made {
             Ok(made) => {
@@ -381,7 +386,7 @@ impl<'a> Chat<'a> {
             vocab.tokenize(text, begin, special).map_err(tierstream::Error::from)
         };
         let messages = &self.messages[first..];
-        let Some(Rendered { text, opens_thinking }) = self.face.render(messages)? else {
+        let Some(Rendered { text, opens_thinking }) = self.preset.render(messages)? else {
             if first == 0 {
                 let last = self.messages.last().map_or("", |message| message.content.as_str());
                 return Ok(self.added(tokenize(last, self.held.is_empty(), false)?));
@@ -392,7 +397,7 @@ impl<'a> Chat<'a> {
         let more = self.rendered.as_ref().and_then(|had| text.strip_prefix(had.as_str()));
         let prompt = match more {
             Some(more) => self.added(tokenize(more, false, true)?),
-            None => self.anew(face::tokens(self.engine, &text)?),
+            None => self.anew(preset::tokens(self.engine, &text)?),
         };
         Ok(Prompt { rendered: Some(text), opens_thinking, ..prompt })
     }

@@ -9,15 +9,15 @@ use std::time::Instant;
 use anyhow::Context as _;
 use tierstream::{Engine, Generate, Generation, Options, Stop, Token};
 use tierstream_chat::{Message, Parser};
-use tierstream_server::{ApiError, Wishes};
+use tierstream_server::{ApiError, Params};
 
 use super::args::{Cli, Run};
 use super::chat::Chat;
-use super::face::{self, Face, Own};
 use super::interrupt::{self, Running};
 use super::named::Named;
 use super::open;
 use super::output::{self, Failure, Progress, Tokens};
+use super::preset::{self, Own, Preset};
 use super::reply::Manner;
 use super::report::Report;
 
@@ -45,27 +45,27 @@ pub(crate) fn run(cli: &Cli, args: &Run) -> anyhow::Result<ExitCode> {
         open::check_takes_text(path)?;
     }
     let own = Own::read(&named.layers(), args.raw)?;
-    let wishes = wishes(args).or(own.wishes.clone());
+    let params = params(args).or(own.params.clone());
     // As with Ollama, -1 is any.
-    let seed = wishes.seed.filter(|&seed| seed != -1).map(|seed| seed as u32);
+    let seed = params.seed.filter(|&seed| seed != -1).map(|seed| seed as u32);
     let drawn = seed.unwrap_or_else(random_seed);
-    let wishes = Wishes { seed: Some(drawn.into()), ..wishes };
+    let params = Params { seed: Some(drawn.into()), ..params };
     let options = open::options(&load.engine, args.model.experts)?;
-    let ctx = wishes.ctx().map_err(unmet)?;
+    let ctx = params.ctx().map_err(unmet)?;
     let options = Options { ctx, seed: drawn.into(), ..options };
     // To the end of the report, which a signal must not cut.
     let running = Running::start(None);
     let options = Options { weight_sums: open::weight_sums(&load.engine, path)?, ..options };
     let mut engine = open::engine(&load.engine, path, options)?;
-    let face = Face::new(own, &engine, args)?;
-    let goal = Goal::new(&wishes, &face, &mut engine)?;
+    let preset = Preset::new(own, &engine, args)?;
+    let goal = Goal::new(&params, &preset, &mut engine)?;
     let (prompt, parser) = match input {
         Input::Chat => {
             drop(running);
-            return Chat::new(&mut engine, face, goal, seed, args, cli.verbose)?.run();
+            return Chat::new(&mut engine, preset, goal, seed, args, cli.verbose)?.run();
         }
         Input::Tokens(tokens) => (tokens, None),
-        Input::Text(text) => prompt(&engine, &face, &text)?,
+        Input::Text(text) => prompt(&engine, &preset, &text)?,
     };
     check(&engine, &prompt)?;
     let has_text = engine.model().vocab().has_text();
@@ -75,7 +75,7 @@ pub(crate) fn run(cli: &Cli, args: &Run) -> anyhow::Result<ExitCode> {
     }
     let manner = Manner { silent: cli.json, hides_thinking: args.hide_thinking, parser };
     let mut out = Tokens::new(has_text, &goal.stops, manner);
-    let result = generate(&mut engine, &prompt, &goal.options, face.marks(), &mut out);
+    let result = generate(&mut engine, &prompt, &goal.options, preset.marks(), &mut out);
     let written = out.finish();
     let made = result?;
     written?;
@@ -146,22 +146,22 @@ pub(crate) struct Goal {
 }
 
 impl Goal {
-    fn new(wishes: &Wishes, face: &Face, engine: &mut Engine) -> anyhow::Result<Self> {
+    fn new(params: &Params, preset: &Preset, engine: &mut Engine) -> anyhow::Result<Self> {
         let n_ctx = engine.context().options().n_ctx as usize;
-        let sampling = face::sampling(&wishes.sampling(n_ctx).map_err(unmet)?);
+        let sampling = preset::sampling(&params.sampling(n_ctx).map_err(unmet)?);
         // With a chat template the model knows where its answer ends.
-        let usual = if face.has_template() { u32::MAX } else { COMPLETION_TOKENS };
+        let usual = if preset.has_template() { u32::MAX } else { COMPLETION_TOKENS };
         let most = |n| u32::try_from(n).unwrap_or(u32::MAX);
-        let max_tokens = wishes.num_predict.map_or(usual, most);
-        let stops = wishes.stops().map_err(unmet)?;
+        let max_tokens = params.num_predict.map_or(usual, most);
+        let stops = params.stops().map_err(unmet)?;
         Ok(Self { options: Generate { max_tokens, sampling }, stops })
     }
 }
 
 /// What the flags say of how a model is to write.
-fn wishes(args: &Run) -> Wishes {
+fn params(args: &Run) -> Params {
     let engine = &args.model.load.engine;
-    Wishes {
+    Params {
         num_ctx: engine.ctx.map(Into::into),
         num_predict: args.n.map(Into::into),
         seed: engine.seed.map(Into::into),
@@ -171,7 +171,7 @@ fn wishes(args: &Run) -> Wishes {
         temperature: args.temp,
         repeat_penalty: args.repeat_penalty,
         stop: (!args.stop.is_empty()).then(|| args.stop.clone()),
-        ..Wishes::default()
+        ..Params::default()
     }
 }
 
@@ -247,17 +247,17 @@ fn from_stdin() -> anyhow::Result<String> {
 /// The tokens of a single message, and what reads the reply to it.
 fn prompt(
     engine: &Engine,
-    face: &Face,
+    preset: &Preset,
     text: &str,
 ) -> anyhow::Result<(Vec<Token>, Option<Parser>)> {
     let vocab = engine.model().vocab();
     if !vocab.has_text() {
         return Err(open::no_tokenizer());
     }
-    match face.render(&[Message::new("user", text)])? {
+    match preset.render(&[Message::new("user", text)])? {
         Some(rendered) => {
-            let tokens = face::tokens(engine, &rendered.text)?;
-            Ok((tokens, face.parser(rendered.opens_thinking)))
+            let tokens = preset::tokens(engine, &rendered.text)?;
+            Ok((tokens, preset.parser(rendered.opens_thinking)))
         }
         None => Ok((vocab.tokenize(text, true, false).map_err(tierstream::Error::from)?, None)),
     }

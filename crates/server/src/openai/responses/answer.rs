@@ -8,10 +8,10 @@ use crate::blocks::{Block, Blocks, Change};
 use crate::body::Room;
 use crate::error::{ApiError, ApiResult};
 use crate::events::{Chunks, named_events};
+use crate::generation::{Generation, Output};
 use crate::hub::{Hub, blocking};
 use crate::ids::id;
 use crate::job::{Done, Reason};
-use crate::talk::{Said, Talk};
 
 /// Answers a request.
 pub(super) async fn answer(hub: &Hub, mut answer: Answer, streams: bool) -> ApiResult<Response> {
@@ -32,7 +32,7 @@ pub(super) async fn answer(hub: &Hub, mut answer: Answer, streams: bool) -> ApiR
 
 /// An answer on its way.
 pub(super) struct Answer {
-    talk: Talk,
+    generation: Generation,
     frame: Map<String, Value>,
     /// Of the frame, which has much of the request in it.
     _room: Room,
@@ -50,10 +50,10 @@ pub(super) struct Answer {
 }
 
 impl Answer {
-    pub(super) fn new(talk: Talk, frame: Map<String, Value>, room: Room) -> Self {
+    pub(super) fn new(generation: Generation, frame: Map<String, Value>, room: Room) -> Self {
         let (ids, items) = (Vec::new(), Vec::new());
         Self {
-            talk,
+            generation,
             frame,
             _room: room,
             blocks: Blocks::default(),
@@ -77,14 +77,14 @@ impl Answer {
                 self.event("response.in_progress", json!({ "response": response })),
             ]);
         }
-        let said = self.talk.next().await;
+        let said = self.generation.next().await;
         match said.ok_or_else(ApiError::endless)?? {
-            Said::Part(part) => {
+            Output::Part(part) => {
                 let changes: Vec<_> =
                     part.deltas.into_iter().flat_map(|delta| self.blocks.push(delta)).collect();
                 Ok(changes.into_iter().flat_map(|change| self.change(change)).collect())
             }
-            Said::End(done) => {
+            Output::End(done) => {
                 self.is_over = true;
                 let changes = self.blocks.finish();
                 let mut events: Vec<_> =
@@ -104,7 +104,8 @@ impl Answer {
     }
 
     async fn count_thoughts(&mut self) -> ApiResult<()> {
-        let (text, thoughts) = (self.talk.lease.text.clone(), std::mem::take(&mut self.thoughts));
+        let (text, thoughts) =
+            (self.generation.lease.text.clone(), std::mem::take(&mut self.thoughts));
         self.thought_tokens =
             blocking(move || text.tokenize(&thoughts, false, false)).await??.len();
         Ok(())
@@ -237,8 +238,8 @@ fn part(block: &Block) -> Option<Value> {
 impl Chunks for Answer {
     type Chunk = Value;
 
-    fn talk(&self) -> &Talk {
-        &self.talk
+    fn generation(&self) -> &Generation {
+        &self.generation
     }
 
     async fn next(&mut self) -> Option<Vec<Value>> {

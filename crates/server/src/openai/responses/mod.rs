@@ -14,15 +14,15 @@ use tierstream_chat::{Function, Message, Tool, ToolCall};
 use self::answer::{Answer, answer};
 use super::chat::{effort, response_format};
 use super::{check_most, now, tool_choice};
-use crate::ask::{Ask, Input, Wishes};
+use crate::ask::{Ask, Input, Params};
 use crate::body::{Admission, Received, read};
 use crate::content;
 use crate::error::{ApiError, ApiResult, OpenAi};
+use crate::generation::Generation;
 use crate::grammar::Form;
 use crate::hub::Hub;
 use crate::ids::id;
 use crate::openapi::schemas;
-use crate::talk::Talk;
 
 #[derive(Deserialize, JsonSchema)]
 #[schemars(rename = "Responses")]
@@ -75,8 +75,8 @@ pub(super) async fn responses(
     let streams = body.stream.unwrap_or(false);
     let (ask, frame) = ask(body, admission)?;
     let room = hub.bodies.room_beside(&ask.admission, &frame)?;
-    let talk = Talk::begin(&hub, ask).await?;
-    Ok(answer(&hub, Answer::new(talk, frame, room), streams).await?)
+    let generation = Generation::begin(&hub, ask).await?;
+    Ok(answer(&hub, Answer::new(generation, frame, room), streams).await?)
 }
 
 fn ask(body: Body, admission: Admission) -> ApiResult<(Ask, Map<String, Value>)> {
@@ -132,11 +132,11 @@ fn ask(body: Body, admission: Admission) -> ApiResult<(Ask, Map<String, Value>)>
         tools,
         think: effort(effort_text.as_deref())?,
         form,
-        wishes: Wishes {
+        params: Params {
             temperature: body.temperature,
             top_p: body.top_p,
             num_predict: body.max_output_tokens,
-            ..Wishes::default()
+            ..Params::default()
         },
         ..Ask::new(admission, body.model, Input::Chat(messages))
     };

@@ -16,9 +16,9 @@ use tierstream_server::engine::{
 };
 
 use super::super::args::{EngineArgs, Serve, ram_with_prompts};
-use super::super::face;
 use super::super::open;
 use super::super::output;
+use super::super::preset;
 
 /// What a few hundred connections and their answers take.
 const SERVER_BYTES: u64 = 24 << 20;
@@ -401,7 +401,7 @@ impl Compute for Computing {
     }
 
     fn sampler(&self, sampling: &Sampling) -> Box<dyn Sample> {
-        Box::new(Drawing(Sampler::new(face::sampling(sampling))))
+        Box::new(Drawing(Sampler::new(preset::sampling(sampling))))
     }
 
     fn stopper(&self) -> Arc<dyn Fn(bool) + Send + Sync> {

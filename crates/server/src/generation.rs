@@ -19,11 +19,11 @@ use crate::overdue::Overdue;
 use crate::schedule::Answer;
 
 /// An answer. Who drops it ends it.
-pub(crate) struct Talk {
+pub(crate) struct Generation {
     pub(crate) lease: Lease,
     answer: Answer,
     parser: Option<Parser>,
-    ready: VecDeque<Said>,
+    ready: VecDeque<Output>,
     /// Of tokens whose text has not come out yet.
     logprobs: Logprobs,
     deadline: tokio::time::Instant,
@@ -34,7 +34,7 @@ pub(crate) struct Talk {
 }
 
 /// What comes of an answer: parts, and one end.
-pub(crate) enum Said {
+pub(crate) enum Output {
     Part(Part),
     End(Done),
 }
@@ -52,7 +52,7 @@ pub(crate) struct Whole {
     pub(crate) done: Done,
 }
 
-impl Talk {
+impl Generation {
     /// Has a request computed: its model is loaded, and the request waits for its turn or is in it.
     pub(crate) async fn begin(hub: &Arc<Hub>, ask: Ask) -> ApiResult<Self> {
         let deadline = ask.admission.deadline;
@@ -67,31 +67,31 @@ impl Talk {
     }
 
     async fn begun(hub: &Arc<Hub>, ask: Ask) -> ApiResult<Self> {
-        let lease = hub.acquire(&ask.model, ask.wishes.ctx()?, ask.keep_alive).await?;
+        let lease = hub.acquire(&ask.model, ask.params.ctx()?, ask.keep_alive).await?;
         Self::begun_on(hub, lease, ask).await
     }
 
     async fn begun_on(hub: &Hub, lease: Lease, mut ask: Ask) -> ApiResult<Self> {
         let deadline = ask.admission.deadline;
         if lease.limits.is_encoder {
-            let name = &lease.face.found.name;
+            let name = &lease.preset.found.name;
             return Err(ApiError::bad(format!("{name:?} does not generate text, but embeddings")));
         }
         let metrics = hub.metrics.clone();
         blocking(move || {
-            ask.wishes = std::mem::take(&mut ask.wishes).or(lease.face.wishes.clone());
+            ask.params = std::mem::take(&mut ask.params).or(lease.preset.params.clone());
             let prompt = ask::prompt(&lease, &mut ask)?;
             let ctx = lease.limits.ctx;
             check_length(prompt.tokens.len(), ctx)?;
-            let sampling = ask.wishes.sampling(ctx)?;
-            let stop = ask.wishes.stops()?;
+            let sampling = ask.params.sampling(ctx)?;
+            let stop = ask.params.stops()?;
             let parser =
-                prompt.parsed.map(|opens| Parser::new(&lease.face.format, &ask.tools, opens));
+                prompt.parsed.map(|opens| Parser::new(&lease.preset.format, &ask.tools, opens));
             let thinks_first = prompt.parsed.unwrap_or(false);
             let guide = match &ask.form {
                 Form::Free => None,
                 form => {
-                    lease.grammars()?.guide(form, &lease.face.format, &ask.tools, thinks_first)?
+                    lease.grammars()?.guide(form, &lease.preset.format, &ask.tools, thinks_first)?
                 }
             };
             let goes_on = matches!(ask.input, Input::Prompt { .. }).then(|| prompt.tokens.clone());
@@ -101,7 +101,7 @@ impl Talk {
             lease.bring(&prompt.tokens);
             let answer = lease.submit(peer, |events, marks| {
                 let goal = Goal::Text(Box::new(Writing {
-                    max_tokens: ask.wishes.most_tokens(),
+                    max_tokens: ask.params.most_tokens(),
                     sampling,
                     stop,
                     guide,
@@ -136,7 +136,7 @@ impl Talk {
     }
 
     /// What comes next; none after the end or an error.
-    pub(crate) async fn next(&mut self) -> Option<ApiResult<Said>> {
+    pub(crate) async fn next(&mut self) -> Option<ApiResult<Output>> {
         loop {
             if let Some(said) = self.ready.pop_front() {
                 return Some(Ok(said));
@@ -163,9 +163,9 @@ impl Talk {
                     self.say(deltas);
                     if !self.logprobs.is_empty() {
                         let logprobs = std::mem::take(&mut self.logprobs);
-                        self.ready.push_back(Said::Part(Part { deltas: Vec::new(), logprobs }));
+                        self.ready.push_back(Output::Part(Part { deltas: Vec::new(), logprobs }));
                     }
-                    self.ready.push_back(Said::End(done));
+                    self.ready.push_back(Output::End(done));
                 }
                 Ok(Some(Event::Embedding(_))) => {}
                 Ok(Some(Event::Failed(error))) => return Some(Err(self.over(error.into()))),
@@ -190,7 +190,7 @@ impl Talk {
         }
         self.has_called |= deltas.iter().any(|delta| matches!(delta, Delta::ToolEnd { .. }));
         let logprobs = std::mem::take(&mut self.logprobs);
-        self.ready.push_back(Said::Part(Part { deltas, logprobs }));
+        self.ready.push_back(Output::Part(Part { deltas, logprobs }));
     }
 
     /// The prompt's tokens, where a client may go on from them.
@@ -214,7 +214,7 @@ impl Talk {
 
     /// With the texts of the answer's model.
     pub(crate) fn told(&self, logprobs: Logprobs) -> Told {
-        Told::new(logprobs, self.lease.text.clone(), self.lease.face.marks.clone())
+        Told::new(logprobs, self.lease.text.clone(), self.lease.preset.marks.clone())
     }
 
     /// All of it.
@@ -223,11 +223,11 @@ impl Talk {
         let mut logprobs = Logprobs::default();
         while let Some(said) = self.next().await {
             match said? {
-                Said::Part(mut part) => {
+                Output::Part(mut part) => {
                     reply.extend(part.deltas);
                     logprobs.append(&mut part.logprobs);
                 }
-                Said::End(done) => {
+                Output::End(done) => {
                     return Ok(Whole { reply, logprobs: self.told(logprobs), done });
                 }
             }

@@ -8,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use tierstream::{Engine, Sampling, Token};
 use tierstream_chat::{DateTime, Format, Message, Parser, Request, Template, Think};
-use tierstream_server::{Wishes, engine};
+use tierstream_server::{Params, engine};
 use tierstream_store::Layers;
 
 use super::args::Run;
@@ -22,23 +22,23 @@ const TEXT_BYTES_MAX: u64 = 1 << 20;
 pub(crate) struct Own {
     template: Option<String>,
     system: Option<String>,
-    pub(crate) wishes: Wishes,
+    pub(crate) params: Params,
 }
 
 impl Own {
     /// `raw`: without what only a template needs.
     pub(crate) fn read(layers: &Layers, raw: bool) -> anyhow::Result<Self> {
         let text = |path: &Option<_>| path.as_deref().map(text).transpose();
-        let wishes = match (text(&layers.params)?, &layers.params) {
+        let params = match (text(&layers.params)?, &layers.params) {
             (Some(json), Some(path)) => serde_json::from_str(&json)
                 .map_err(|error| unusable(path, format!("it has no such parameters: {error}")))?,
-            _ => Wishes::default(),
+            _ => Params::default(),
         };
         let (template, system) = match raw {
             true => (None, None),
             false => (text(&layers.template)?, text(&layers.system)?),
         };
-        Ok(Self { template, system: system.filter(|text| !text.is_empty()), wishes })
+        Ok(Self { template, system: system.filter(|text| !text.is_empty()), params })
     }
 }
 
@@ -60,7 +60,7 @@ fn unusable(path: &Path, why: String) -> anyhow::Error {
 
 /// A model, as it is talked to.
 #[derive(Debug)]
-pub(crate) struct Face {
+pub(crate) struct Preset {
     /// None: it goes on from plain text.
     template: Option<Template>,
     format: Option<Format>,
@@ -79,7 +79,7 @@ pub(crate) struct Rendered {
     pub(crate) opens_thinking: bool,
 }
 
-impl Face {
+impl Preset {
     /// Of a loaded model.
     pub(crate) fn new(own: Own, engine: &Engine, args: &Run) -> anyhow::Result<Self> {
         let vocab = engine.model().vocab();
@@ -105,7 +105,7 @@ impl Face {
             _ => None,
         };
         let marks = format.iter().flat_map(Format::marks).collect::<Vec<_>>();
-        let mut face = Self {
+        let mut preset = Self {
             template,
             format,
             marks: marks.iter().filter_map(single).collect(),
@@ -113,18 +113,18 @@ impl Face {
             think: None,
         };
         // What can think does, as with `ollama run`.
-        face.think = face.can_think().then_some(Think::On);
+        preset.think = preset.can_think().then_some(Think::On);
         if let Some(think) = args.think {
-            face.set_think(think).map_err(|why| Failure::error(why, "leave --think out"))?;
+            preset.set_think(think).map_err(|why| Failure::error(why, "leave --think out"))?;
         }
-        Ok(face)
+        Ok(preset)
     }
 
     pub(crate) fn has_template(&self) -> bool {
         self.template.is_some()
     }
 
-    /// Control tokens whose names a [`Face::parser`] wants to see.
+    /// Control tokens whose names a [`Preset::parser`] wants to see.
     pub(crate) fn marks(&self) -> &[Token] {
         &self.marks
     }

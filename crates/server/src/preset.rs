@@ -5,19 +5,19 @@ use std::sync::{Arc, OnceLock};
 
 use tierstream_chat::{Format, Template};
 
-use crate::ask::{self, Wishes};
+use crate::ask::{self, Params};
 use crate::catalog::{self, Found, Header};
 use crate::engine::{Text, Token};
 use crate::error::{ApiError, ApiResult};
 use crate::grammar::Grammars;
 
 /// A model by one of its names.
-pub(crate) struct Face {
+pub(crate) struct Preset {
     pub(crate) found: Found,
     pub(crate) template: Template,
     pub(crate) format: Format,
     /// Its own parameters.
-    pub(crate) wishes: Wishes,
+    pub(crate) params: Params,
     /// Its own system prompt.
     pub(crate) system: Option<String>,
     /// Control tokens whose names the parser of replies looks for.
@@ -26,7 +26,7 @@ pub(crate) struct Face {
     grammars: OnceLock<Result<Grammars, String>>,
 }
 
-impl Face {
+impl Preset {
     pub(crate) fn new(found: Found, header: &Header, text: &dyn Text) -> ApiResult<Self> {
         let (bos, eos) = text.bos_eos();
         let template = catalog::template(&found, header, (&bos, &eos))?;
@@ -34,7 +34,7 @@ impl Face {
         let system = found.layers.system.as_deref().map(catalog::small_file).transpose()?;
         Ok(Self {
             marks: marks(&format, text),
-            wishes: ask::own_wishes(&found)?,
+            params: ask::own_params(&found)?,
             system,
             found,
             template,
