@@ -37,7 +37,7 @@ pub(crate) struct Hub {
     alive: Arc<AtomicUsize>,
     /// Held while one is loaded: one at a time.
     loading: tokio::sync::Mutex<()>,
-    /// Told when a model was loaded, is in no use any more, or has gone, and when a client has left that waits.
+    /// Told when a model is in no use any more, or has gone, and when a client has left that waits.
     changed: Arc<Notify>,
     waiting: Arc<Waiting>,
     /// Models that may be fetched at the same time.

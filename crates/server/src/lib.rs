@@ -8,7 +8,7 @@
 //! body.rs         its body, within the memory that there is for all of them, and for its peer
 //! ollama/, openai/, anthropic/, misc.rs   a dialect's JSON to an Ask
 //! generation.rs   Generation::begin
-//!   hub.rs        the model: which are loaded, which one goes for another
+//!   hub.rs        the model: which are loaded; hub/loading.rs: which one goes for another
 //!     catalog.rs  by its name, in all stores
 //!   ask.rs        the prompt's tokens, by the model's template; how tokens are drawn
 //!   grammar.rs    the form that the answer has to have
@@ -16,7 +16,7 @@
 //!     active.rs   one of them: its prompt, then token by token
 //!       write.rs  from logits to text
 //! generation.rs   Generation::next: thinking, content, calls
-//! ollama/, openai/, anthropic/            to the dialect's lines or events
+//! ollama/, openai/, anthropic/            to the dialect's lines or events; overdue.rs: as long as they are taken
 //! ```
 //!
 //! `ui.rs` has a page to look at while that happens.

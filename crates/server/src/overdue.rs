@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::job::Event;
 
-/// Time for what has been computed of an answer to be taken, where others wait for its model to go.
+/// Least time for what has been computed of an answer to be taken, where others wait for its model to go.
 const TAKE_TIME: Duration = Duration::from_secs(10);
 
 /// Time beyond the deadline, in which a client that takes its answer is told of it.
@@ -31,14 +31,16 @@ pub(crate) struct Overdue {
 impl Overdue {
     async fn wait(self) {
         let Self { deadline, mut retires, computing } = self;
+        let is_computed = || computing.as_ref().is_none_or(|of| of.strong_count() == 0);
         let is_in_the_way = async {
             loop {
                 if retires.wait_for(|&retires| retires).await.is_err() {
-                    return;
+                    // It is gone, and nobody waits for it.
+                    std::future::pending::<()>().await;
                 }
+                let was_computed = is_computed();
                 sleep(TAKE_TIME).await;
-                let is_computed = computing.as_ref().is_none_or(|of| of.strong_count() == 0);
-                if *retires.borrow() && is_computed {
+                if was_computed && *retires.borrow() {
                     return;
                 }
             }
@@ -90,7 +92,7 @@ impl Drop for Watch {
 #[cfg(test)]
 mod tests {
     use futures_util::StreamExt;
-    use tokio::sync::oneshot;
+    use tokio::sync::oneshot::{self, error::TryRecvError};
 
     use super::*;
 
@@ -135,10 +137,12 @@ mod tests {
         let (answer, mut given_up) = untaken(overdue);
         retires.send_replace(true);
         // It is not computed yet.
-        sleep(2 * TAKE_TIME).await;
-        given_up.try_recv().expect_err("it is held");
+        sleep(TAKE_TIME * 5 / 2).await;
+        assert_eq!(given_up.try_recv(), Err(TryRecvError::Empty));
         drop(computing);
+        let start = Instant::now();
         given_up.await.expect_err("it is dropped");
+        assert!((TAKE_TIME..=2 * TAKE_TIME).contains(&start.elapsed()));
         let mut answer = std::pin::pin!(answer);
         assert!(answer.next().await.is_some(), "an error");
     }

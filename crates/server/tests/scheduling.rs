@@ -530,6 +530,37 @@ async fn those_that_wait_for_a_model_get_it_when_it_is_loaded() {
     assert_eq!(*loads.lock().expect("not poisoned"), wanted);
 }
 
+/// It is an error for those that wanted as much, and not for who takes the model as it is.
+#[tokio::test]
+async fn a_context_without_room_fails_nobody_else() {
+    let gate = Arc::new(Gate::default());
+    let room_bytes = MODEL_BYTES + 1000 * TOKEN_BYTES;
+    let engine = Script { load_gate: Some(gate.clone()), room_bytes, ..Script::default() };
+    let fixture = Fixture::with(engine, Settings { models_max: 1, ..Settings::default() });
+    let waiting = async |n: f64| {
+        while fixture.metric("tierstream_requests_waiting_for_model").await < n {
+            tokio::task::yield_now().await;
+        }
+    };
+    let first = fixture.post("/api/generate", json!({"model": "two"}));
+    let large = async {
+        waiting(1.0).await;
+        let options = json!({"num_ctx": 100_000});
+        fixture.post("/api/generate", json!({"model": "one", "options": options})).await.0
+    };
+    let any = async {
+        waiting(2.0).await;
+        fixture.post("/tokenize", json!({"model": "one", "content": "abc"})).await
+    };
+    let open = async {
+        waiting(3.0).await;
+        gate.open(u64::MAX);
+    };
+    let (_, large, (status, answer), ()) = tokio::join!(first, large, any, open);
+    assert_eq!(large, StatusCode::INTERNAL_SERVER_ERROR);
+    assert_eq!((status, answer), (StatusCode::OK, json!({"tokens": [97, 98, 99]})));
+}
+
 /// What is unloaded has its memory until it is gone.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_model_that_is_going_is_waited_for() {

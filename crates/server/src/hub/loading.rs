@@ -55,6 +55,7 @@ impl Hub {
         tokio::spawn(async move {
             // One is loaded at a time.
             let _turn = hub.loading.lock().await;
+            let _ends = Ends(&hub.waiting, &wanted);
             hub.hand_out(None);
             match hub.load_for(&wanted).await {
                 Ok(taken) => hub.hand_out(Some((&wanted, taken))),
@@ -123,8 +124,7 @@ impl Hub {
     async fn load(&self, wanted: &Wanted) -> Result<Running, Not> {
         let Wanted { found, ctx, .. } = wanted;
         loop {
-            self.wait_for_memory(wanted).await?;
-            let others = self.loaded();
+            let others = self.settled(wanted).await?;
             let options = LoadOptions {
                 name: found.name.clone(),
                 ctx: *ctx,
@@ -184,10 +184,13 @@ impl Hub {
         }))
     }
 
-    /// Waits until what was unloaded is gone.
-    async fn wait_for_memory(&self, wanted: &Wanted) -> Result<(), Not> {
-        let is_free = || self.alive.load(Ordering::Acquire) <= self.models().len();
-        self.wait_until(wanted, || is_free().then_some(())).await
+    /// The models that are loaded, when what was unloaded is gone.
+    async fn settled(&self, wanted: &Wanted) -> Result<Vec<Arc<Running>>, Not> {
+        self.wait_until(wanted, || {
+            let models = self.loaded();
+            (self.alive.load(Ordering::Acquire) <= models.len()).then_some(models)
+        })
+        .await
     }
 
     /// Unloads the model that was used least lately, of those that may go, as soon as the requests that it has are
@@ -255,10 +258,9 @@ struct Entry {
 }
 
 impl Entry {
-    /// Whether a model of that file with such a context is what is waited for.
+    /// Whether a load of that file with such a context is for this one.
     fn is_for(&self, path: &Path, ctx: Option<u32>) -> bool {
-        let Wanted { found, ctx: own, takes_any_ctx, .. } = &*self.wanted;
-        found.path == path && (*takes_any_ctx || *own == ctx)
+        self.wanted.found.path == path && self.wanted.ctx == ctx
     }
 }
 
@@ -291,6 +293,10 @@ impl Waiting {
         }
     }
 
+    fn remove(&self, wanted: &Arc<Wanted>) {
+        self.lock().retain(|entry| !Arc::ptr_eq(&entry.wanted, wanted));
+    }
+
     /// Tells those that wait for such a model why there is none.
     fn fail(&self, wanted: &Wanted, error: &ApiError) {
         let is_for = |entry: &mut Entry| entry.is_for(&wanted.found.path, wanted.ctx);
@@ -304,6 +310,15 @@ impl Waiting {
     }
 }
 
+/// At the end of what was done for a client, it waits no longer, whatever came of that.
+struct Ends<'a>(&'a Waiting, &'a Arc<Wanted>);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.remove(self.1);
+    }
+}
+
 /// A client that waits.
 struct Waits {
     all: Arc<Waiting>,
@@ -313,7 +328,7 @@ struct Waits {
 
 impl Drop for Waits {
     fn drop(&mut self) {
-        self.all.lock().retain(|entry| !Arc::ptr_eq(&entry.wanted, &self.wanted));
+        self.all.remove(&self.wanted);
         self.changed.notify_waiters();
     }
 }

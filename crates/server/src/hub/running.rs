@@ -40,8 +40,10 @@ pub(crate) struct Running {
     retires: watch::Sender<bool>,
     last_use: AtomicU64,
     expiry: Mutex<Expiry>,
+    /// Told when it is in no use any more.
+    changed: Arc<Notify>,
     /// Last: given up when all else is.
-    place: Place,
+    _place: Place,
 }
 
 /// A model's place in memory.
@@ -119,7 +121,7 @@ impl Drop for Hold {
     fn drop(&mut self) {
         self.0.expiry().since = Instant::now();
         if self.0.holds.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.0.place.changed.notify_waiters();
+            self.0.changed.notify_waiters();
         }
     }
 }
@@ -148,7 +150,6 @@ pub(super) struct Retiring(Arc<Running>);
 impl Drop for Retiring {
     fn drop(&mut self) {
         self.0.retires.send_replace(false);
-        self.0.place.changed.notify_waiters();
     }
 }
 
@@ -208,7 +209,8 @@ impl Running {
             retires: watch::Sender::default(),
             last_use: AtomicU64::new(0),
             expiry: Mutex::new(Expiry { keep_alive, since: Instant::now() }),
-            place,
+            changed: place.changed.clone(),
+            _place: place,
         }
     }
 
@@ -247,6 +249,8 @@ impl Running {
 
     /// Ends what it computes, and gives its memory back, whoever still looks at its counters.
     pub(super) fn close(&self) {
+        // Who still takes an answer of it is in the way.
+        self.retires.send_replace(true);
         self.scheduler.close();
     }
 

@@ -1,6 +1,7 @@
 //! `/v1/completions`: text as it is, gone on with.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::Json;
 use axum::extract::State;
@@ -60,8 +61,8 @@ pub(super) async fn completions(
     let echo = body.echo.unwrap_or(false);
     let (streams, tells_usage) = (body.common.streams(), body.common.tells_usage());
     let head = Head { id: id("cmpl-"), created: now(), model: body.common.model.clone() };
-    // The prompt is kept until the answer's end then.
-    let _kept = echo.then(|| admission.clone());
+    // The prompt is kept until it is told.
+    let kept = echo.then(|| admission.clone());
     let mut asks = Asks::new(&mut body, admission)?;
     let is_one = asks.inputs.len() == 1;
     if streams && !is_one {
@@ -72,17 +73,27 @@ pub(super) async fn completions(
         asks = asks.tokenized(lease.clone()).await?;
     }
     if streams {
-        let (echoed, ask) =
-            asks.next(&lease)?.ok_or_else(|| ApiError::of("prompt", "the prompt is empty"))?;
+        let (echoed, ask) = asks.next(&lease)?.expect("there is one");
         let generation = Generation::begin_on(&hub, lease, ask).await?;
         return Ok(events(
             &hub,
-            Streamed { generation, head, echoed, tells_usage, offset: 0, is_over: false },
+            Streamed {
+                generation,
+                head,
+                echoed: echoed.zip(kept),
+                tells_usage,
+                offset: 0,
+                is_over: false,
+            },
         ));
     }
     let mut choices = Vec::new();
     let mut sum: Option<Done> = None;
-    while let Some((echoed, ask)) = asks.next(&lease)? {
+    while let Some((echoed, mut ask)) = asks.next(&lease)? {
+        if !choices.is_empty() {
+            // The time to its first token begins when the prompt before it is done.
+            ask.admission.asked = Instant::now();
+        }
         let mut generation = Generation::begin_on(&hub, lease.clone(), ask).await?;
         let Whole { reply, logprobs, done } = generation.whole().await?;
         let text = echoed.unwrap_or_default() + &reply.content;
@@ -181,7 +192,8 @@ impl Asks {
         let Some(input) = self.inputs.next() else { return Ok(None) };
         let echoed = match &input {
             Input::Raw(text) if self.echo => Some(text.clone()),
-            Input::Tokens(tokens) if self.echo => {
+            // Of more there is no answer.
+            Input::Tokens(tokens) if self.echo && tokens.len() < lease.limits.ctx => {
                 let tokens = lease.checked(tokens.clone())?;
                 let pieces = tokens.iter().flat_map(|&token| lease.text.piece(token, true));
                 Some(lossy(&pieces.collect::<Vec<_>>()))
@@ -249,8 +261,8 @@ impl Logprobs {
 struct Streamed {
     generation: Generation,
     head: Head,
-    /// The prompt, to be said first.
-    echoed: Option<String>,
+    /// The prompt, to be told first, and its memory.
+    echoed: Option<(String, Admission)>,
     tells_usage: bool,
     /// Characters so far.
     offset: usize,
@@ -268,7 +280,7 @@ impl Chunks for Streamed {
         if self.is_over {
             return None;
         }
-        if let Some(prompt) = self.echoed.take() {
+        if let Some((prompt, _kept)) = self.echoed.take() {
             return Some(vec![json(&self.head.object(KIND, [part(prompt, None)]))]);
         }
         match self.generation.next().await? {
