@@ -64,6 +64,11 @@ impl Pinned {
         let range = 0..self.bytes;
         Shared { memory: Arc::new(self), range }
     }
+
+    /// Where it begins, for who shares it with the device: nobody may look at it as a slice then.
+    pub(crate) fn base(&self) -> NonNull<u8> {
+        self.base
+    }
 }
 
 impl Deref for Pinned {

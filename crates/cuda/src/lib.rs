@@ -32,8 +32,11 @@
 mod device;
 mod driver;
 mod error;
+mod gate;
 mod gds;
+mod graph;
 mod host;
+mod mark;
 mod memory;
 mod modules;
 mod pci;
@@ -45,8 +48,11 @@ mod sync;
 
 pub use device::{Device, Info, Memory};
 pub use error::{Error, Result};
+pub use gate::{At, GATE_WIDTH, Gates};
 pub use gds::{Buffer, Cufile, Gds, GdsFile, Places};
+pub use graph::Graph;
 pub use host::{Pinned, Registered, Shared};
+pub use mark::Mark;
 pub use memory::{Block, Span};
 pub use modules::load_modules_eagerly;
 pub use pci::Link;

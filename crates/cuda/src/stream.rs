@@ -8,8 +8,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crate::device::Device;
+use crate::driver::gate::Gate;
 use crate::driver::{Copy, Outcome, RawEvent, RawStream, Rows};
 use crate::error::{Error, Result};
+use crate::graph::Capturing;
 use crate::memory::Span;
 use crate::sync::lock;
 
@@ -34,6 +36,8 @@ struct Kept {
     /// Number of the next event: with it, what was queued before it is done.
     next: u64,
     items: VecDeque<(u64, Item)>,
+    /// The capture that the stream is part of, or was.
+    capture: Option<Arc<Capturing>>,
 }
 
 impl Kept {
@@ -46,7 +50,10 @@ impl Kept {
 }
 
 /// Memory of a copy, held to be dropped later: the host's, and the device's.
-struct Item(Option<Box<dyn Send>>, #[expect(dead_code, reason = "held for its drop")] Vec<Span>);
+pub(crate) struct Item(
+    Option<Box<dyn Send>>,
+    #[expect(dead_code, reason = "held for its drop")] Vec<Span>,
+);
 
 impl Device {
     /// A new stream.
@@ -115,12 +122,14 @@ impl Stream {
     /// Copies from the device to host memory, which comes back through [`Pending::wait`].
     ///
     /// # Errors
-    /// [`Error::Range`] if the lengths differ, [`Error::Config`] for memory of another device; what the driver says. `to` is dropped then.
+    /// [`Error::Range`] if the lengths differ, [`Error::Config`] for memory of another device, or a
+    /// stream that is being captured; what the driver says. `to` is dropped then.
     pub fn download<T: AsMut<[u8]> + Send + 'static>(
         &self,
         from: Span,
         to: T,
     ) -> Result<Pending<T>> {
+        self.check_not_capturing()?;
         let mut to = Lent::new(to);
         // SAFETY: as in `upload`.
         let bytes = unsafe { to.value.as_mut() }.as_mut();
@@ -165,8 +174,9 @@ impl Stream {
     /// An event behind everything that was queued so far.
     ///
     /// # Errors
-    /// What the driver says.
+    /// [`Error::Config`] for a stream that is being captured; what the driver says.
     pub fn record(&self) -> Result<Event> {
+        self.check_not_capturing()?;
         let Shared { device, raw, kept } = &*self.shared;
         let created = device.driver().event().map_err(|f| f.doing("make an event"))?;
         let mut kept = lock(kept);
@@ -199,8 +209,10 @@ impl Stream {
     /// Waits until everything that was queued is done, and gives up its memory.
     ///
     /// # Errors
-    /// What the driver says: an error of anything that the device did before.
+    /// [`Error::Config`] for a stream that is being captured; what the driver says: an error of anything
+    /// that the device did before.
     pub fn synchronize(&self) -> Result<()> {
+        self.check_not_capturing()?;
         let number = lock(&self.shared.kept).pass();
         self.shared.synchronize()?;
         self.shared.give_up(number);
@@ -212,9 +224,81 @@ impl Stream {
         lock(&self.shared.kept).items.len()
     }
 
-    /// The stand-in's handle of it.
+    /// The driver's handle of it.
     pub(crate) fn raw(&self) -> RawStream {
         self.shared.raw
+    }
+
+    pub(crate) fn device(&self) -> &Device {
+        &self.shared.device
+    }
+
+    /// Queues a gate, with what has to live as long as it may run.
+    ///
+    /// # Safety
+    /// As the driver's: `memory` keeps all memory of the gate in place, but for its numbers.
+    pub(crate) unsafe fn gate<T: Send + Sync + 'static>(
+        &self,
+        gate: Gate,
+        of: &Device,
+        memory: Arc<T>,
+    ) -> Result<()> {
+        let Shared { device, raw, .. } = &*self.shared;
+        device.check_same(of)?;
+        let item = Item(Some(Box::new(memory)), Vec::new());
+        // SAFETY: by contract, as the item is kept.
+        self.queue(|| unsafe { device.driver().gate(*raw, gate) }, || "launch a gate".into(), item)
+    }
+
+    /// The capture that the stream is part of now.
+    pub(crate) fn capturing(&self) -> Option<Arc<Capturing>> {
+        let capture = lock(&self.shared.kept).capture.clone()?;
+        let goes_on = lock(&capture.items).is_some();
+        goes_on.then_some(capture)
+    }
+
+    /// Refuses what a capture cannot take, before the driver does, which would end the capture.
+    pub(crate) fn check_not_capturing(&self) -> Result<()> {
+        match self.capturing() {
+            Some(_) => Err(Error::Config("not for a stream that is being captured".to_owned())),
+            None => Ok(()),
+        }
+    }
+
+    pub(crate) fn begin_capture(&self) -> Result<()> {
+        self.check_not_capturing()?;
+        let Shared { device, raw, kept } = &*self.shared;
+        let mut kept = lock(kept);
+        // SAFETY: the stream is alive.
+        let begun = unsafe { device.driver().begin_capture(*raw) };
+        begun.map_err(|f| f.doing("capture what a stream has to do"))?;
+        kept.capture = Some(Arc::new(Capturing { items: Mutex::new(Some(Vec::new())) }));
+        Ok(())
+    }
+
+    /// Lets `end` end the capture that was begun on this stream; with what it uses.
+    pub(crate) fn end_capture<T>(&self, end: impl FnOnce() -> T) -> (T, Vec<Item>) {
+        // Held over the call, so that nothing is captured whose item is not.
+        let mut kept = lock(&self.shared.kept);
+        let capture = kept.capture.take();
+        let mut items = capture.as_ref().map(|capture| lock(&capture.items));
+        let ended = end();
+        let items = items.as_mut().and_then(|items| items.take()).unwrap_or_default();
+        (ended, items)
+    }
+
+    /// Lets `wait` make the stream wait for something in `capture`, which it is part of from then on.
+    pub(crate) fn join(
+        &self,
+        capture: Option<Arc<Capturing>>,
+        wait: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
+        let mut kept = lock(&self.shared.kept);
+        wait()?;
+        if let Some(capture) = capture.filter(|capture| lock(&capture.items).is_some()) {
+            kept.capture = Some(capture);
+        }
+        Ok(())
     }
 
     /// Whether a side of a copy is of this device, and of this length.
@@ -252,11 +336,18 @@ impl Stream {
     ) -> Result<()> {
         // Held over the call, so that no event comes between the copy and its item.
         let mut kept = lock(&self.shared.kept);
+        let capture = kept.capture.clone();
+        let mut captured = capture.as_ref().map(|capture| lock(&capture.items));
         let queued = call();
         if queued.is_ok() {
-            let number = kept.next;
-            kept.items.push_back((number, item));
+            if let Some(items) = captured.as_mut().and_then(|items| items.as_mut()) {
+                items.push(item);
+            } else {
+                let number = kept.next;
+                kept.items.push_back((number, item));
+            }
         }
+        drop(captured);
         drop(kept);
         queued.map_err(|f| f.doing(doing()))
     }

@@ -1,5 +1,7 @@
 //! One suite for every device: the stand-in, and the GPUs of the machine that it runs on.
 
+#[path = "suite/gates.rs"]
+mod gates;
 mod support;
 
 use std::ptr::NonNull;

@@ -6,6 +6,7 @@ use std::ptr::NonNull;
 use crate::device::Memory;
 use crate::error::Failure;
 
+pub(crate) mod gate;
 pub(crate) mod nvidia;
 
 /// What a call to the driver gives.
@@ -25,6 +26,10 @@ pub(crate) struct RawStream(pub(crate) usize);
 /// An event, by the driver's handle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct RawEvent(pub(crate) usize);
+
+/// Captured work that can be launched, by the driver's handle.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct RawGraph(pub(crate) usize);
 
 /// From where to where a stream copies.
 #[derive(Debug, Clone, Copy)]
@@ -116,4 +121,20 @@ pub(crate) trait Driver: Send + Sync {
     unsafe fn is_done(&self, event: RawEvent) -> Outcome<bool>;
     /// Waits until it has.
     unsafe fn wait_for(&self, event: RawEvent) -> Outcome<()>;
+
+    /// Begins to capture what is queued on the stream, and on those that join it.
+    unsafe fn begin_capture(&self, stream: RawStream) -> Outcome<()>;
+    /// Ends what `begin_capture` began, also when it fails.
+    unsafe fn end_capture(&self, stream: RawStream) -> Outcome<RawGraph>;
+    /// The same, and forgets what was captured.
+    unsafe fn abandon_capture(&self, stream: RawStream);
+    /// Puts a graph behind what the stream has to do, and behind its launches before.
+    unsafe fn launch(&self, graph: RawGraph, stream: RawStream) -> Outcome<()>;
+    /// Ends a graph of which no launch is under way.
+    unsafe fn end_graph(&self, graph: RawGraph);
+
+    /// Does what can be done once so that gates start fast, and never wait for the device.
+    fn prepare_gates(&self) -> Outcome<()>;
+    /// Puts a gate behind what the stream has to do, after `prepare_gates`.
+    unsafe fn gate(&self, stream: RawStream, gate: gate::Gate) -> Outcome<()>;
 }

@@ -7,7 +7,8 @@ use std::sync::{Mutex, OnceLock};
 
 use cudarc::driver::sys::{self, CUcontext, CUdevice, CUdevice_attribute as Attribute, CUresult};
 
-use super::{Address, Copy, Driver, Handle, Outcome, RawEvent, RawStream};
+use super::gate::{self, Gate};
+use super::{Address, Copy, Driver, Handle, Outcome, RawEvent, RawGraph, RawStream};
 use crate::device::{Info, Memory};
 use crate::error::{Error, Failure, Result};
 use crate::pci;
@@ -21,15 +22,31 @@ const DRIVER_NEEDED: c_int = 12_000;
 const PORTABLE: c_uint = sys::CU_MEMHOSTALLOC_PORTABLE;
 const REGISTER_PORTABLE: c_uint = sys::CU_MEMHOSTREGISTER_PORTABLE;
 
+/// The gates' kernel.
+pub(crate) const GATE_PTX: &str = concat!(include_str!("../gate.ptx"), "\0");
+/// The oldest compute capability that has what it uses.
+const GATES_NEED: i32 = 7;
+
 /// One device of the NVIDIA driver.
 pub(crate) struct Nvidia {
     device: CUdevice,
     /// The primary context, retained with the first call that needs it: it takes memory.
     context: Mutex<Option<Context>>,
+    /// The gates' kernel in this context, loaded with the first gates.
+    gates: Mutex<Option<Kernel>>,
 }
 
 #[derive(Clone, Copy)]
 struct Context(CUcontext);
+
+#[derive(Clone, Copy)]
+struct Kernel {
+    module: sys::CUmodule,
+    function: sys::CUfunction,
+}
+
+// SAFETY: handles that the driver lets every thread use.
+unsafe impl Send for Kernel {}
 
 // SAFETY: a context is a handle that the driver lets every thread use.
 unsafe impl Send for Context {}
@@ -50,7 +67,7 @@ pub(crate) fn all() -> Result<Vec<(Nvidia, Info)>> {
             // SAFETY: as above.
             check(unsafe { sys::cuDeviceGet(&mut device, ordinal) }).map_err(no_gpu)?;
             let info = info(device, version).map_err(|f| f.doing("ask a device what it is"))?;
-            Ok((Nvidia { device, context: Mutex::new(None) }, info))
+            Ok((Nvidia { device, context: Mutex::new(None), gates: Mutex::new(None) }, info))
         })
         .collect()
 }
@@ -222,6 +239,11 @@ impl Nvidia {
 
 impl Drop for Nvidia {
     fn drop(&mut self) {
+        let gates = lock(&self.gates).take();
+        if let Some(Kernel { module, .. }) = gates {
+            // SAFETY: loaded in `prepare_gates`; streams hold the device, so no gate is under way.
+            self.quietly(|| unsafe { sys::cuModuleUnload(module) });
+        }
         if lock(&self.context).take().is_some() {
             // SAFETY: gives back what `context` has retained, once.
             let _ = unsafe { sys::cuDevicePrimaryCtxRelease_v2(self.device) };
@@ -235,6 +257,10 @@ fn stream(raw: RawStream) -> sys::CUstream {
 
 fn event(raw: RawEvent) -> sys::CUevent {
     raw.0 as sys::CUevent
+}
+
+fn graph(raw: RawGraph) -> sys::CUgraphExec {
+    raw.0 as sys::CUgraphExec
 }
 
 // Without a reason of its own, an unsafe block below is sound by the trait's contract: handles and
@@ -454,6 +480,101 @@ impl Driver for Nvidia {
         let _current = self.current()?;
         // SAFETY: by contract.
         check(unsafe { sys::cuEventSynchronize(event(raw)) })
+    }
+
+    unsafe fn begin_capture(&self, raw: RawStream) -> Outcome<()> {
+        let _current = self.current()?;
+        // Relaxed: threads that load and copy meanwhile are no business of the capture.
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
+        // SAFETY: by contract.
+        check(unsafe { sys::cuStreamBeginCapture_v2(stream(raw), mode) })
+    }
+
+    unsafe fn end_capture(&self, raw: RawStream) -> Outcome<RawGraph> {
+        let _current = self.current()?;
+        let mut captured = null_mut();
+        // SAFETY: by contract; writes a local.
+        check(unsafe { sys::cuStreamEndCapture(stream(raw), &mut captured) })?;
+        let mut graph = null_mut();
+        // SAFETY: captured above; writes a local.
+        let made = check(unsafe { sys::cuGraphInstantiateWithFlags(&mut graph, captured, 0) });
+        // SAFETY: captured above; what was made of it stands for itself.
+        let _ = unsafe { sys::cuGraphDestroy(captured) };
+        made.map(|()| RawGraph(graph as usize))
+    }
+
+    unsafe fn abandon_capture(&self, raw: RawStream) {
+        let mut captured = null_mut();
+        // SAFETY: by contract; writes a local.
+        self.quietly(|| unsafe { sys::cuStreamEndCapture(stream(raw), &mut captured) });
+        if !captured.is_null() {
+            // SAFETY: captured above.
+            self.quietly(|| unsafe { sys::cuGraphDestroy(captured) });
+        }
+    }
+
+    unsafe fn launch(&self, raw: RawGraph, on: RawStream) -> Outcome<()> {
+        let _current = self.current()?;
+        // SAFETY: by contract.
+        check(unsafe { sys::cuGraphLaunch(graph(raw), stream(on)) })
+    }
+
+    unsafe fn end_graph(&self, raw: RawGraph) {
+        // SAFETY: by contract.
+        self.quietly(|| unsafe { sys::cuGraphExecDestroy(graph(raw)) });
+    }
+
+    fn prepare_gates(&self) -> Outcome<()> {
+        let major = Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR;
+        if attribute(self.device, major)? < GATES_NEED {
+            check(CUresult::CUDA_ERROR_NOT_SUPPORTED)?;
+        }
+        let _current = self.current()?;
+        let mut gates = lock(&self.gates);
+        if gates.is_some() {
+            return Ok(());
+        }
+        let (mut module, mut function) = (null_mut(), null_mut());
+        // SAFETY: a text that ends with 0; writes a local.
+        check(unsafe { sys::cuModuleLoadData(&mut module, GATE_PTX.as_ptr().cast()) })?;
+        // SAFETY: the module was loaded above; writes a local.
+        let found =
+            check(unsafe { sys::cuModuleGetFunction(&mut function, module, c"gate".as_ptr()) });
+        if let Err(failure) = found {
+            // SAFETY: loaded above, and nobody else has it.
+            let _ = unsafe { sys::cuModuleUnload(module) };
+            return Err(failure);
+        }
+        *gates = Some(Kernel { module, function });
+        Ok(())
+    }
+
+    unsafe fn gate(&self, raw: RawStream, mut gate: Gate) -> Outcome<()> {
+        let _current = self.current()?;
+        let Some(Kernel { function, .. }) = *lock(&self.gates) else {
+            return check(CUresult::CUDA_ERROR_NOT_INITIALIZED);
+        };
+        let long = |value: &mut u64| std::ptr::from_mut(value).cast::<c_void>();
+        let short = |value: &mut u32| std::ptr::from_mut(value).cast::<c_void>();
+        let mut parameters = [
+            long(&mut gate.numbers),
+            long(&mut gate.tables),
+            long(&mut gate.table),
+            long(&mut gate.slots),
+            long(&mut gate.passes),
+            long(&mut gate.begun),
+            long(&mut gate.host),
+            long(&mut gate.longest),
+            short(&mut gate.count),
+            short(&mut gate.entries),
+        ];
+        let (threads, parameters) = (gate::WIDTH as c_uint, parameters.as_mut_ptr());
+        // SAFETY: the kernel has these parameters, which the driver reads before it returns; the
+        // memory behind them by contract.
+        check(unsafe {
+            let stream = stream(raw);
+            sys::cuLaunchKernel(function, 1, 1, 1, threads, 1, 1, 0, stream, parameters, null_mut())
+        })
     }
 }
 

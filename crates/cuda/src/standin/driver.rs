@@ -8,10 +8,12 @@ use std::thread::{self, JoinHandle};
 
 use super::Config;
 use super::fault::{Fault, Faults};
+use super::gate;
 use super::memory::{Memory, failure, out_of_memory};
-use super::queue::{Op, Queues};
+use super::queue::{Call, Op, Queues};
 use crate::device;
-use crate::driver::{Address, Copy, Driver, Handle, Outcome, RawEvent, RawStream};
+use crate::driver::gate::{Gate, PLACE};
+use crate::driver::{Address, Copy, Driver, Handle, Outcome, RawEvent, RawGraph, RawStream};
 use crate::error::{Failure, ILLEGAL_ADDRESS};
 use crate::sync::{lock, wait};
 
@@ -67,11 +69,11 @@ impl Shared {
     }
 
     /// Waits until `ready`, or the device is lost.
-    fn wait_until(&self, ready: impl Fn(&mut Queues) -> bool) -> Outcome<()> {
+    fn wait_until(&self, ready: impl Fn(&mut Queues) -> Outcome<bool>) -> Outcome<()> {
         let mut state = lock(&self.state);
         loop {
             state.alive()?;
-            if ready(&mut state.queues) {
+            if ready(&mut state.queues)? {
                 return Ok(());
             }
             state = wait(&self.changed, state);
@@ -89,15 +91,44 @@ impl Shared {
                 state = wait(&self.changed, state);
                 continue;
             };
-            let started = state.start(op);
+            let started = state.start(&op);
             drop(state);
             if started.is_ok() {
-                run(op);
+                run(&op, || lock(&self.state).lost.is_some());
             }
             state = lock(&self.state);
-            state.finish(stream, op, started);
+            state.finish(stream, &op, started);
             self.changed.notify_all();
+            // Outside of the lock: it may be the last that holds something of somebody else's.
+            drop(state);
+            drop(op);
+            state = lock(&self.state);
         }
+    }
+
+    pub(crate) fn capture_of(&self, event: RawEvent) -> Option<usize> {
+        lock(&self.state).queues.capture_of(event)
+    }
+
+    pub(crate) fn is_going_on(&self, capture: usize) -> bool {
+        lock(&self.state).queues.is_going_on(capture)
+    }
+
+    pub(crate) fn add_call(&self, capture: usize, work: Arc<dyn Fn() + Send + Sync>) {
+        lock(&self.state).queues.add_call(capture, Call(work));
+    }
+
+    pub(crate) fn set_in(&self, capture: usize, event: RawEvent) {
+        lock(&self.state).queues.set_in(capture, event);
+    }
+
+    pub(crate) fn set(&self, event: RawEvent) {
+        lock(&self.state).queues.set(event);
+        self.changed.notify_all();
+    }
+
+    pub(crate) fn wait_for_event(&self, event: RawEvent) -> Outcome<()> {
+        self.wait_until(|queues| queues.has_come(event))
     }
 }
 
@@ -107,9 +138,12 @@ impl State {
     }
 
     /// Checks what is to be run, and notes it.
-    fn start(&mut self, op: Op) -> Outcome<()> {
+    fn start(&mut self, op: &Op) -> Outcome<()> {
         if matches!(op, Op::Copy { .. }) && self.faults.strikes(Fault::CopyLost) {
             return Err(failure(ILLEGAL_ADDRESS, "ILLEGAL_ADDRESS", "an injected copy error"));
+        }
+        if let Op::Gate(gate) = op {
+            self.check_gate(gate)?;
         }
         let ranges = device_ranges(op);
         ranges.iter().try_for_each(|(at, bytes)| self.memory.check(*at, *bytes))?;
@@ -117,7 +151,16 @@ impl State {
         Ok(())
     }
 
-    fn finish(&mut self, stream: RawStream, op: Op, started: Outcome<()>) {
+    /// Refuses a gate whose numbers, or whose place, are not there.
+    fn check_gate(&self, gate: &Gate) -> Outcome<()> {
+        let numbers = 4 * u64::from(gate.count);
+        if self.memory.check(gate.numbers, numbers).is_err() {
+            self.memory.check_pinned(gate.numbers, numbers)?;
+        }
+        self.memory.check_pinned(gate.host, PLACE as u64)
+    }
+
+    fn finish(&mut self, stream: RawStream, op: &Op, started: Outcome<()>) {
         match started {
             Err(failure) => self.lost = Some(failure),
             Ok(()) => {
@@ -136,8 +179,8 @@ impl State {
     }
 }
 
-fn device_ranges(op: Op) -> Vec<(Address, u64)> {
-    match op {
+fn device_ranges(op: &Op) -> Vec<(Address, u64)> {
+    match *op {
         Op::Copy { copy: Copy::Up { to, .. }, bytes } => vec![(to, bytes as u64)],
         Op::Copy { copy: Copy::UpRows { to, rows, .. }, .. } => {
             let row = |i| (to + (i * rows.to_pitch) as u64, rows.width as u64);
@@ -148,13 +191,16 @@ fn device_ranges(op: Op) -> Vec<(Address, u64)> {
             vec![(from, bytes as u64), (to, bytes as u64)]
         }
         Op::Fill { to, bytes, .. } => vec![(to, bytes as u64)],
-        Op::Record { .. } | Op::Wait { .. } => Vec::new(),
+        Op::Gate(Gate { table, entries, slots, count, passes, .. }) => {
+            vec![(table, 4 * u64::from(entries)), (slots, 4 * u64::from(count)), (passes, 16)]
+        }
+        Op::Record { .. } | Op::Wait { .. } | Op::Call(_) => Vec::new(),
     }
 }
 
-/// Does what is to be done outside of the lock.
-fn run(op: Op) {
-    let (from, to, bytes) = match op {
+/// Does what is to be done outside of the lock. `lost` says whether the device is.
+fn run(op: &Op, lost: impl Fn() -> bool) {
+    let (from, to, bytes) = match *op {
         Op::Copy { copy: Copy::Up { from, to }, bytes } => (from, to as *mut u8, bytes),
         Op::Copy { copy: Copy::Down { from, to }, bytes } => (from as *const u8, to, bytes),
         Op::Copy { copy: Copy::Within { from, to }, bytes } => {
@@ -173,6 +219,10 @@ fn run(op: Op) {
             // SAFETY: `start` has seen memory there, and lets nobody unmap it meanwhile.
             return unsafe { (to as *mut u8).write_bytes(value, bytes) };
         }
+        // SAFETY: `start` has seen memory there. It is used as the contract says by the host's side,
+        // and by gates, which come one after the other.
+        Op::Gate(ref gate) => return unsafe { gate::run(gate, lost) },
+        Op::Call(ref call) => return call.0(),
         Op::Record { .. } | Op::Wait { .. } => return,
     };
     // SAFETY: for the device's side as above, for the host's by the driver's contract. Both sides
@@ -294,7 +344,8 @@ impl Driver for Arc<Shared> {
         self.changed.notify_all();
         let thread = lock(&self.threads).remove(&stream.0);
         thread.expect("ended once").join().expect("a stream's thread does not panic");
-        lock(&self.state).queues.forget_stream(stream);
+        let queue = lock(&self.state).queues.forget_stream(stream);
+        drop(queue);
     }
 
     unsafe fn copy(&self, stream: RawStream, copy: Copy, bytes: usize) -> Outcome<()> {
@@ -302,22 +353,25 @@ impl Driver for Arc<Shared> {
             if state.faults.strikes(Fault::CopyRefused) {
                 return Err(failure(1, "INVALID_VALUE", "an injected refusal"));
             }
-            state.queues.stream(stream).push(Op::Copy { copy, bytes });
+            state.queues.push(stream, Op::Copy { copy, bytes });
             Ok(())
         })
     }
 
     unsafe fn fill(&self, stream: RawStream, to: Address, bytes: usize, value: u8) -> Outcome<()> {
         self.change(|state| {
-            state.queues.stream(stream).push(Op::Fill { to, bytes, value });
+            state.queues.push(stream, Op::Fill { to, bytes, value });
             Ok(())
         })
     }
 
     unsafe fn synchronize(&self, stream: RawStream) -> Outcome<()> {
         // CUDA promises nothing of what others queue meanwhile.
-        let end = self.change(|state| Ok(state.queues.stream(stream).end()))?;
-        self.wait_until(|queues| queues.has_done(stream, end))
+        let end = self.change(|state| {
+            state.queues.check_not_captured(stream)?;
+            Ok(state.queues.stream(stream).end())
+        })?;
+        self.wait_until(|queues| Ok(queues.has_done(stream, end)))
     }
 
     fn event(&self) -> Outcome<RawEvent> {
@@ -341,17 +395,64 @@ impl Driver for Arc<Shared> {
     }
 
     unsafe fn wait_on(&self, stream: RawStream, event: RawEvent) -> Outcome<()> {
+        self.change(|state| state.queues.wait_on(stream, event))
+    }
+
+    unsafe fn is_done(&self, event: RawEvent) -> Outcome<bool> {
+        self.change(|state| state.queues.is_seen(event))
+    }
+
+    unsafe fn wait_for(&self, event: RawEvent) -> Outcome<()> {
+        self.wait_for_event(event)
+    }
+
+    unsafe fn begin_capture(&self, stream: RawStream) -> Outcome<()> {
+        self.change(|state| match state.faults.strikes(Fault::CaptureRefused) {
+            true => Err(failure(1, "INVALID_VALUE", "an injected refusal")),
+            false => state.queues.begin_capture(stream),
+        })
+    }
+
+    unsafe fn end_capture(&self, stream: RawStream) -> Outcome<RawGraph> {
+        let (ended, lost) = {
+            let mut state = lock(&self.state);
+            (state.queues.end_capture(stream), state.alive())
+        };
+        lost.and(ended)
+    }
+
+    unsafe fn abandon_capture(&self, stream: RawStream) {
+        let mut state = lock(&self.state);
+        if let Ok(graph) = state.queues.end_capture(stream) {
+            let ops = state.queues.end_graph(graph);
+            drop(state);
+            drop(ops);
+        }
+    }
+
+    unsafe fn launch(&self, graph: RawGraph, stream: RawStream) -> Outcome<()> {
         self.change(|state| {
-            state.queues.wait_on(stream, event);
+            if state.faults.strikes(Fault::LaunchRefused) {
+                return Err(failure(1, "INVALID_VALUE", "an injected refusal"));
+            }
+            state.queues.launch(graph, stream);
             Ok(())
         })
     }
 
-    unsafe fn is_done(&self, event: RawEvent) -> Outcome<bool> {
-        self.change(|state| Ok(state.queues.is_seen(event)))
+    unsafe fn end_graph(&self, graph: RawGraph) {
+        let ops = lock(&self.state).queues.end_graph(graph);
+        drop(ops);
     }
 
-    unsafe fn wait_for(&self, event: RawEvent) -> Outcome<()> {
-        self.wait_until(|queues| queues.has_come(event))
+    fn prepare_gates(&self) -> Outcome<()> {
+        self.change(|_| Ok(()))
+    }
+
+    unsafe fn gate(&self, stream: RawStream, gate: Gate) -> Outcome<()> {
+        self.change(|state| {
+            state.queues.push(stream, Op::Gate(gate));
+            Ok(())
+        })
     }
 }

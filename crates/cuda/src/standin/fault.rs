@@ -20,6 +20,10 @@ pub enum Fault {
         /// Queries that are answered with "not yet".
         queries: u32,
     },
+    /// A capture is begun: refused. Nothing of it runs or is queued, and the next one works.
+    CaptureRefused,
+    /// A graph is launched: refused. Nothing is queued, and the next launch works.
+    LaunchRefused,
 }
 
 #[derive(Debug, Default)]

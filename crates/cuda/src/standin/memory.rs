@@ -172,6 +172,18 @@ impl Memory {
     }
 }
 
+impl Memory {
+    /// Refuses a range of host addresses that is not pinned as a whole.
+    pub(crate) fn check_pinned(&self, at: Address, bytes: u64) -> Outcome<()> {
+        let part = self.pinned.range(..=at as usize).next_back();
+        if part.is_some_and(|(start, len)| at + bytes <= (start + len) as u64) {
+            return Ok(());
+        }
+        let text = "an address that is not mapped was read or written";
+        Err(failure(ILLEGAL_ADDRESS, "ILLEGAL_ADDRESS", text))
+    }
+}
+
 impl Drop for Memory {
     fn drop(&mut self) {
         for (&at, &bytes) in &self.reserved {

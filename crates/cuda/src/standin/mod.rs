@@ -7,6 +7,8 @@
 
 mod driver;
 mod fault;
+mod foreign;
+mod gate;
 mod memory;
 mod queue;
 
@@ -21,6 +23,7 @@ use crate::sync::lock;
 
 use driver::Shared;
 pub use fault::Fault;
+pub use foreign::{Capture, Foreign};
 
 /// Every byte of new device memory. In all floating-point formats, bytes of these are NaN.
 pub const GARBAGE: u8 = 0xff;
@@ -95,6 +98,11 @@ impl StandIn {
         let held = Held { shared: Arc::clone(&self.shared), stream: stream.raw() };
         held.set(true);
         held
+    }
+
+    /// For a backend of somebody else that computes on this device.
+    pub fn foreign(&self) -> Foreign {
+        Foreign::new(Arc::clone(&self.shared))
     }
 
     /// Bytes of host memory that are pinned now.
