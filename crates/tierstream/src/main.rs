@@ -5,7 +5,7 @@
 
 use std::process::ExitCode;
 
-use crate::cli::args::{Bench, Cli, Command};
+use crate::cli::args::{Bench, Cli, Command, Trace};
 use crate::cli::{interrupt, output};
 
 mod cli;
@@ -51,6 +51,8 @@ fn dispatch(cli: &Cli) -> anyhow::Result<ExitCode> {
         Command::Bench(Bench::PrefillTurn(args)) => cli::bench::prefill_turn(args),
         Command::Bench(Bench::LoadTurn(args)) => cli::bench::load_turn(args),
         Command::Pack(args) => cli::pack::pack(cli, args),
+        Command::Trace(Trace::Import(args)) => cli::trace::import(cli, args),
+        Command::Trace(Trace::Export(args)) => cli::trace::export(cli, args),
         Command::Doctor(args) => cli::doctor::doctor(cli, args),
         Command::Completions { shell } => cli::man::completions(*shell),
         Command::Man => cli::man::man(),

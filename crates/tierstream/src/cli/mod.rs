@@ -24,5 +24,6 @@ mod routing;
 pub(crate) mod run;
 pub(crate) mod serve;
 pub(crate) mod show;
+pub(crate) mod trace;
 pub(crate) mod verify;
 mod wrap;

@@ -79,6 +79,10 @@ pub(crate) fn report(error: &anyhow::Error, json: bool) {
         .and_then(|e| e.hint())
         .or_else(|| error.downcast_ref::<tierstream_store::Error>().and_then(|e| e.hint()))
         .or_else(|| error.downcast_ref::<tierstream_pull::Error>().and_then(|e| e.hint()))
+        .or_else(|| {
+            let error = error.downcast_ref::<tierstream_eval::Error>();
+            error.and_then(|e| e.hint()).map(str::to_owned)
+        })
         .or_else(|| error.downcast_ref::<Failure>().map(|f| f.hint.clone()));
     // Where stdout takes nothing, stderr may.
     if json && self::json(&JsonError { error: format!("{error:#}"), hint: hint.clone() }).is_ok() {

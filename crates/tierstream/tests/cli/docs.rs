@@ -2,7 +2,7 @@
 
 use crate::support::{output, stderr, stdout};
 
-const VERBS: [&str; 13] = [
+const VERBS: [&str; 14] = [
     "run",
     "serve",
     "ps",
@@ -13,6 +13,7 @@ const VERBS: [&str; 13] = [
     "verify",
     "bench",
     "pack",
+    "trace",
     "doctor",
     "completions",
     "man",

@@ -23,5 +23,6 @@ mod show;
 mod signals;
 mod stores;
 mod support;
+mod trace;
 mod verify;
 mod weights;

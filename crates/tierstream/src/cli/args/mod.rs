@@ -18,10 +18,12 @@ pub(crate) use self::bench::{
 };
 pub(crate) use self::client::{Ps, ServerArgs, Stop};
 pub(crate) use self::serve::{Serve, ram_with_prompts};
+pub(crate) use self::trace::{ExportFormat, Trace, TraceExport, TraceImport};
 
 mod bench;
 mod client;
 mod serve;
+mod trace;
 
 /// In a list of flags, those of all verbs come after the verb's own.
 const LAST: usize = 100;
@@ -107,6 +109,9 @@ pub(crate) enum Command {
     /// The packed file runs like the model it was made of, to the same bits. What was interrupted goes
     /// on when it is packed again.
     Pack(Pack),
+    /// Which experts the tokens of a run were routed to: traces in and out of files
+    #[command(subcommand)]
+    Trace(Trace),
     /// Tell what this machine can do, and measure its drive
     Doctor(Doctor),
     /// Print a completion script for a shell
