@@ -125,7 +125,7 @@ impl Gates {
         let warmed = unsafe { device.driver().gate(stream.raw(), gate) };
         warmed.map_err(|f| f.doing("launch a gate"))?;
         stream.synchronize()?;
-        self.memory.place(0).posted().store(0, Ordering::Relaxed);
+        self.memory.place(0).word64(place::POSTED).store(0, Ordering::Relaxed);
         Ok(())
     }
 
@@ -255,19 +255,23 @@ impl Gates {
     /// If there is no such gate.
     pub fn poll(&self, gate: usize, numbers: &mut Vec<i32>) -> Option<At> {
         let place = self.memory.place(gate);
-        let (pass, state) = place::State::of(place.posted().load(Ordering::Acquire))?;
+        let place::Posted { pass, count, state } = place.posted()?;
         if pass != self.pass {
             return None;
         }
         let at = match state {
             place::State::Passed => At::Passed,
-            place::State::Asks if self.answered[gate] == self.pass => return None,
+            place::State::Asks if self.answered[gate] == pass => return None,
             place::State::Asks => At::Asks,
             place::State::GaveUp => At::GaveUp,
         };
-        let count = place.word32(place::COUNT).load(Ordering::Relaxed) as usize;
+        let words = (0..count).map(|i| place.word64(place::NUMBERS + 8 * i));
+        let number = |word: &AtomicU64| place::number(word.load(Ordering::Relaxed), pass);
+        if words.clone().any(|word| number(word).is_none()) {
+            return None;
+        }
         numbers.clear();
-        numbers.extend((0..count.min(GATE_WIDTH)).map(|i| place.number(place::NUMBERS, i)));
+        numbers.extend(words.filter_map(number));
         Some(at)
     }
 
@@ -280,11 +284,14 @@ impl Gates {
     /// there is not, or if there is no such gate.
     pub fn answer(&mut self, gate: usize, slots: &[i32], changes: &[(u32, i32)]) {
         let place = self.memory.place(gate);
-        let asks = place::State::Asks.post(self.pass);
-        if place.posted().load(Ordering::Acquire) != asks || self.answered[gate] == self.pass {
+        let (pass, asks) = (self.pass, place::State::Asks);
+        let count = match place.posted() {
+            Some(posted) if posted.pass == pass && posted.state == asks => posted.count,
+            _ => return,
+        };
+        if self.answered[gate] == pass {
             return;
         }
-        let count = place.word32(place::COUNT).load(Ordering::Relaxed) as usize;
         assert_eq!(slots.len(), count, "slots for the numbers of gate {gate}");
         assert!(changes.len() <= place::CHANGES, "{} changes in an answer", changes.len());
         place.write(place::SLOTS, slots);
@@ -296,8 +303,8 @@ impl Gates {
             place.write(place::CHANGE + 8 * i, &[entry.cast_signed(), value]);
         }
         place.word32(place::CHANGED).store(changes.len() as u32, Ordering::Relaxed);
-        place.word64(place::ANSWERED).store(self.pass, Ordering::Release);
-        self.answered[gate] = self.pass;
+        place.word64(place::ANSWERED).store(pass, Ordering::Release);
+        self.answered[gate] = pass;
     }
 }
 
@@ -346,12 +353,8 @@ impl<'a> Place<'a> {
         self.memory.word32(self.start + offset)
     }
 
-    fn posted(self) -> &'a AtomicU64 {
-        self.word64(place::POSTED)
-    }
-
-    fn number(self, row: usize, i: usize) -> i32 {
-        self.word32(row + 4 * i).load(Ordering::Relaxed).cast_signed()
+    fn posted(self) -> Option<place::Posted> {
+        place::Posted::of(self.word64(place::POSTED).load(Ordering::Acquire))
     }
 
     fn write(self, row: usize, values: &[i32]) {

@@ -6,8 +6,9 @@
 //! * The host begins a pass by storing its number ([`BEGUN`]). The first gate takes it from there to
 //!   the device, where all others find it. If it is that of the pass before, nobody began this one:
 //!   it is void.
-//! * A gate writes its numbers and their count, then stores [`POSTED`], with release: the pass and a
-//!   [`State`]. One that asks waits until [`ANSWERED`] is the pass, takes the answer, and posts again.
+//! * A gate writes its numbers, each with the pass, and stores [`POSTED`]: the pass, how many numbers
+//!   there are, and a [`State`]. These words may be seen to come in any order. One that asks waits until
+//!   [`ANSWERED`] is the pass, takes the answer, and posts again.
 //! * The host writes an answer, then stores [`ANSWERED`], with release.
 //! * A gate that nobody answers in time notes on the device that the pass is void. It and all later
 //!   gates of the pass post that they have given up.
@@ -22,24 +23,22 @@ pub(crate) const CHANGES: usize = 2 * WIDTH;
 // Of a gate's place on the host, in bytes. What the device writes and what the host writes are no
 // neighbours in a cache line.
 
-/// u64: pass * 4 + [`State`].
+/// u64: see [`Posted`].
 pub(crate) const POSTED: usize = 0;
-/// u32
-pub(crate) const COUNT: usize = 8;
-/// i32 each
+/// u64 each: a number, and above it the lower half of the pass.
 pub(crate) const NUMBERS: usize = 64;
 /// u64
-pub(crate) const ANSWERED: usize = 320;
+pub(crate) const ANSWERED: usize = 576;
 /// u32
-pub(crate) const CHANGED: usize = 328;
+pub(crate) const CHANGED: usize = 584;
 /// i32 each
-pub(crate) const SLOTS: usize = 384;
+pub(crate) const SLOTS: usize = 640;
 /// Index into all tables and value, u32 and i32 each
-pub(crate) const CHANGE: usize = 640;
+pub(crate) const CHANGE: usize = 896;
 /// i32 each: numbers that the host gives.
-pub(crate) const GIVEN: usize = 1664;
+pub(crate) const GIVEN: usize = 1920;
 /// All of it.
-pub(crate) const PLACE: usize = 2048;
+pub(crate) const PLACE: usize = 2176;
 
 /// Of the host's memory: u64, the number of the pass. The gates' places follow.
 pub(crate) const BEGUN: usize = 0;
@@ -54,21 +53,40 @@ pub(crate) enum State {
     GaveUp = 3,
 }
 
-impl State {
-    /// The pass and the state of what was posted; none if nothing ever was.
-    pub(crate) fn of(posted: u64) -> Option<(u64, Self)> {
-        let state = match posted & 3 {
-            1 => Self::Passed,
-            2 => Self::Asks,
-            3 => Self::GaveUp,
+/// What a gate posts: the pass, 7 bits of count, 2 bits of state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Posted {
+    pub(crate) pass: u64,
+    pub(crate) count: usize,
+    pub(crate) state: State,
+}
+
+impl Posted {
+    /// None if nothing was ever posted.
+    pub(crate) fn of(word: u64) -> Option<Self> {
+        let state = match word & 3 {
+            1 => State::Passed,
+            2 => State::Asks,
+            3 => State::GaveUp,
             _ => return None,
         };
-        Some((posted >> 2, state))
+        let count = (word >> 2 & 0x7f) as usize;
+        Some(Self { pass: word >> 9, count: count.min(WIDTH), state })
     }
 
-    pub(crate) fn post(self, pass: u64) -> u64 {
-        pass << 2 | self as u64
+    pub(crate) fn word(self) -> u64 {
+        self.pass << 9 | (self.count as u64) << 2 | self.state as u64
     }
+}
+
+/// A number as a gate writes it.
+pub(crate) fn traced(number: i32, pass: u64) -> u64 {
+    pass << 32 | u64::from(number.cast_unsigned())
+}
+
+/// The number, if it is of this pass.
+pub(crate) fn number(traced: u64, pass: u64) -> Option<i32> {
+    (traced >> 32 == pass & 0xffff_ffff).then_some((traced as u32).cast_signed())
 }
 
 /// One gate, in the order of the kernel's parameters.
@@ -103,37 +121,50 @@ mod tests {
 
     #[test]
     fn the_kernel_and_the_host_agree_where_everything_lies() {
-        let code: String = GATE_PTX
-            .lines()
-            .map(|line| line.split("//").next().unwrap_or_default().to_owned() + "\n")
-            .collect();
-        let offsets: Vec<usize> = code
-            .match_indices("%host+")
-            .chain(code.match_indices("%from+"))
-            .map(|(at, found)| {
-                let rest = &code[at + found.len()..];
-                rest[..rest.find(']').unwrap()].parse().unwrap()
-            })
-            .collect();
-        assert_eq!(offsets, [COUNT, ANSWERED, CHANGED, NUMBERS, SLOTS]);
-        assert_eq!(POSTED, 0);
-        let change = [CHANGE, CHANGE + 4, CHANGE + 8 * WIDTH, CHANGE + 8 * WIDTH + 4];
-        for offset in change {
-            assert!(code.contains(&format!("[%at+{offset}]")), "{offset}");
-        }
-        assert_eq!(code.matches("[%at+").count(), change.len());
-        assert!(code.contains(&format!(".reqntid {WIDTH}\n")));
+        let line = |line: &'static str| line.split("//").next().unwrap_or_default();
+        let code: Vec<&str> = GATE_PTX.lines().map(line).collect();
+        let offsets = |of: &str| -> Vec<usize> {
+            let offset = |line: &&str| {
+                let rest = &line[line.find(of)? + of.len()..];
+                rest[..rest.find(']')?].parse().ok()
+            };
+            code.iter().filter_map(offset).collect()
+        };
+        assert_eq!(offsets("[%host+"), [ANSWERED, CHANGED]);
+        assert_eq!(offsets("[%from4+"), [SLOTS]);
+        let second = CHANGE + 8 * WIDTH;
+        let words = [NUMBERS, CHANGE, CHANGE + 4, second, second + 4];
+        assert_eq!(offsets("[%from8+"), words);
+        assert_eq!((POSTED, BEGUN), (0, 0));
+        let has = |text: &str| code.iter().any(|line| line.contains(text));
+        assert!(has(&format!(".reqntid {WIDTH}")));
+        assert!(has("shl.b64 %posted, %pass, 9;") && has("mul.wide.u32 %at, %count, 4;"));
         for state in [State::Passed, State::Asks, State::GaveUp] {
-            assert!(code.contains(&format!("or.b64 %state, %posted, {};", state as u32)));
+            assert!(has(&format!("or.b64 %state, %posted, {};", state as u32)));
         }
+    }
+
+    #[test]
+    fn words_say_which_pass_they_are_of() {
+        for (pass, count, state) in
+            [(1, 0, State::Passed), (7, WIDTH, State::Asks), (1 << 54, 1, State::GaveUp)]
+        {
+            let posted = Posted { pass, count, state };
+            assert_eq!(Posted::of(posted.word()), Some(posted));
+            for number_of in [0, -1, i32::MIN, 5] {
+                let traced = traced(number_of, pass);
+                assert_eq!(number(traced, pass), Some(number_of));
+                assert_eq!(number(traced, pass + 1), None);
+            }
+        }
+        assert_eq!(Posted::of(0), None);
     }
 
     #[test]
     fn parts_of_a_place_do_not_overlap() {
         let parts = [
             (POSTED, 8),
-            (COUNT, 4),
-            (NUMBERS, 4 * WIDTH),
+            (NUMBERS, 8 * WIDTH),
             (ANSWERED, 8),
             (CHANGED, 4),
             (SLOTS, 4 * WIDTH),

@@ -34,18 +34,15 @@ pub(crate) unsafe fn run(gate: &Gate, lost: impl Fn() -> bool) {
         unsafe { word.write(pass) };
     }
     // SAFETY: by contract; offsets are aligned.
-    let posted = unsafe { host64(gate.host + POSTED as u64) };
+    let place = |offset: usize| unsafe { host64(gate.host + offset as u64) };
     let count = gate.count as usize;
-    // SAFETY: as above.
-    unsafe { host32(gate.host, COUNT) }.store(gate.count, Ordering::Relaxed);
+    let post = |state| place(POSTED).store(Posted { pass, count, state }.word(), Ordering::Relaxed);
     let mut slots = Vec::with_capacity(count);
     for i in 0..count {
         // SAFETY: as above. Numbers may be the host's.
-        let (number, trace) = unsafe {
-            let number = AtomicI32::from_ptr((gate.numbers + 4 * i as u64) as *mut i32);
-            (number.load(Ordering::Relaxed), host32(gate.host, NUMBERS + 4 * i))
-        };
-        trace.store(number.cast_unsigned(), Ordering::Relaxed);
+        let number = unsafe { AtomicI32::from_ptr((gate.numbers + 4 * i as u64) as *mut i32) };
+        let number = number.load(Ordering::Relaxed);
+        place(NUMBERS + 8 * i).store(traced(number, pass), Ordering::Relaxed);
         slots.push(match number.cast_unsigned() {
             // SAFETY: within the table.
             known if known < gate.entries => unsafe {
@@ -62,9 +59,8 @@ pub(crate) unsafe fn run(gate: &Gate, lost: impl Fn() -> bool) {
         State::Passed
     } else {
         let start = Instant::now();
-        posted.store(State::Asks.post(pass), Ordering::Release);
-        // SAFETY: as above.
-        let answered = unsafe { host64(gate.host + ANSWERED as u64) };
+        post(State::Asks);
+        let answered = place(ANSWERED);
         if wait(|| answered.load(Ordering::Acquire) == pass, start, gate.longest, lost) {
             // SAFETY: as above.
             unsafe { take_answer(gate, &mut slots) };
@@ -82,7 +78,7 @@ pub(crate) unsafe fn run(gate: &Gate, lost: impl Fn() -> bool) {
         // SAFETY: as above.
         unsafe { (gate.slots as *mut i32).add(i).write(*slot) };
     }
-    posted.store(state.post(pass), Ordering::Release);
+    post(state);
 }
 
 /// Waits until `ready`, for `longest` nanoseconds; whether it came.

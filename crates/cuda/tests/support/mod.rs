@@ -7,7 +7,7 @@ pub(crate) mod gates;
 
 use std::io::Write;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use tierstream_cuda::standin::{Config, StandIn};
 use tierstream_cuda::{Device, Span, Stream};
@@ -29,14 +29,35 @@ fn gpus() -> &'static [Device] {
     })
 }
 
+/// Of the GPUs: a gate that waits and something that waits for the whole device, as the freeing of
+/// memory does, would wait for each other if the gate's host cannot go on meanwhile.
+static GATES: RwLock<()> = RwLock::new(());
+
 /// Calls `test` for a stand-in of its own, and for every GPU of this machine.
 pub(crate) fn everywhere(test: impl Fn(&Device)) {
-    let config = Config { memory_bytes: 128 * MIB, ..Config::default() };
-    let standin = StandIn::new(config).unwrap().device();
-    for device in [&standin].into_iter().chain(gpus()) {
+    on_standin(&test);
+    for device in gpus() {
+        let _no_gates = GATES.read().unwrap_or_else(PoisonError::into_inner);
         println!("over {}", device.info().name);
         test(device);
     }
+}
+
+/// The same for a test of gates: on a GPU, no other test runs meanwhile.
+pub(crate) fn everywhere_alone(test: impl Fn(&Device)) {
+    on_standin(&test);
+    for device in gpus() {
+        let _alone = GATES.write().unwrap_or_else(PoisonError::into_inner);
+        println!("over {}", device.info().name);
+        test(device);
+    }
+}
+
+fn on_standin(test: impl Fn(&Device)) {
+    let config = Config { memory_bytes: 128 * MIB, ..Config::default() };
+    let standin = StandIn::new(config).unwrap().device();
+    println!("over {}", standin.info().name);
+    test(&standin);
 }
 
 /// `bytes` bytes that tell `seed`s apart.
@@ -58,30 +79,30 @@ pub(crate) fn write(stream: &Stream, span: Span, bytes: Vec<u8>) {
 }
 
 /// Bytes that count their drops.
-pub(crate) struct Counted {
-    pub(crate) bytes: Vec<u8>,
+pub(crate) struct Counted<T = Vec<u8>> {
+    pub(crate) bytes: T,
     pub(crate) drops: Arc<AtomicUsize>,
 }
 
-impl Counted {
-    pub(crate) fn new(bytes: Vec<u8>, drops: &Arc<AtomicUsize>) -> Self {
+impl<T> Counted<T> {
+    pub(crate) fn new(bytes: T, drops: &Arc<AtomicUsize>) -> Self {
         Self { bytes, drops: Arc::clone(drops) }
     }
 }
 
-impl AsRef<[u8]> for Counted {
+impl<T: AsRef<[u8]>> AsRef<[u8]> for Counted<T> {
     fn as_ref(&self) -> &[u8] {
-        &self.bytes
+        self.bytes.as_ref()
     }
 }
 
-impl AsMut<[u8]> for Counted {
+impl<T: AsMut<[u8]>> AsMut<[u8]> for Counted<T> {
     fn as_mut(&mut self) -> &mut [u8] {
-        &mut self.bytes
+        self.bytes.as_mut()
     }
 }
 
-impl Drop for Counted {
+impl<T> Drop for Counted<T> {
     fn drop(&mut self) {
         self.drops.fetch_add(1, Ordering::SeqCst);
     }
