@@ -537,9 +537,10 @@ fn random_passes_that_are_given_up_do_no_harm() {
         for seed in 100..104 {
             let mut passes = Passes::new(device, seed, Duration::from_micros(200));
             for _ in 0..50 {
-                passes.pass(|random| match random.below(4) {
-                    0 => thread::sleep(Duration::from_millis(1)),
-                    _ => (),
+                passes.pass(|random| {
+                    if random.below(4) == 0 {
+                        thread::sleep(Duration::from_millis(1));
+                    }
                 });
             }
             given_up += passes.given_up;

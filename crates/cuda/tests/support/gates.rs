@@ -1,5 +1,6 @@
 //! Gates in a graph, and a model of what they do.
 
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ const ROW: u64 = 4 * GATE_WIDTH as u64;
 pub(crate) struct Rig {
     pub(crate) gates: Gates,
     pub(crate) graph: Graph,
-    pub(crate) stream: Stream,
+    pub(crate) stream: Arc<Stream>,
     pub(crate) out: Block,
     device: Device,
     counts: Vec<usize>,
@@ -32,7 +33,7 @@ impl Rig {
         tables: &[u32],
         longest: Duration,
     ) -> Self {
-        let (gates, stream) = (device.gates(tables).unwrap(), device.stream().unwrap());
+        let (gates, stream) = (device.gates(tables).unwrap(), Arc::new(device.stream().unwrap()));
         let out = device.allocate(counts.len() as u64 * ROW).unwrap();
         let graph = stream.capture::<Error>(|| Ok(())).unwrap();
         let (device, counts) = (device.clone(), counts.to_vec());
