@@ -244,8 +244,8 @@ impl Gates {
     /// no `begin` is void.
     pub fn begin(&mut self) {
         self.pass += 1;
-        // Released, so that the gates see the numbers that were given.
-        self.memory.word64(place::BEGUN).store(self.pass, Ordering::Release);
+        // The launch makes this, and the numbers that were given, seen by the device.
+        self.memory.word64(place::BEGUN).store(self.pass, Ordering::Relaxed);
     }
 
     /// What gate `gate` has come to in this pass, with its numbers; none, and `numbers` as they were,

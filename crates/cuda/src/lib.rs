@@ -1,5 +1,5 @@
-//! NVIDIA GPUs through the driver alone: pinned host memory, copy streams and events, and device
-//! memory that grows and shrinks in place. Knows nothing of models.
+//! NVIDIA GPUs through the driver alone: pinned host memory, copy streams and events, device memory
+//! that grows and shrinks in place, captured graphs, and [`Gates`] in them. Knows nothing of models.
 //!
 //! The driver is loaded while the program runs: nothing of CUDA is needed to build, and a machine
 //! without it gets [`Error::NoGpu`], with the reason. The [`standin`] has the same face over host

@@ -102,7 +102,7 @@ fn a_gate_without_its_numbers_loses_the_device() {
 #[test]
 fn a_gate_of_a_lost_device_waits_no_longer() {
     let (standin, device) = standin();
-    let mut rig = Rig::new(&device, &[1], &[1], LONG);
+    let mut rig = Rig::new(&device, &[1], &[1], Duration::MAX);
     let (block, other) = (device.allocate(4).unwrap(), device.stream().unwrap());
     rig.gates.give(0, &[0]);
     rig.gates.begin();
@@ -112,9 +112,8 @@ fn a_gate_of_a_lost_device_waits_no_longer() {
     other.upload(vec![0; 4], block.span(0, 4).unwrap()).unwrap();
     assert!(is_lost(other.synchronize()));
     assert!(is_lost(rig.stream.synchronize()));
-    let start = Instant::now();
+    // Which would wait for ever.
     drop(rig);
-    assert!(start.elapsed() < LONG, "waited for an answer");
 }
 
 #[test]

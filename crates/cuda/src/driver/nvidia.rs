@@ -500,7 +500,16 @@ impl Driver for Nvidia {
         let made = check(unsafe { sys::cuGraphInstantiateWithFlags(&mut graph, captured, 0) });
         // SAFETY: captured above; what was made of it stands for itself.
         let _ = unsafe { sys::cuGraphDestroy(captured) };
-        made.map(|()| RawGraph(graph as usize))
+        made?;
+        // Now, rather than with the first launch, when gates of other streams may be waiting.
+        // SAFETY: made above, and launched nowhere; the stream by contract.
+        let uploaded = check(unsafe { sys::cuGraphUpload(graph, stream(raw)) });
+        if let Err(failure) = uploaded {
+            // SAFETY: as above.
+            let _ = unsafe { sys::cuGraphExecDestroy(graph) };
+            return Err(failure);
+        }
+        Ok(RawGraph(graph as usize))
     }
 
     unsafe fn abandon_capture(&self, raw: RawStream) {

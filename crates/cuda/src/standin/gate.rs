@@ -24,7 +24,7 @@ pub(crate) unsafe fn run(gate: &Gate, lost: impl Fn() -> bool) {
     let mut pass = unsafe { word.read() };
     if gate.begun != 0 {
         // SAFETY: by contract.
-        let begun = unsafe { host64(gate.begun) }.load(Ordering::Acquire);
+        let begun = unsafe { host64(gate.begun) }.load(Ordering::Relaxed);
         if begun == pass {
             // SAFETY: by contract.
             unsafe { given_up.write(pass) };

@@ -475,6 +475,7 @@ fn graphs_keep_their_gates() {
     everywhere_alone(|device| {
         let Rig { mut gates, graph, stream, out, .. } = Rig::new(device, &[1], &[1], NEVER);
         gates.set_tables(&stream, &[258]).unwrap();
+        stream.synchronize().unwrap();
         gates.give(0, &[0]);
         gates.begin();
         drop(gates);
