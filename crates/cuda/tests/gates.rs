@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use proptest::prelude::*;
 use support::gates::{LONG, NEVER, Passes, Random, Rig, reach};
 use support::{Counted, read, write};
 use tierstream_cuda::standin::{Config, Fault, StandIn};
@@ -268,6 +269,18 @@ fn what_waits_for_the_captured_stream_s_followers_is_captured_too() {
     a.launch(&graph.unwrap()).unwrap();
     a.synchronize().unwrap();
     assert_eq!(read(&device, block.span(0, 3).unwrap()), [1; 3]);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Gates and tables of any shapes, and any answers, against a model.
+    #[test]
+    fn passes_do_what_a_model_says(seed in any::<u64>(), passes in 1..20) {
+        let mut all = Passes::new(&standin().1, seed, LONG);
+        (0..passes).for_each(|_| all.pass(|_| ()));
+        prop_assert_eq!(all.given_up, 0);
+    }
 }
 
 /// Gates on several streams, hosts that are late, streams that are held, and foreign calls between

@@ -145,6 +145,7 @@ pub(crate) struct Passes {
 impl Passes {
     /// Gates that wait LONG in the one graph, and `short` in the other.
     pub(crate) fn new(device: &Device, seed: u64, short: Duration) -> Self {
+        println!("seed {seed}");
         let mut random = Random(seed);
         let gates = 1 + random.below(12);
         let counts: Vec<usize> = (0..gates).map(|_| random.below(GATE_WIDTH + 1)).collect();
