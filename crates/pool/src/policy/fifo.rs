@@ -16,8 +16,8 @@ impl Fifo {
 }
 
 impl Evict for Fifo {
-    fn on_insert(&mut self, slot: u32, layer: u32, _record: u32, _now: u64) {
-        self.by_arrival.push(slot, layer);
+    fn on_insert(&mut self, slot: u32, layer: u32, record: u32, now: u64) {
+        self.by_arrival.push(slot, layer, record, now);
     }
 
     fn on_hit(&mut self, _slot: u32, _now: u64) {}

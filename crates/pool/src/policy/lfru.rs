@@ -10,7 +10,7 @@ use super::{Candidates, Evict, Shape};
 /// ```
 ///
 /// with `n` uses since the record came into the pool, the last of them in step `t_last`. Of equal
-/// ones the least recent goes.
+/// ones the least recent goes, of those of one step the one with the highest number.
 ///
 /// The exponential keeps the order between two uses, so that a heap can hold it; a score that is
 /// divided by the age would not. Unlike [`Lfu`](super::lfu::Lfu), it gives a favourite its full
@@ -41,17 +41,18 @@ impl Lfru {
 }
 
 impl Evict for Lfru {
-    fn on_insert(&mut self, slot: u32, layer: u32, _record: u32, now: u64) {
+    fn on_insert(&mut self, slot: u32, layer: u32, record: u32, now: u64) {
         self.uses[slot as usize] = 1.0;
         let unit = self.unit(now);
-        self.by_score.insert(slot, layer, unit);
+        self.by_score.insert(slot, layer, record, unit, now);
     }
 
     fn on_hit(&mut self, slot: u32, now: u64) {
         let unit = self.unit(now);
         let uses = &mut self.uses[slot as usize];
         *uses += 1.0;
-        self.by_score.renew(slot, *uses * unit);
+        let score = *uses * unit;
+        self.by_score.renew(slot, score, now);
     }
 
     fn on_remove(&mut self, slot: u32) {

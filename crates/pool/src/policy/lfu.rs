@@ -12,7 +12,8 @@ use super::{Candidates, Evict, Shape};
 /// at step `t`, with half-life `H`: the "combined recency and frequency" of LRFU with its lambda
 /// equal to `1 / H` (Lee et al., "LRFU: A spectrum of policies that subsumes the Least Recently Used
 /// and Least Frequently Used policies", IEEE Transactions on Computers 50(12), 2001), in stairs of
-/// one half-life, which makes it exact in floating point. Of equal ones the least recent goes.
+/// one half-life, which makes it exact in floating point. Of equal ones the least recent goes, of those
+/// of one step the one with the highest number.
 ///
 /// Uses are remembered across evictions: a record that comes back has its old uses again.
 #[derive(Clone, Debug)]
@@ -51,12 +52,12 @@ impl Evict for Lfu {
     fn on_insert(&mut self, slot: u32, layer: u32, record: u32, now: u64) {
         self.record[slot as usize] = record;
         let uses = self.count(record, now);
-        self.by_uses.insert(slot, layer, uses);
+        self.by_uses.insert(slot, layer, record, uses, now);
     }
 
     fn on_hit(&mut self, slot: u32, now: u64) {
         let uses = self.count(self.record[slot as usize], now);
-        self.by_uses.renew(slot, uses);
+        self.by_uses.renew(slot, uses, now);
     }
 
     fn on_remove(&mut self, slot: u32) {

@@ -4,7 +4,8 @@ use super::list::Lists;
 use super::{Candidates, Evict, Shape};
 
 /// Evicts the record whose last use is the longest ago. Of records last used in the same step, the
-/// one that was touched first goes first.
+/// one with the highest number goes first: what was a hit and what a fault makes no difference, so
+/// that a larger pool holds all that a smaller one does.
 #[derive(Clone, Debug)]
 pub(crate) struct Lru {
     by_use: Lists,
@@ -17,13 +18,12 @@ impl Lru {
 }
 
 impl Evict for Lru {
-    fn on_insert(&mut self, slot: u32, layer: u32, _record: u32, _now: u64) {
-        self.by_use.push(slot, layer);
+    fn on_insert(&mut self, slot: u32, layer: u32, record: u32, now: u64) {
+        self.by_use.push(slot, layer, record, now);
     }
 
-    fn on_hit(&mut self, slot: u32, _now: u64) {
-        let layer = self.by_use.remove(slot);
-        self.by_use.push(slot, layer);
+    fn on_hit(&mut self, slot: u32, now: u64) {
+        self.by_use.renew(slot, now);
     }
 
     fn on_remove(&mut self, slot: u32) {

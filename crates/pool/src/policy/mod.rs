@@ -9,11 +9,14 @@
 
 mod fifo;
 mod heap;
+mod least_stale;
 mod lfru;
 mod lfu;
 mod list;
 mod lru;
 mod random;
+mod s3_fifo;
+mod slru;
 
 use std::fmt;
 use std::str::FromStr;
@@ -22,7 +25,11 @@ use crate::class::{LayerState, SlotState, State};
 
 /// The names of the eviction policies.
 ///
-/// As text: `lru`, `lfu` or `lfu:<half-life>`, `lfru`, `fifo`, `random`.
+/// As text: `lru`, `lfu` or `lfu:<half-life>`, `lfru`, `fifo`, `random`, `slru`, `s3-fifo`,
+/// `least-stale`.
+///
+/// All but [`Random`](Self::Random) tell records that were last used in the same step by their numbers,
+/// and not by the order in which they were asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Policy {
     /// The least recently used goes.
@@ -46,6 +53,12 @@ pub enum Policy {
     Fifo,
     /// Any goes.
     Random,
+    /// Two segments of LRU: who is used again is protected from who is not.
+    Slru,
+    /// A small FIFO queue to pass, a main one, and a memory of who did not pass.
+    S3Fifo,
+    /// What was not chosen when its layer had its turn goes, and what the next layer may need stays.
+    LeastStale,
 }
 
 impl Policy {
@@ -54,7 +67,16 @@ impl Policy {
     pub const LFU: Self = Self::Lfu { half_life: 16 };
 
     /// Every policy, each with its default parameters.
-    pub const ALL: [Self; 5] = [Self::Lru, Self::LFU, Self::Lfru, Self::Fifo, Self::Random];
+    pub const ALL: [Self; 8] = [
+        Self::Lru,
+        Self::LFU,
+        Self::Lfru,
+        Self::Fifo,
+        Self::Random,
+        Self::Slru,
+        Self::S3Fifo,
+        Self::LeastStale,
+    ];
 }
 
 impl fmt::Display for Policy {
@@ -66,6 +88,9 @@ impl fmt::Display for Policy {
             Self::Lfru => f.pad("lfru"),
             Self::Fifo => f.pad("fifo"),
             Self::Random => f.pad("random"),
+            Self::Slru => f.pad("slru"),
+            Self::S3Fifo => f.pad("s3-fifo"),
+            Self::LeastStale => f.pad("least-stale"),
         }
     }
 }
@@ -73,7 +98,8 @@ impl fmt::Display for Policy {
 /// A text that names no [`Policy`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "unknown eviction policy {0:?}: use lru, lfu, lfu:<half-life in tokens>, lfru, fifo or random"
+    "unknown eviction policy {0:?}: use lru, lfu, lfu:<half-life in tokens>, lfru, fifo, random, slru, \
+     s3-fifo or least-stale"
 )]
 pub struct UnknownPolicy(String);
 
@@ -88,6 +114,9 @@ impl FromStr for Policy {
             "lfru" => Ok(Self::Lfru),
             "fifo" => Ok(Self::Fifo),
             "random" => Ok(Self::Random),
+            "slru" => Ok(Self::Slru),
+            "s3-fifo" => Ok(Self::S3Fifo),
+            "least-stale" => Ok(Self::LeastStale),
             _ => {
                 let half_life = text.strip_prefix("lfu:").and_then(|text| text.parse().ok());
                 half_life
@@ -167,6 +196,9 @@ pub(crate) enum Evictor {
     Lfru(lfru::Lfru),
     Fifo(fifo::Fifo),
     Random(random::Random),
+    Slru(slru::Slru),
+    S3Fifo(s3_fifo::S3Fifo),
+    LeastStale(least_stale::LeastStale),
 }
 
 impl Evictor {
@@ -177,6 +209,9 @@ impl Evictor {
             Policy::Lfru => Self::Lfru(lfru::Lfru::new(shape)),
             Policy::Fifo => Self::Fifo(fifo::Fifo::new(shape)),
             Policy::Random => Self::Random(random::Random::new(shape)),
+            Policy::Slru => Self::Slru(slru::Slru::new(shape)),
+            Policy::S3Fifo => Self::S3Fifo(s3_fifo::S3Fifo::new(shape)),
+            Policy::LeastStale => Self::LeastStale(least_stale::LeastStale::new(shape)),
         }
     }
 
@@ -187,6 +222,9 @@ impl Evictor {
             Self::Lfru(policy) => policy,
             Self::Fifo(policy) => policy,
             Self::Random(policy) => policy,
+            Self::Slru(policy) => policy,
+            Self::S3Fifo(policy) => policy,
+            Self::LeastStale(policy) => policy,
         }
     }
 }

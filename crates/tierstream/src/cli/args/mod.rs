@@ -152,7 +152,7 @@ pub(crate) struct EngineArgs {
     pub(crate) ram: Option<Bytes>,
     #[command(flatten)]
     pub(crate) machine: MachineArgs,
-    /// Eviction policy: lru, lfu[:half-life], lfru, fifo, random
+    /// Eviction policy: lru, lfu[:half-life], lfru, fifo, random, slru, s3-fifo, least-stale
     #[arg(long, default_value_t)]
     pub(crate) policy: Policy,
     /// Read experts before their layer asks for them: what its router guesses (lookahead), while
