@@ -15,6 +15,8 @@ mod file;
 mod header;
 mod import;
 pub mod limits;
+mod random;
+pub mod sim;
 mod trace;
 
 pub use error::{Error, Place, Result};
