@@ -15,6 +15,7 @@ mod file;
 mod header;
 mod import;
 pub mod limits;
+pub mod metrics;
 mod random;
 pub mod sim;
 mod trace;

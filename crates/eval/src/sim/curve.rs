@@ -179,7 +179,7 @@ fn point(
 }
 
 /// Calls `of` with each number below `count`, on all processors.
-pub(super) fn in_parallel<T: Send>(count: usize, of: impl Fn(usize) -> T + Sync) -> Vec<T> {
+pub(crate) fn in_parallel<T: Send>(count: usize, of: impl Fn(usize) -> T + Sync) -> Vec<T> {
     let threads = thread::available_parallelism().map_or(1, NonZero::get).min(count);
     if threads <= 1 {
         return (0..count).map(of).collect();

@@ -10,7 +10,7 @@
 mod bytes;
 mod curve;
 mod direct;
-mod predict;
+pub(crate) mod predict;
 mod setup;
 mod stack;
 mod steps;
@@ -21,4 +21,5 @@ pub use predict::Predictor;
 pub use setup::{Counting, Eviction, PoolKind, Setup, Size, Start, Tier, UnknownEviction};
 pub use stack::{Sch, sch};
 
+pub(crate) use curve::in_parallel;
 pub(crate) use steps::Steps;
