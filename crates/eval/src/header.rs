@@ -109,6 +109,30 @@ impl Header {
         shape(self) == shape(other)
     }
 
+    /// Whether the trace can be one of a model with these layers.
+    ///
+    /// # Errors
+    ///
+    /// If it is of a model of another shape: the message has both.
+    pub fn check_model(&self, layers: &[Layer]) -> Result<()> {
+        let of = |layers: &[Layer]| {
+            let shape = |layer: &Layer| format!("{} of {} experts", layer.used, layer.experts);
+            let first = layers.first().map(shape).unwrap_or_default();
+            let equal = layers.iter().all(|layer| shape(layer) == first);
+            let rest = if equal { "" } else { " and others" };
+            format!("{} MoE layers with {first}{rest}", layers.len())
+        };
+        let shape = |layer: &Layer| (layer.experts, layer.used);
+        if self.layers.iter().map(shape).eq(layers.iter().map(shape)) {
+            return Ok(());
+        }
+        Err(Error::file(format!(
+            "the trace is of another model: it has {}, the model has {}",
+            of(&self.layers),
+            of(layers)
+        )))
+    }
+
     /// # Errors
     ///
     /// If it is beyond a [limit](crate::limits), or if a layer has no experts or uses more than it has.
@@ -137,5 +161,22 @@ impl Header {
             Error::limit("bytes of a name", text.len() as u64, limits::HEADER_BYTES_MAX as u64)?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn traces_of_other_models_are_told() {
+        let trace = Header::uniform(48, 128, 6);
+        trace.check_model(&Header::uniform(48, 128, 6).layers).unwrap();
+        let error = trace.check_model(&Header::uniform(24, 32, 4).layers).unwrap_err().to_string();
+        let told =
+            "it has 48 MoE layers with 6 of 128 experts, the model has 24 MoE layers with 4 of 32";
+        assert!(error.contains(told), "{error}");
+        assert!(trace.check_model(&[]).is_err());
+        assert_eq!(trace.token_bytes(), 0);
     }
 }

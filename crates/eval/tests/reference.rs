@@ -142,7 +142,8 @@ fn byte_budgets() {
         for ((pool, eviction), published) in curves.into_iter().zip(published) {
             let setup = Setup { start: Start::Warm, ..of(pool, eviction) };
             let ours = rates(&trace, setup, &sizes);
-            assert_close(&format!("{name} {pool} {eviction}"), &ours, &published, 1.0);
+            let within = if pool == PoolKind::Global { 0.25 } else { 1.0 };
+            assert_close(&format!("{name} {pool} {eviction}"), &ours, &published, within);
         }
     }
     let gptoss = load("gptoss");

@@ -5,7 +5,7 @@
 
 use std::process::ExitCode;
 
-use crate::cli::args::{Bench, Cli, Command, Trace};
+use crate::cli::args::{Bench, Cli, Command, Eval, Trace};
 use crate::cli::{interrupt, output};
 
 mod cli;
@@ -53,6 +53,9 @@ fn dispatch(cli: &Cli) -> anyhow::Result<ExitCode> {
         Command::Pack(args) => cli::pack::pack(cli, args),
         Command::Trace(Trace::Import(args)) => cli::trace::import(cli, args),
         Command::Trace(Trace::Export(args)) => cli::trace::export(cli, args),
+        Command::Eval(Eval::Metrics(args)) => cli::eval::metrics(cli, args),
+        Command::Eval(Eval::Simulate(args)) => cli::eval::simulate(cli, args),
+        Command::Eval(Eval::Compare(args)) => cli::eval::compare(cli, args),
         Command::Doctor(args) => cli::doctor::doctor(cli, args),
         Command::Completions { shell } => cli::man::completions(*shell),
         Command::Man => cli::man::man(),

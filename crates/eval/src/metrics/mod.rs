@@ -4,6 +4,7 @@
 //! more tokens than there are is `None`.
 
 mod bootstrap;
+mod compare;
 mod controls;
 mod predict;
 mod report;
@@ -11,6 +12,7 @@ mod sequences;
 mod tally;
 mod usage;
 
+pub use compare::{Difference, compare};
 pub use predict::{NextLayer, Prediction, PreviousToken};
 pub use report::{
     Controls, Distance, Faults, Headline, Interval, Intervals, Locality, LocalityIntervals,

@@ -12,7 +12,7 @@ use super::tally::{Tally, WINDOWS};
 use super::usage::Usage;
 use super::{bootstrap, controls};
 use crate::error::Result;
-use crate::sim::{self, Eviction, Setup, Size};
+use crate::sim::{self, Curve, Eviction, PoolKind, Setup, Size};
 use crate::trace::{Phase, Trace};
 
 /// What to compute.
@@ -26,12 +26,14 @@ pub struct Options {
     pub resamples: usize,
     /// Whether the controls are computed.
     pub controls: bool,
+    /// Whether pools are simulated for [`Report::curves`].
+    pub curves: bool,
 }
 
 impl Default for Options {
-    /// Decoded tokens, 1000 resamples, with controls.
+    /// Decoded tokens, 1000 resamples, with controls and curves.
     fn default() -> Self {
-        Self { phase: Phase::Decode, seed: 0, resamples: 1000, controls: true }
+        Self { phase: Phase::Decode, seed: 0, resamples: 1000, controls: true, curves: true }
     }
 }
 
@@ -86,6 +88,8 @@ pub struct Report {
     pub faulted_experts_per_token: Faults,
     /// The most experts of a layer that a pool without limit would hold.
     pub max_resident_per_layer: usize,
+    /// Hit rates of pools by size, cold and strict.
+    pub curves: Vec<Curve>,
     /// Confidence intervals over prompts; none for a single prompt.
     pub intervals: Option<Intervals>,
     /// What has no locality of its own.
@@ -302,6 +306,7 @@ pub fn metrics(trace: &Trace, options: &Options) -> Result<Report> {
         },
         faulted_experts_per_token: faults(trace, options)?,
         max_resident_per_layer: usages.iter().map(Usage::distinct).max().unwrap_or(0),
+        curves: if options.curves { curves(trace, options)? } else { Vec::new() },
         intervals: intervals(&tallies.prompts).map(|locality| Intervals {
             level: bootstrap::LEVEL,
             resamples,
@@ -420,6 +425,49 @@ fn faults(trace: &Trace, options: &Options) -> Result<Faults> {
         max: outcome.faults_max,
         steady: per(outcome.faults_steady, outcome.batches.saturating_sub(1)),
     })
+}
+
+/// Steps of a trace up to which all policies are simulated, and those of one pass alone beyond.
+const STEPS_MAX: usize = 1 << 21;
+
+/// Pools of 1 to 16 times the experts of a token, as far as there are so many.
+fn curves(trace: &Trace, options: &Options) -> Result<Vec<Curve>> {
+    let layers = &trace.header().layers;
+    let most = layers.iter().map(|l| f64::from(l.experts) / f64::from(l.used)).fold(1.0, f64::max);
+    let rhos = [1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0];
+    let sizes: Vec<Size> = rhos.into_iter().filter(|&rho| rho <= most).map(Size::Rho).collect();
+    let mut all = Vec::new();
+    let of_all = layers.len() * trace.count(options.phase) <= STEPS_MAX;
+    let online = |policy| Eviction::Online(policy);
+    let mut add = |pool: PoolKind, eviction: Eviction| -> Result<()> {
+        let setup =
+            Setup { pool, eviction, phase: options.phase, seed: options.seed, ..Setup::default() };
+        // A prompt in one batch may need more than the smallest pools have.
+        let sizes: Vec<Size> = match eviction {
+            Eviction::Belady if pool == PoolKind::PerLayer => {
+                let roomy = |size: &&Size| sim::curve(trace, &setup, &[**size]).is_ok();
+                sizes.iter().filter(roomy).copied().collect()
+            }
+            _ => sizes.clone(),
+        };
+        all.push(sim::curve(trace, &setup, &sizes)?);
+        Ok(())
+    };
+    for eviction in
+        [online(Policy::Lru), online(Policy::LFU), Eviction::Belady, Eviction::BeladyLeave]
+    {
+        add(PoolKind::PerLayer, eviction)?;
+    }
+    if of_all {
+        let rest = Policy::ALL.into_iter().filter(|p| ![Policy::Lru, Policy::LFU].contains(p));
+        rest.clone().try_for_each(|policy| add(PoolKind::PerLayer, online(policy)))?;
+        for eviction in
+            [online(Policy::Lru), online(Policy::LFU), online(Policy::LeastStale), Eviction::Belady]
+        {
+            add(PoolKind::Global, eviction)?;
+        }
+    }
+    Ok(all)
 }
 
 fn headline(trace: &Trace) -> Result<Headline> {

@@ -5,6 +5,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
+use serde::ser::{Serialize, SerializeStruct, Serializer};
+
 use super::{Counting, Eviction, PoolKind, Setup, Size, Steps, bytes, direct, stack};
 use crate::error::{Error, Result};
 use crate::header::Header;
@@ -34,6 +36,33 @@ pub struct Point {
     pub requests: u64,
     /// Hits, as [`Setup::counting`] counts them.
     pub hits: u64,
+}
+
+/// As `docs/json.md` has it.
+impl Serialize for Curve {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        let mut object = serializer.serialize_struct("Curve", 6)?;
+        object.serialize_field("policy", &self.setup.eviction.to_string())?;
+        object.serialize_field("pool", &self.setup.pool.to_string())?;
+        object.serialize_field("start", &self.setup.start.to_string())?;
+        object.serialize_field("counting", &self.setup.counting.to_string())?;
+        object.serialize_field("tokens", &self.tokens)?;
+        object.serialize_field("points", &self.points)?;
+        object.end()
+    }
+}
+
+impl Serialize for Point {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        let mut object = serializer.serialize_struct("Point", 6)?;
+        object.serialize_field("rho", &self.rho)?;
+        object.serialize_field("slots_per_layer", &self.slots_per_layer)?;
+        object.serialize_field("bytes", &self.bytes)?;
+        object.serialize_field("hit_rate", &self.hit_rate())?;
+        object.serialize_field("requests", &self.requests)?;
+        object.serialize_field("hits", &self.hits)?;
+        object.end()
+    }
 }
 
 impl Point {

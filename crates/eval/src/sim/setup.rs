@@ -95,6 +95,15 @@ pub enum Start {
     Warm,
 }
 
+impl fmt::Display for Start {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Cold => "cold",
+            Self::Warm => "warm",
+        })
+    }
+}
+
 /// What counts as a hit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Counting {
@@ -103,6 +112,15 @@ pub enum Counting {
     Strict,
     /// Also what came into a slot that was empty: the convention of moe-lrc (arXiv 2505.16056).
     Fill,
+}
+
+impl fmt::Display for Counting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Strict => "strict",
+            Self::Fill => "fill",
+        })
+    }
 }
 
 /// How large a pool is.

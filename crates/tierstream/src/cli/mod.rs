@@ -6,6 +6,7 @@ pub(crate) mod chat;
 pub(crate) mod client;
 pub(crate) mod config;
 pub(crate) mod doctor;
+pub(crate) mod eval;
 pub(crate) mod gave_up;
 pub(crate) mod interrupt;
 mod keys;

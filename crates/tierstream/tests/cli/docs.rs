@@ -2,7 +2,7 @@
 
 use crate::support::{output, stderr, stdout};
 
-const VERBS: [&str; 14] = [
+const VERBS: [&str; 15] = [
     "run",
     "serve",
     "ps",
@@ -14,6 +14,7 @@ const VERBS: [&str; 14] = [
     "bench",
     "pack",
     "trace",
+    "eval",
     "doctor",
     "completions",
     "man",

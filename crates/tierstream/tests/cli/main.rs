@@ -7,6 +7,7 @@ mod chat;
 mod client;
 mod docs;
 mod doctor;
+mod eval;
 mod files;
 mod flags;
 #[path = "../../../pull/tests/support/mod.rs"]

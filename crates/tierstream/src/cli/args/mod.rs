@@ -17,11 +17,15 @@ pub(crate) use self::bench::{
     BenchTurn, LoadPeer, Peer, ReadOrder,
 };
 pub(crate) use self::client::{Ps, ServerArgs, Stop};
+pub(crate) use self::eval::{
+    CountingArg, Eval, EvalCompare, EvalMetrics, EvalSimulate, EvalWhat, PhaseArg, StartArg,
+};
 pub(crate) use self::serve::{Serve, ram_with_prompts};
 pub(crate) use self::trace::{ExportFormat, Trace, TraceExport, TraceImport};
 
 mod bench;
 mod client;
+mod eval;
 mod serve;
 mod trace;
 
@@ -112,6 +116,9 @@ pub(crate) enum Command {
     /// Which experts the tokens of a run were routed to: traces in and out of files
     #[command(subcommand)]
     Trace(Trace),
+    /// Whether a model is worth streaming: how local its routing is, and what pools would hold of it
+    #[command(subcommand)]
+    Eval(Eval),
     /// Tell what this machine can do, and measure its drive
     Doctor(Doctor),
     /// Print a completion script for a shell

@@ -1,0 +1,103 @@
+//! `tierstream eval`.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::support::{json, output, stderr, stdout};
+
+/// A public trace of the simulator's own tests.
+fn trace(name: &str) -> String {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../eval/tests/data");
+    folder.join(name).to_str().unwrap().to_owned()
+}
+
+fn rate(object: &Value, curve: usize, point: usize) -> f64 {
+    object["curves"][curve]["points"][point]["hit_rate"].as_f64().unwrap()
+}
+
+/// `value` with types for values, and one element for an array.
+fn shape(value: &Value) -> Value {
+    match value {
+        Value::Object(fields) => fields.iter().map(|(k, v)| (k.clone(), shape(v))).collect(),
+        Value::Array(items) => items.iter().take(1).map(shape).collect(),
+        Value::Null => Value::Null,
+        Value::Bool(_) => "<bool>".into(),
+        Value::Number(_) => "<number>".into(),
+        Value::String(_) => "<string>".into(),
+    }
+}
+
+fn undocumented(value: &Value, text: &str, missing: &mut Vec<String>) {
+    match value {
+        Value::Object(fields) => {
+            for (name, value) in fields {
+                let window = name.parse::<f64>().is_ok();
+                if !window && !text.contains(&format!("`{name}`")) {
+                    missing.push(name.clone());
+                }
+                undocumented(value, text, missing);
+            }
+        }
+        Value::Array(items) => items.iter().for_each(|item| undocumented(item, text, missing)),
+        _ => {}
+    }
+}
+
+#[test]
+fn objects_keep_their_shape_and_are_documented() {
+    let metrics = json(&["eval", "metrics", &trace("gptoss.parquet")]);
+    let simulated = json(&["eval", "simulate", &trace("olmoe.parquet"), "--ahead", "previous"]);
+    let compared = json(&["eval", "compare", &trace("gptoss.parquet"), &trace("olmoe.parquet")]);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/json.md");
+    let text = std::fs::read_to_string(path).unwrap();
+    for object in [&metrics, &simulated, &compared] {
+        let mut missing = Vec::new();
+        undocumented(object, &text, &mut missing);
+        assert!(missing.is_empty(), "docs/json.md does not tell of {missing:?}");
+    }
+    insta::assert_json_snapshot!("eval_metrics", shape(&metrics));
+    insta::assert_json_snapshot!("eval_simulate", shape(&simulated));
+    insta::assert_json_snapshot!("eval_compare", shape(&compared));
+    assert_eq!(compared["same_shape"], false);
+}
+
+#[test]
+fn published_numbers_come_out() {
+    let args = ["eval", "simulate", &trace("olmoe.parquet"), "--policy", "lru,belady-leave,belady"];
+    let object = json(&[&args[..], &["--pool", "per_layer", "--rho", "1,2,4"]].concat());
+    for (curve, rates) in [[0.434, 0.595, 0.792], [0.590, 0.757, 0.904]].iter().enumerate() {
+        for (point, published) in rates.iter().enumerate() {
+            let ours = rate(&object, curve, point);
+            assert!((ours - published).abs() < 0.006, "{ours} is not {published}");
+        }
+    }
+    assert_eq!(rate(&object, 2, 0), rate(&object, 0, 0));
+    let args = ["eval", "simulate", &trace("gptoss.parquet"), "--pool", "global"];
+    let object = json(&[&args[..], &["--bytes", "1000MiB,6000MiB", "--start", "warm"]].concat());
+    assert!((rate(&object, 0, 0) - 0.177).abs() < 0.002, "{object}");
+}
+
+#[test]
+fn text_is_for_people() {
+    let metrics = output(["eval", "metrics", &trace("olmoe.parquet")]);
+    assert!(stdout(&metrics).contains("used by the token before: 43.5 %"), "{metrics:?}");
+    let simulated = output(["eval", "simulate", &trace("qwen.parquet"), "--policy", "lru,lfu"]);
+    insta::assert_snapshot!(stdout(&simulated));
+}
+
+#[test]
+fn what_cannot_be_is_told_with_a_hint() {
+    let refused = output(["eval", "metrics", &trace("olmoe.parquet"), "--phase", "prefill"]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(stderr(&refused).contains("there are no prompt tokens"), "{refused:?}");
+    assert!(stderr(&refused).contains("hint: --phase decode"), "{refused:?}");
+    let refused = output(["eval", "simulate", &trace("olmoe.parquet"), "--bytes", "1GiB"]);
+    assert!(stderr(&refused).contains("does not tell the size of records"), "{refused:?}");
+    let args = ["eval", "simulate", &trace("olmoe.parquet"), "--policy", "belady", "--slots", "4"];
+    assert!(stderr(&output(args)).contains("belady-leave does not"));
+    for flags in [["--policy", "opt"], ["--pool", "some"], ["--rho", "-1"], ["--ahead", "x"]] {
+        let args = [&["eval", "simulate", "t.parquet"][..], &flags[..]].concat();
+        assert_eq!(output(&args).status.code(), Some(2), "{flags:?}");
+    }
+}
