@@ -13,7 +13,7 @@ use tierstream_eval::{Header, Phase, Token, Trace};
 const LAYERS: u32 = 48;
 const EXPERTS: u32 = 128;
 const USED: u32 = 8;
-const POLICIES: [&str; 6] = ["lru", "lfu", "lfru", "fifo", "random", "belady"];
+const POLICIES: [&str; 6] = ["lru", "lfu", "fifo", "random", "least-stale", "belady"];
 
 fn main() {
     let mut arguments = std::env::args().skip(1);

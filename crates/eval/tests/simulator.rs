@@ -60,9 +60,11 @@ proptest! {
     fn one_pass_is_the_pool((layers, experts, used, seeds) in shapes(), fill in any::<bool>()) {
         let trace = trace(layers, experts, used, 0, &seeds);
         let sizes: Vec<u32> = (used..=experts + 1).collect();
-        for policy in [Policy::Lru, Policy::LFU, Policy::Lfu { half_life: 1 }] {
+        let policies =
+            [Policy::Lru, Policy::LFU, Policy::Lfu { half_life: 1 }, Policy::LeastStale, Policy::Fifo, Policy::Random];
+        for policy in policies {
             let counting = if fill { Counting::Fill } else { Counting::Strict };
-            let setup = Setup { counting, ..setup(Eviction::Online(policy)) };
+            let setup = Setup { counting, seed: 5, ..setup(Eviction::Online(policy)) };
             let at_once: Vec<Size> = sizes.iter().map(|&slots| Size::Slots(slots)).collect();
             let at_once = hits(&curve(&trace, &setup, &at_once).unwrap());
             let each = sizes.iter().map(|&slots| {

@@ -7,7 +7,7 @@ use std::thread;
 
 use serde::ser::{Serialize, SerializeStruct, Serializer};
 
-use super::{Counting, Eviction, PoolKind, Setup, Size, Steps, bytes, direct, stack};
+use super::{Counting, Eviction, PoolKind, Setup, Size, Steps, bytes, direct, queues, stack};
 use crate::error::{Error, Result};
 use crate::header::Header;
 use crate::trace::Trace;
@@ -84,22 +84,31 @@ pub fn curve(trace: &Trace, setup: &Setup, sizes: &[Size]) -> Result<Curve> {
     let widest = steps.widest();
     let shapes: Vec<Shape> = sizes.iter().map(|&size| Shape::new(trace.header(), size)).collect();
     let holds = |shape: &Shape| shape.slots.iter().zip(&widest).all(|(&s, &w)| s as usize >= w);
-    let is_stack = |shape: &Shape| {
+    let at_once = |shape: &Shape| {
         plain
             && setup.pool == PoolKind::PerLayer
             && shape.budget.is_none()
             && (setup.eviction == Eviction::BeladyLeave || holds(shape))
     };
-    let places = match shapes.iter().any(is_stack) {
+    let places = match shapes.iter().any(at_once) {
         true => stack::places(trace, setup, &steps),
         false => None,
     };
-    let points = in_parallel(shapes.len(), |index| {
-        let shape = &shapes[index];
-        match &places {
-            Some(places) if is_stack(shape) => Ok(of_places(places, shape, setup)),
-            _ => point(trace, setup, &steps, shape, plain && holds(shape)),
-        }
+    let mut queued = match queues::knows(setup.eviction) {
+        true => of_queues(trace, setup, &steps, shapes.iter().filter(|shape| at_once(shape))),
+        false => Vec::new().into_iter(),
+    };
+    let done: Vec<Option<Point>> = shapes
+        .iter()
+        .map(|shape| match &places {
+            _ if !at_once(shape) => None,
+            Some(places) => Some(of_places(places, shape, setup)),
+            None => queued.next(),
+        })
+        .collect();
+    let points = in_parallel(shapes.len(), |index| match done[index] {
+        Some(point) => Ok(point),
+        None => point(trace, setup, &steps, &shapes[index], plain && holds(&shapes[index])),
     });
     let points = points.into_iter().collect::<Result<_>>()?;
     Ok(Curve { setup: *setup, tokens: steps.counted(), points })
@@ -163,6 +172,25 @@ fn of_places(places: &[stack::Places], shape: &Shape, setup: &Setup) -> Point {
     let hits = places.iter().zip(&shape.slots);
     let hits = hits.map(|(places, &slots)| stack::hits(places, slots as usize, setup.counting));
     shape.point(requests, hits.sum())
+}
+
+fn of_queues<'a>(
+    trace: &Trace,
+    setup: &Setup,
+    steps: &Steps<'_>,
+    shapes: impl Iterator<Item = &'a Shape>,
+) -> std::vec::IntoIter<Point> {
+    let shapes: Vec<&Shape> = shapes.collect();
+    let slots: Vec<&[u32]> = shapes.iter().map(|shape| &shape.slots[..]).collect();
+    let (hits, requests) = match slots.is_empty() {
+        true => return Vec::new().into_iter(),
+        false => queues::hits(trace, setup, steps, &slots),
+    };
+    let points = shapes.iter().zip(hits).map(|(shape, hits)| {
+        let fills = if setup.counting == Counting::Fill { hits.fills } else { 0 };
+        shape.point(requests, hits.hits + fills)
+    });
+    points.collect::<Vec<_>>().into_iter()
 }
 
 fn point(

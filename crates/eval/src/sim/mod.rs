@@ -11,6 +11,7 @@ mod bytes;
 mod curve;
 mod direct;
 pub(crate) mod predict;
+mod queues;
 mod setup;
 mod stack;
 mod steps;

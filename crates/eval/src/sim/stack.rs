@@ -11,6 +11,7 @@
 
 use tierstream_pool::Policy;
 
+use super::steps::LayerSteps;
 use super::{Counting, Eviction, Setup, Steps};
 use crate::trace::Trace;
 
@@ -30,27 +31,36 @@ pub(super) type Places = Vec<u64>;
 /// policy is no stack algorithm, or steps need other rules.
 pub(super) fn places(trace: &Trace, setup: &Setup, steps: &Steps<'_>) -> Option<Vec<Places>> {
     let layers = trace.header().layers.len();
-    let stack = |layer| -> Option<Places> {
-        Some(match setup.eviction {
-            Eviction::Online(Policy::Lru) => lru(trace, steps, layer),
+    if !knows(setup.eviction) {
+        return None;
+    }
+    let stack = |layer: usize| -> Places {
+        let own = LayerSteps::by_number(steps, layer);
+        let count = trace.header().layers[layer].experts as usize;
+        match setup.eviction {
             Eviction::Online(Policy::Lfu { half_life }) => {
-                let experts = trace.header().layers[layer].experts;
                 let half_life = u64::from(half_life) * layers as u64;
-                let mut lfu = Lfu::new(experts, half_life, layers as u64);
-                run(trace, steps, layer, Keep::Step, &mut lfu)
+                let mut lfu = Lfu::new(count, half_life, layers as u64);
+                run(&own, count, layer, Keep::Step, &mut lfu)
             }
-            Eviction::Belady => {
-                let mut next = NextUse::new(trace, steps, layer);
-                run(trace, steps, layer, Keep::Step, &mut next)
-            }
+            Eviction::Belady => run(&own, count, layer, Keep::Step, &mut NextUse::new(&own, count)),
             Eviction::BeladyLeave => {
-                let mut next = NextUse::new(trace, steps, layer);
-                run(trace, steps, layer, Keep::Best, &mut next)
+                run(&own, count, layer, Keep::Best, &mut NextUse::new(&own, count))
             }
-            Eviction::Online(_) => return None,
-        })
+            Eviction::Online(_) => lru(&own, count),
+        }
     };
-    super::curve::in_parallel(layers, stack).into_iter().collect()
+    Some(super::curve::in_parallel(layers, stack))
+}
+
+/// Whether a policy is a stack algorithm. Least-Stale is LRU where a layer evicts its own records.
+fn knows(eviction: Eviction) -> bool {
+    match eviction {
+        Eviction::Belady | Eviction::BeladyLeave => true,
+        Eviction::Online(policy) => {
+            matches!(policy, Policy::Lru | Policy::LeastStale | Policy::Lfu { .. })
+        }
+    }
 }
 
 /// Hits of a layer's pool with so many slots.
@@ -76,39 +86,33 @@ trait Rank {
     fn begin(&mut self, _batch: usize, _layer: usize) {}
 
     /// The step's experts were used.
-    fn used(&mut self, batch: usize, layer: usize, experts: &[u16]);
+    fn used(&mut self, batch: usize, experts: &[u16]);
 }
 
 /// Runs all steps of a layer.
 fn run<R: Rank>(
-    trace: &Trace,
-    steps: &Steps<'_>,
+    steps: &LayerSteps,
+    count: usize,
     layer: usize,
     keep: Keep,
     rank: &mut R,
 ) -> Places {
-    let count = trace.header().layers[layer].experts as usize;
     let mut places = vec![0; count + 1];
     let mut list: Vec<u16> = Vec::with_capacity(count);
     let mut is_used = vec![false; count];
     let mut limbo: Vec<(R::Key, u16)> = Vec::new();
-    let mut experts = Vec::new();
-    for (index, batch) in steps.batches().iter().enumerate() {
-        steps.experts(batch, layer, &mut experts);
+    for (index, (experts, counted)) in steps.iter().enumerate() {
         rank.begin(index, layer);
         experts.iter().for_each(|&expert| is_used[usize::from(expert)] = true);
-        let counted = batch.counted > 0;
         // `Best` ranks a step's experts by what comes after it, `Step` never ranks them.
         if keep == Keep::Best {
-            rank.used(index, layer, &experts);
+            rank.used(index, experts);
         }
-        update(&mut list, &experts, &is_used, keep, rank, &mut limbo, |place| {
-            if counted {
-                places[place.unwrap_or(count)] += 1;
-            }
+        update(&mut list, experts, &is_used, keep, rank, &mut limbo, |place| {
+            places[place.unwrap_or(count)] += counted;
         });
         if keep == Keep::Step {
-            rank.used(index, layer, &experts);
+            rank.used(index, experts);
         }
         experts.iter().for_each(|&expert| is_used[usize::from(expert)] = false);
     }
@@ -161,11 +165,17 @@ fn update<R: Rank>(
         if is_used[usize::from(old)] {
             found(Some(place));
             left -= 1;
+            let (_, best) = limbo.pop().expect("there is one as long as an expert is to be found");
+            list[place] = best;
         } else {
-            insert(limbo, rank.key(old), old);
+            let key = rank.key(old);
+            // Who is the best of all stays.
+            if let Some(best) = limbo.last_mut().filter(|best| best.0 > key) {
+                list[place] = best.1;
+                limbo.pop();
+                insert(limbo, key, old);
+            }
         }
-        let (_, best) = limbo.pop().expect("there is one as long as an expert is to be found");
-        list[place] = best;
         place += 1;
     }
     (0..left).for_each(|_| found(None));
@@ -187,38 +197,32 @@ fn insert<K: PartialOrd + Copy>(limbo: &mut Vec<(K, u16)>, key: K, expert: u16) 
 
 /// LRU needs no priorities: the list is in the order of the last uses, and within a step the
 /// higher numbers go first.
-fn lru(trace: &Trace, steps: &Steps<'_>, layer: usize) -> Places {
-    let count = trace.header().layers[layer].experts as usize;
+fn lru(steps: &LayerSteps, count: usize) -> Places {
     let mut places = vec![0; count + 1];
     let mut list: Vec<u16> = Vec::with_capacity(count);
     let mut is_used = vec![false; count];
-    let mut experts = Vec::new();
-    let mut moved: Vec<u16> = Vec::new();
-    for batch in steps.batches() {
-        steps.experts(batch, layer, &mut experts);
-        let counted = u64::from(batch.counted > 0);
+    let mut moved = vec![0u16; count];
+    for (experts, counted) in steps.iter() {
         experts.iter().for_each(|&expert| is_used[usize::from(expert)] = true);
         let mut left = experts.len();
         // All before the last one found move back, by as many as were found behind them or are new.
-        moved.clear();
-        let mut end = 0;
+        let (mut end, mut stay) = (0, 0);
         while left > 0 && end < list.len() {
             let expert = list[end];
+            moved[stay] = expert;
             if is_used[usize::from(expert)] {
                 places[end] += counted;
                 left -= 1;
             } else {
-                moved.push(expert);
+                stay += 1;
             }
             end += 1;
         }
         places[count] += counted * left as u64;
         list.resize(list.len() + left, 0);
         let step = experts.len();
-        for (place, &expert) in experts.iter().enumerate() {
-            list[place] = expert;
-        }
-        list[step..step + moved.len()].copy_from_slice(&moved);
+        list[..step].copy_from_slice(experts);
+        list[step..step + stay].copy_from_slice(&moved[..stay]);
         experts.iter().for_each(|&expert| is_used[usize::from(expert)] = false);
     }
     places
@@ -227,7 +231,9 @@ fn lru(trace: &Trace, steps: &Steps<'_>, layer: usize) -> Places {
 /// Decayed uses, as the pool's LFU counts them: by steps of all layers, and in the same numbers.
 struct Lfu {
     uses: Vec<f64>,
-    last: Vec<u32>,
+    /// The uses' bits, which are in the order of the numbers since these are positive; then the last
+    /// use, and the number of the expert, the highest of which goes first.
+    keys: Vec<u128>,
     half_life: u64,
     layers: u64,
     age: u64,
@@ -238,36 +244,40 @@ impl Lfu {
     /// The pool's own limit, past which all weights are divided by it.
     const LIMIT: f64 = (1u128 << 127) as f64;
 
-    fn new(experts: u32, half_life: u64, layers: u64) -> Self {
-        let (uses, last) = (vec![0.0; experts as usize], vec![0; experts as usize]);
-        Self { uses, last, half_life, layers, age: 0, weight: 1.0 }
+    fn new(experts: usize, half_life: u64, layers: u64) -> Self {
+        let (uses, keys) = (vec![0.0; experts], vec![0; experts]);
+        Self { uses, keys, half_life, layers, age: 0, weight: 1.0 }
     }
 }
 
 impl Rank for Lfu {
-    type Key = (f64, u32, std::cmp::Reverse<u16>);
+    type Key = u128;
 
     fn key(&self, expert: u16) -> Self::Key {
-        let at = usize::from(expert);
-        (self.uses[at], self.last[at], std::cmp::Reverse(expert))
+        self.keys[usize::from(expert)]
     }
 
     fn begin(&mut self, batch: usize, layer: usize) {
         let now = batch as u64 * self.layers + layer as u64 + 1;
-        while self.age < now / self.half_life {
+        while (self.age + 1) * self.half_life <= now {
             self.age += 1;
             self.weight *= 2.0;
             if self.weight >= Self::LIMIT {
                 self.weight /= Self::LIMIT;
-                self.uses.iter_mut().for_each(|uses| *uses *= 1.0 / Self::LIMIT);
+                for (uses, key) in self.uses.iter_mut().zip(&mut self.keys) {
+                    *uses *= 1.0 / Self::LIMIT;
+                    *key = u128::from(uses.to_bits()) << 64 | (*key & u128::from(u64::MAX));
+                }
             }
         }
     }
 
-    fn used(&mut self, batch: usize, _layer: usize, experts: &[u16]) {
+    fn used(&mut self, batch: usize, experts: &[u16]) {
         for &expert in experts {
-            self.uses[usize::from(expert)] += self.weight;
-            self.last[usize::from(expert)] = batch as u32;
+            let uses = &mut self.uses[usize::from(expert)];
+            *uses += self.weight;
+            let last = (batch as u64) << 16 | u64::from(u16::MAX - expert);
+            self.keys[usize::from(expert)] = u128::from(uses.to_bits()) << 64 | u128::from(last);
         }
     }
 }
@@ -281,14 +291,11 @@ struct NextUse {
 }
 
 impl NextUse {
-    fn new(trace: &Trace, steps: &Steps<'_>, layer: usize) -> Self {
-        let count = trace.header().layers[layer].experts as usize;
-        let mut experts = Vec::new();
-        let mut next = vec![u32::MAX; count];
+    fn new(steps: &LayerSteps, experts: usize) -> Self {
+        let mut next = vec![u32::MAX; experts];
         let mut after = Vec::new();
-        for (index, batch) in steps.batches().iter().enumerate().rev() {
-            steps.experts(batch, layer, &mut experts);
-            for &expert in experts.iter().rev() {
+        for (index, (step, _)) in steps.iter().enumerate().rev() {
+            for &expert in step.iter().rev() {
                 after.push(std::mem::replace(&mut next[usize::from(expert)], index as u32));
             }
         }
@@ -304,7 +311,7 @@ impl Rank for NextUse {
         std::cmp::Reverse(self.next[usize::from(expert)])
     }
 
-    fn used(&mut self, _batch: usize, _layer: usize, experts: &[u16]) {
+    fn used(&mut self, _batch: usize, experts: &[u16]) {
         for &expert in experts {
             self.next[usize::from(expert)] = self.after[self.position];
             self.position += 1;
@@ -377,7 +384,7 @@ fn future(trace: &Trace, tokens: &[u32], layer: usize, window: usize) -> Places 
     for index in 0..tokens.len() {
         let step = experts(index);
         step.iter().for_each(|&expert| is_used[usize::from(expert)] = true);
-        rank.used(index, layer, step);
+        rank.used(index, step);
         if index + window < tokens.len() {
             experts(index + window).iter().for_each(|&e| rank.coming[usize::from(e)] += 1);
         }
@@ -401,7 +408,7 @@ impl Rank for Future {
         (self.coming[usize::from(expert)], self.last[usize::from(expert)], expert)
     }
 
-    fn used(&mut self, batch: usize, _layer: usize, experts: &[u16]) {
+    fn used(&mut self, batch: usize, experts: &[u16]) {
         for &expert in experts {
             self.coming[usize::from(expert)] -= 1;
             self.last[usize::from(expert)] = batch as u32 + 1;

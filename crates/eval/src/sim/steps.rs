@@ -81,20 +81,71 @@ impl<'a> Steps<'a> {
         out.extend(last.into_iter().map(|(_, expert)| expert));
     }
 
-    /// The most experts of a step, layer by layer.
+    /// The most experts that a step may have, layer by layer.
     pub(crate) fn widest(&self) -> Vec<usize> {
-        let layers = 0..self.trace.header().layers.len();
+        let several = || self.batches.iter().filter(|batch| batch.tokens.len() > 1);
         let mut experts = Vec::new();
-        let widest = layers.map(|layer| {
-            let of = |batch: &Batch| match batch.tokens.len() {
-                1 => self.trace.experts(self.tokens[batch.tokens.start] as usize, layer).len(),
-                _ => {
-                    self.experts(batch, layer, &mut experts);
-                    experts.len()
-                }
+        let layers = self.trace.header().layers.iter().enumerate();
+        let widest = layers.map(|(index, layer)| {
+            let of = |batch: &Batch| {
+                self.experts(batch, index, &mut experts);
+                experts.len()
             };
-            self.batches.iter().map(of).max().unwrap_or(0)
+            several().map(of).max().unwrap_or(0).max(layer.used as usize)
         });
         widest.collect()
+    }
+}
+
+/// The steps of one layer, gathered, so that passes over them do not jump from token to token.
+pub(crate) struct LayerSteps {
+    experts: Vec<u16>,
+    /// Where each step ends in `experts`; the highest bit says that it counts.
+    ends: Vec<u64>,
+}
+
+impl LayerSteps {
+    const COUNTED: u64 = 1 << 63;
+
+    /// Distinct experts by number.
+    pub(crate) fn by_number(steps: &Steps<'_>, layer: usize) -> Self {
+        Self::gather(steps, |batch, out| steps.experts(batch, layer, out))
+    }
+
+    /// The same, the highest first.
+    pub(crate) fn by_number_down(steps: &Steps<'_>, layer: usize) -> Self {
+        Self::gather(steps, |batch, out| {
+            steps.experts(batch, layer, out);
+            out.reverse();
+        })
+    }
+
+    /// In the order in which the runtime brings them.
+    pub(crate) fn by_last_row(steps: &Steps<'_>, layer: usize) -> Self {
+        Self::gather(steps, |batch, out| steps.by_last_row(batch, layer, out))
+    }
+
+    fn gather(steps: &Steps<'_>, of: impl Fn(&Batch, &mut Vec<u16>)) -> Self {
+        let mut step = Vec::new();
+        let (mut experts, mut ends) = (Vec::new(), Vec::new());
+        for batch in steps.batches() {
+            of(batch, &mut step);
+            experts.extend_from_slice(&step);
+            let counted = if batch.counted > 0 { Self::COUNTED } else { 0 };
+            ends.push(experts.len() as u64 | counted);
+        }
+        Self { experts, ends }
+    }
+
+    /// Each step, and 1 if it counts, else 0.
+    pub(crate) fn iter(
+        &self,
+    ) -> impl DoubleEndedIterator<Item = (&[u16], u64)> + ExactSizeIterator {
+        (0..self.ends.len()).map(|index| {
+            let begin = index.checked_sub(1).map_or(0, |before| self.ends[before] & !Self::COUNTED);
+            let end = self.ends[index];
+            let counted = u64::from(end & Self::COUNTED > 0);
+            (&self.experts[begin as usize..(end & !Self::COUNTED) as usize], counted)
+        })
     }
 }
