@@ -1,6 +1,7 @@
 //! Reading a trace file.
 
 use std::fs::File;
+use std::panic::{self, AssertUnwindSafe};
 
 use parquet::column::reader::{ColumnReader, ColumnReaderImpl};
 use parquet::data_type::{ByteArray, ByteArrayType, DataType, FloatType, Int32Type};
@@ -18,6 +19,12 @@ const CHUNK_ROWS: usize = 1 << 14;
 
 /// Reads a whole trace.
 pub(crate) fn read(file: File) -> Result<Trace> {
+    // The `parquet` crate panics at some of the files that are damaged inside of a page.
+    let read = panic::catch_unwind(AssertUnwindSafe(|| read_all(file)));
+    read.unwrap_or_else(|_| Err(Error::file("a page of the Parquet file is damaged")))
+}
+
+fn read_all(file: File) -> Result<Trace> {
     let file_bytes = file.metadata()?.len();
     let file = SerializedFileReader::new(file).map_err(damaged)?;
     let metadata = file.metadata();
@@ -84,11 +91,15 @@ fn check_schema(metadata: &ParquetMetaData) -> Result<()> {
 fn check_sizes(metadata: &ParquetMetaData, file_bytes: u64) -> Result<()> {
     for group in metadata.row_groups() {
         for column in group.columns() {
-            let (stored, whole) = (column.compressed_size(), column.uncompressed_size());
-            if stored < 0 || whole < 0 || stored as u64 > file_bytes {
-                return Err(Error::file("a column is larger than the file"));
+            let begin = column.dictionary_page_offset().unwrap_or(column.data_page_offset());
+            let number = |number: i64| u64::try_from(number).ok();
+            let end = number(begin).zip(number(column.compressed_size()));
+            let end = end.and_then(|(begin, stored)| begin.checked_add(stored));
+            if end.is_none_or(|end| end > file_bytes) || column.data_page_offset() < 0 {
+                return Err(Error::file("a column does not lie in the file"));
             }
-            Error::limit("bytes of a column in a row group", whole as u64, 1 << 31)?;
+            let whole = number(column.uncompressed_size()).unwrap_or(u64::MAX);
+            Error::limit("bytes of a column in a row group", whole, 1 << 31)?;
             let values = u64::try_from(column.num_values()).unwrap_or(u64::MAX);
             Error::limit("values of a column in a row group", values, limits::IDS_MAX as u64)?;
         }

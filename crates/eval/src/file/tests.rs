@@ -102,9 +102,9 @@ fn cut_and_changed_files_are_refused_or_read_as_something() {
     for len in (0..bytes.len()).step_by(13) {
         assert!(try_read(&bytes[..len]).is_err(), "{len} of {} bytes", bytes.len());
     }
-    for at in (0..bytes.len()).step_by(7) {
+    for (at, flip) in (0..bytes.len()).flat_map(|at| [1, 0x5a, 0xff].map(|flip| (at, flip))) {
         let mut changed = bytes.clone();
-        changed[at] ^= 0x5a;
+        changed[at] ^= flip;
         if let Err(error) = try_read(&changed) {
             let text = error.to_string();
             assert!(!text.is_empty() && !text.contains('\n'), "{text:?}");
