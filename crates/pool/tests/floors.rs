@@ -23,9 +23,10 @@ fn load(pool: &mut Pool, record: Record) -> Slot {
     slot
 }
 
-/// Loads experts of a layer and unpins them.
+/// Loads experts of a layer, each in a step of its own, and unpins them.
 fn fill(pool: &mut Pool, layer: u32, experts: std::ops::Range<u32>) {
     for expert in experts {
+        pool.begin_step();
         let slot = load(pool, record(layer, expert));
         pool.unpin(slot);
     }

@@ -276,7 +276,7 @@ mod tests {
             for now in 0..40_000 {
                 evictor.policy().on_hit(7, now);
             }
-            for expected in [6, 5, 4, 3, 2, 1, 0, 7] {
+            for expected in 0..8 {
                 let mut bench = Bench { layers: bench.layers.clone(), slots: bench.slots.clone() };
                 bench.layers[0].floor = 0;
                 bench.layers[1].floor = 0;

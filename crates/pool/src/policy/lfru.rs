@@ -86,7 +86,7 @@ mod tests {
         lfru.on_hit(0, 16);
         assert_eq!(lfru.victim(&bench.candidates(0)), Some(2));
         lfru.on_remove(0);
-        lfru.on_insert(0, 0, 0, 16); // its uses are forgotten: 1 now, as 2 one half-life ago
+        lfru.on_insert(0, 0, 7, 16); // its uses are forgotten: 1 now, as 2 one half-life ago
         for slot in 2..8 {
             lfru.on_hit(slot, 16);
         }

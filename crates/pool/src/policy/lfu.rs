@@ -98,10 +98,10 @@ mod tests {
             lfu.on_hit(slot, 1);
         }
         lfu.on_remove(0);
-        lfu.on_insert(0, 0, 0, 2);
+        lfu.on_insert(0, 0, 7, 2);
         lfu.on_remove(1);
-        lfu.on_insert(1, 0, 1, 3);
-        // Record 0 has 5 uses, record 1 has 3, the rest 2 each: slot 2 is the least recent of those.
+        lfu.on_insert(1, 0, 6, 3);
+        // Record 7 has 5 uses, record 6 has 3, the rest 2 each: slot 2 is the least recent of those.
         assert_eq!(lfu.victim(&bench.candidates(0)), Some(2));
     }
 }

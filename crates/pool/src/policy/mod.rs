@@ -250,12 +250,13 @@ pub(crate) mod tests {
             let slot = |slot: u32| SlotState {
                 state: State::Resident,
                 layer: slot / 4,
-                expert: slot % 4,
+                expert: 3 - slot % 4,
                 pins: 0,
                 used: 0,
             };
+            // All in one step, in which the highest record counts as the oldest: slot 0's.
             for slot in 0..8 {
-                policy.on_insert(slot, slot / 4, slot, 0);
+                policy.on_insert(slot, slot / 4, 7 - slot, 0);
             }
             Self { layers: vec![layer(0, 0), layer(1, 4)], slots: (0..8).map(slot).collect() }
         }

@@ -154,13 +154,13 @@ mod tests {
         let mut s3 = S3Fifo::new(&SHAPE);
         let bench = Bench::filled(&mut s3);
         s3.on_remove(2);
-        s3.on_insert(2, 0, 2, 1);
+        s3.on_insert(2, 0, 5, 1);
         assert!(s3.slots[2].is_main);
         // Three have left since the fourth did, of whom the main queue holds one.
         for slot in [3, 0, 1] {
             s3.on_remove(slot);
         }
-        s3.on_insert(3, 0, 3, 2);
+        s3.on_insert(3, 0, 4, 2);
         assert!(!s3.slots[3].is_main);
         assert_eq!(s3.victim(&bench.candidates(1)), Some(4));
     }
