@@ -76,6 +76,8 @@ pub(crate) struct Class {
     lack: u32,
     /// The sum of the layers' [`LayerState::surplus`].
     surplus: u32,
+    /// Pins of all slots.
+    pins: u64,
     evictor: Evictor,
 }
 
@@ -102,6 +104,7 @@ impl Class {
             holds_all: false,
             lack: 0,
             surplus: 0,
+            pins: 0,
             evictor,
         };
         class.share_out();
@@ -143,6 +146,11 @@ impl Class {
         self.holds_all = records <= u64::from(self.in_use);
         self.lack = self.layers.iter().map(LayerState::lack).sum();
         self.surplus = self.layers.iter().map(LayerState::surplus).sum();
+    }
+
+    /// Pins of all slots.
+    pub(crate) fn pins(&self) -> u64 {
+        self.pins
     }
 
     /// Number of slots in use.
@@ -204,6 +212,7 @@ impl Class {
         };
         self.slots[slot as usize] =
             SlotState { state: State::Loading, layer, expert, pins: 1, used: now };
+        self.pins += 1;
         self.update(layer, |layer| layer.held += 1);
         self.evictor.policy().on_insert(
             slot,
@@ -223,6 +232,7 @@ impl Class {
 
     /// Pins a loading or resident slot.
     pub(crate) fn pin(&mut self, slot: u32) {
+        self.pins += 1;
         let entry = &mut self.slots[slot as usize];
         entry.pins += 1;
         if entry.state == State::Resident && entry.pins == 1 {
@@ -245,6 +255,7 @@ impl Class {
         let entry = &self.slots[slot as usize];
         assert!(entry.state == State::Loading, "abandon of slot {slot}, which is not loading");
         let pins = entry.pins - 1;
+        self.pins -= 1;
         self.vacate(slot);
         let entry = &mut self.slots[slot as usize];
         entry.pins = pins;
@@ -265,6 +276,7 @@ impl Class {
             "unpin of slot {slot} by the owner of its load, which is neither committed nor abandoned"
         );
         entry.pins -= 1;
+        self.pins -= 1;
         if entry.pins > 0 {
             return None;
         }

@@ -62,6 +62,7 @@ pub struct Pool {
     uses: Vec<u32>,
     counters: Vec<LayerCounters>,
     step: u64,
+    changes: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -130,6 +131,7 @@ impl Pool {
             touched: vec![false; base as usize],
             uses: vec![0; base as usize],
             step: 0,
+            changes: 0,
         })
     }
 
@@ -285,6 +287,7 @@ impl Pool {
             self.forget_evicted(evicted);
         }
         self.slot_of[key] = index;
+        self.changes += 1;
         Some(Reservation { slot: Slot { class, index }, evicted })
     }
 
@@ -324,6 +327,7 @@ impl Pool {
         if let Some(record) = record {
             let (_, key) = self.locate(record);
             self.slot_of[key] = ABSENT;
+            self.changes += 1;
         }
     }
 
@@ -362,6 +366,7 @@ impl Pool {
         let forgotten = index != ABSENT && self.classes[class].forget(index);
         if forgotten {
             self.slot_of[key] = ABSENT;
+            self.changes += 1;
         }
         forgotten
     }
@@ -378,7 +383,21 @@ impl Pool {
                 }
             }
         }
+        self.changes += u64::from(forgotten);
         forgotten
+    }
+
+    /// Whether nothing is pinned, and so nothing on its way.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.classes.iter().all(|class| class.pins() == 0)
+    }
+
+    /// How often a record has got a slot or lost it so far: who has a copy of what
+    /// [`peek`](Self::peek) tells of all records can see whether it is still right.
+    #[must_use]
+    pub fn changes(&self) -> u64 {
+        self.changes
     }
 
     /// What was counted so far, one entry per layer.
@@ -429,6 +448,7 @@ impl Pool {
     fn forget_evicted(&mut self, record: Record) {
         let (_, key) = self.locate(record);
         self.slot_of[key] = ABSENT;
+        self.changes += 1;
         self.counters[record.layer as usize].evictions += 1;
     }
 

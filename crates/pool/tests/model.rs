@@ -462,8 +462,18 @@ impl Run {
         format!("{slot:?}")
     }
 
+    /// What somebody has who looks every record up.
+    fn slots_of_records(&self) -> Vec<Option<Slot>> {
+        let slot = |record| match self.pool.peek(record) {
+            Lookup::Resident(slot) | Lookup::Loading(slot) => Some(slot),
+            Lookup::Absent => None,
+        };
+        self.model.records().map(slot).collect()
+    }
+
     fn check(&self) {
         let Self { pool, model, .. } = self;
+        assert_eq!(pool.is_idle(), model.slots.iter().all(|s| s.pins == 0));
         assert_eq!(pool.counters(), model.counters);
         for counters in pool.counters() {
             let answers = counters.hits + counters.hits_in_flight + counters.faults;
@@ -532,8 +542,10 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
 fn agrees(config: &Config, ops: &[Op]) {
     let mut run = Run::new(config);
     for &op in ops {
+        let (changes, before) = (run.pool.changes(), run.slots_of_records());
         run.apply(op);
         run.check();
+        assert!(before == run.slots_of_records() || changes != run.pool.changes(), "{op:?}");
     }
     let mut again = Run::new(config);
     ops.iter().for_each(|&op| again.apply(op));
