@@ -75,6 +75,12 @@ struct Table {
 }
 
 impl Device {
+    /// Whether there can be gates on this device: it is new enough, and kernels are loaded
+    /// [before](crate::load_modules_eagerly) something waits.
+    pub fn has_gates(&self) -> bool {
+        self.info().eager_modules && self.driver().has_gates().unwrap_or(false)
+    }
+
     /// Gates, one for each of `tables`, with so many entries each; all entries are -1.
     ///
     /// # Errors

@@ -135,6 +135,8 @@ pub(crate) trait Driver: Send + Sync {
 
     /// Does what can be done once so that gates start fast, and never wait for the device.
     fn prepare_gates(&self) -> Outcome<()>;
+    /// Whether the device is new enough for that.
+    fn has_gates(&self) -> Outcome<bool>;
     /// Puts a gate behind what the stream has to do, after `prepare_gates`.
     unsafe fn gate(&self, stream: RawStream, gate: gate::Gate) -> Outcome<()>;
 }

@@ -533,9 +533,13 @@ impl Driver for Nvidia {
         self.quietly(|| unsafe { sys::cuGraphExecDestroy(graph(raw)) });
     }
 
-    fn prepare_gates(&self) -> Outcome<()> {
+    fn has_gates(&self) -> Outcome<bool> {
         let major = Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR;
-        if attribute(self.device, major)? < GATES_NEED {
+        Ok(attribute(self.device, major)? >= GATES_NEED)
+    }
+
+    fn prepare_gates(&self) -> Outcome<()> {
+        if !self.has_gates()? {
             check(CUresult::CUDA_ERROR_NOT_SUPPORTED)?;
         }
         let _current = self.current()?;

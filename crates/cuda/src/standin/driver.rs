@@ -445,6 +445,10 @@ impl Driver for Arc<Shared> {
         drop(ops);
     }
 
+    fn has_gates(&self) -> Outcome<bool> {
+        Ok(true)
+    }
+
     fn prepare_gates(&self) -> Outcome<()> {
         self.change(|_| Ok(()))
     }

@@ -441,9 +441,10 @@ fn copies_run_beside_a_gate_that_waits() {
         let block = device.allocate(MIB).unwrap();
         let mut pinned = device.pin(MIB as usize).unwrap();
         pinned.copy_from_slice(&pattern(1, MIB as usize));
-        let mut pinned = Some(pinned);
+        // Held until after the pass: the driver frees pinned memory when the device is idle.
+        let pinned = pinned.share();
         let (_, slots) = rig.pass(&[vec![0]], |gates, _, _| {
-            copies.upload(pinned.take().unwrap(), block.span(0, MIB).unwrap()).unwrap();
+            copies.upload(pinned.clone(), block.span(0, MIB).unwrap()).unwrap();
             copies.synchronize().unwrap();
             gates.answer(0, &[1], &[(0, 1)]);
         });
