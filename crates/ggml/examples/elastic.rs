@@ -172,8 +172,8 @@ fn gpu() -> Outcome<(Device, Gpu)> {
         Err(why) => {
             println!("{why}");
             let config = standin::Config { memory_bytes: 2 << 30, ..standin::Config::default() };
-            let device = StandIn::new(config)?.device();
-            Ok((device.clone(), Gpu::stand_in(device)?))
+            let stand_in = StandIn::new(config)?;
+            Ok((stand_in.device(), Gpu::stand_in(&stand_in)?))
         }
     }
 }

@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use crate::abi::*;
 use crate::cancel::Cancel;
+use crate::control::Manner;
 use crate::embedding::Embeds;
 use crate::error::{Error, Result};
-use crate::gpu::Miss;
+use crate::gpu::{Execution, Miss, disturbing};
 use crate::log;
 use crate::memory::give_back_freed_memory;
 use crate::model::Model;
@@ -40,6 +41,17 @@ pub struct ContextOptions {
     /// What is done with experts that are in the pool in host memory and not in the GPU's. Without
     /// that pool, and without a GPU, they are brought to where it computes.
     pub miss: Miss,
+    /// How single tokens are computed on a GPU.
+    pub execution: Execution,
+}
+
+impl ContextOptions {
+    /// Whether single tokens may be computed as a whole: by [`Execution::Auto`], if nothing is read ahead
+    /// and all misses are copied.
+    pub fn may_compute_as_a_whole(&self) -> bool {
+        let (prefetch, miss) = (self.prefetch, self.miss);
+        self.execution == Execution::Auto && prefetch == Prefetch::Off && miss == Miss::Copy
+    }
 }
 
 impl Default for ContextOptions {
@@ -52,6 +64,7 @@ impl Default for ContextOptions {
             keep: Keep::All,
             prefetch: Prefetch::default(),
             miss: Miss::default(),
+            execution: Execution::default(),
         }
     }
 }
@@ -169,9 +182,12 @@ impl Context {
         let make = || {
             log::clear();
             log::take_compute_bytes();
-            let birth = model.device().map(|d| d.birth(threads, options.prefetch, options.miss));
+            let ContextOptions { prefetch, miss, .. } = *options;
+            let as_a_whole = options.may_compute_as_a_whole();
+            let manner = Manner { threads, prefetch, miss, as_a_whole };
+            let birth = model.device().map(|device| device.birth(manner));
             // SAFETY: the model is live; the flag lives as long as the context.
-            let llama = unsafe { llama_init_from_model(model.raw(), params) };
+            let llama = disturbing(|| unsafe { llama_init_from_model(model.raw(), params) });
             let newborn = model.device().map(|d| d.take_newborn());
             drop(birth);
             (!llama.is_null()).then_some((llama, newborn))
@@ -361,7 +377,14 @@ impl Context {
     pub(crate) fn compute(&mut self, entries: &[Entry]) -> Result<()> {
         // Before, so that what is lost is not computed with; and after, so that nobody gets what was.
         self.model.check_weights()?;
-        self.decode_batch(entries)?;
+        let before = self.positions.clone();
+        match self.decode_batch(entries) {
+            // The executor computes layer by layer from now on.
+            Err(Error::GateGivenUp { .. }) if self.positions == before => {
+                self.decode_batch(entries)?;
+            }
+            computed => computed?,
+        }
         self.model.check_weights()
     }
 
@@ -505,6 +528,12 @@ impl Context {
         Some(self.cancel.control.as_ref()?.stalls.clone())
     }
 
+    /// Tokens that the GPU has computed as a whole, without anybody waiting for their routing.
+    pub fn whole_tokens(&self) -> u64 {
+        let control = self.cancel.control.as_ref();
+        control.map_or(0, |control| control.whole_tokens.load(Ordering::Relaxed))
+    }
+
     /// The first block whose experts only the GPU can compute, and why; with [`Miss::Auto`] they are
     /// copied there. Not known with [`Miss::Copy`].
     pub fn only_on_gpu(&self) -> Option<(u32, String)> {
@@ -574,7 +603,7 @@ impl Drop for Context {
     fn drop(&mut self) {
         // SAFETY: ours, freed once; the backends use the thread pool until they are gone.
         unsafe {
-            llama_free(self.llama);
+            disturbing(|| llama_free(self.llama));
             if !self.threadpool.is_null() {
                 ggml_threadpool_free(self.threadpool);
             }

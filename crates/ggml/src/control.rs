@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tierstream_io::Ticket;
@@ -19,6 +19,19 @@ use crate::stalls::Stalls;
 use crate::weights::WeightTable;
 use crate::workspace::{Needs, Workspace, take_work_buffer};
 
+/// How a context computes.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Manner {
+    /// Compute threads.
+    pub(crate) threads: i32,
+    /// Whether it reads ahead.
+    pub(crate) prefetch: Prefetch,
+    /// What it does with experts that a GPU misses.
+    pub(crate) miss: Miss,
+    /// Whether it may compute single tokens as a whole on a GPU.
+    pub(crate) as_a_whole: bool,
+}
+
 /// What a context and its backend share.
 #[derive(Debug)]
 pub(crate) struct Control {
@@ -28,12 +41,9 @@ pub(crate) struct Control {
     /// The reads that the compute thread waits for.
     awaited: Mutex<Option<Arc<Ticket>>>,
     error: Mutex<Option<Error>>,
-    /// Compute threads of the context.
-    threads: i32,
-    /// They themselves, as long as the context lives.
+    manner: Manner,
+    /// The compute threads, as long as the context lives.
     threadpool: AtomicPtr<ggml_threadpool>,
-    prefetch: Prefetch,
-    miss: Miss,
     /// A layer whose experts only the GPU can compute, and why: the first one.
     only_on_gpu: Mutex<Option<(usize, String)>>,
     /// What the graphs that the context reserves need, until it is made.
@@ -44,45 +54,50 @@ pub(crate) struct Control {
     scratch: Mutex<Option<(Memory, usize)>>,
     /// Routing in place of the router's.
     replay: Mutex<Option<Arc<Replay>>>,
+    /// Tokens that were computed as a whole.
+    pub(crate) whole_tokens: AtomicU64,
     /// How long the compute thread waited for reads.
     pub(crate) stalls: Arc<Stalls>,
 }
 
 impl Control {
-    /// Of a context that is being made, and will compute with `threads`, read ahead so, and do this
-    /// with experts that a GPU misses.
-    pub(crate) fn new(inner: ggml_backend_t, threads: i32, prefetch: Prefetch, miss: Miss) -> Self {
+    /// Of a context that is being made.
+    pub(crate) fn new(inner: ggml_backend_t, manner: Manner) -> Self {
         Self {
             inner: AtomicPtr::new(inner),
             cancel: AtomicBool::new(false),
             awaited: Mutex::new(None),
             error: Mutex::new(None),
-            threads,
+            manner,
             threadpool: AtomicPtr::new(ptr::null_mut()),
-            prefetch,
-            miss,
             only_on_gpu: Mutex::new(None),
             needs: Mutex::new(Some(Needs::default())),
             unguessed: Mutex::default(),
             scratch: Mutex::new(None),
             replay: Mutex::new(None),
+            whole_tokens: AtomicU64::new(0),
             stalls: Arc::default(),
         }
     }
 
     /// Whether the executor reads ahead.
     pub(crate) fn prefetch(&self) -> Prefetch {
-        self.prefetch
+        self.manner.prefetch
+    }
+
+    /// Whether single tokens may be computed as a whole.
+    pub(crate) fn may_compute_as_a_whole(&self) -> bool {
+        self.manner.as_a_whole
     }
 
     /// What the executor does with experts that a GPU misses.
     pub(crate) fn miss(&self) -> Miss {
-        self.miss
+        self.manner.miss
     }
 
     /// How many compute threads there are, and they themselves, null until they are there.
     pub(crate) fn threads(&self) -> (i32, ggml_threadpool_t) {
-        (self.threads, self.threadpool.load(Ordering::Acquire))
+        (self.manner.threads, self.threadpool.load(Ordering::Acquire))
     }
 
     pub(crate) fn set_threadpool(&self, threadpool: ggml_threadpool_t) {
@@ -160,7 +175,7 @@ impl Control {
         slots: usize,
     ) {
         if let Some(needs) = &mut *self.needs.lock().unwrap_or_else(PoisonError::into_inner) {
-            needs.include(graph, is_expert, slots, self.threads);
+            needs.include(graph, is_expert, slots, self.manner.threads);
         }
     }
 
@@ -171,7 +186,7 @@ impl Control {
 
     /// Looks for the routers of a graph that the context reserves, where they are to guess.
     pub(crate) fn look_for_routers(&self, graph: &ggml_cgraph, table: &WeightTable) {
-        if !self.is_being_made() || !self.prefetch.uses_routers() {
+        if !self.is_being_made() || !self.manner.prefetch.uses_routers() {
             return;
         }
         // What cannot be planned is told of elsewhere.

@@ -153,6 +153,13 @@ pub enum Error {
     /// The GPU is not there, refused something, or is gone.
     #[error(transparent)]
     Gpu(tierstream_cuda::Error),
+    /// The GPU has waited too long for experts. The same token can be computed again, which
+    /// [`Context`](crate::Context) does, layer by layer.
+    #[error("layer {layer}: the GPU has waited too long for experts")]
+    GateGivenUp {
+        /// Transformer block (`blk.N`).
+        layer: u32,
+    },
     /// A ggml backend library or device is not there or does not fit.
     #[error("{0}")]
     Backend(String),

@@ -255,7 +255,7 @@ mod tests {
         let path = dir.path().join("f");
         let stub = Stub::new();
         let stand_in = StandIn::new(Config::default()).unwrap();
-        let gpu = Gpu::stand_in(stand_in.device()).unwrap();
+        let gpu = Gpu::stand_in(&stand_in).unwrap();
         let (ring_bytes, buffer_bytes) = (4 << 20, 256 << 10);
         let config = || tierstream_io::Config { ring_bytes, buffer_bytes, ..Default::default() };
         let measure = || {

@@ -21,9 +21,12 @@ use tierstream_io::{Priority, Ticket};
 use self::compute::Misses;
 pub(crate) use self::compute::look_for_chains;
 use self::exchange::{OverSlots, ReadBack};
+pub use self::execution::Execution;
 use self::lookahead::Lookahead;
 pub use self::miss::Miss;
 use self::past::Past;
+pub(crate) use self::undisturbed::disturbing;
+use self::whole::Whole;
 use crate::abi::*;
 use crate::control::Control;
 use crate::error::{Error, Result};
@@ -38,10 +41,13 @@ use crate::segment::{Patch, Run, outcome, run_exchanged, run_nodes, run_resident
 mod compute;
 mod cpu;
 mod exchange;
+mod execution;
 mod lookahead;
 mod miss;
 mod past;
 mod rates;
+mod undisturbed;
+mod whole;
 
 /// The executor for inner backends with memory of their own.
 pub(crate) struct OnGpu {
@@ -61,6 +67,8 @@ pub(crate) struct OnGpu {
     /// The layer after it, if something of it is on its way.
     next: Option<Coming>,
     past: Past,
+    // Graphs name what is above.
+    whole: Whole,
 }
 
 enum Held {
@@ -111,6 +119,7 @@ impl OnGpu {
             held: None,
             next: None,
             past: Past::default(),
+            whole: Whole::default(),
         }
     }
 
@@ -126,6 +135,9 @@ impl OnGpu {
             // Who takes slots away waits for the lock, and not for the GPU.
             synchronize(self.inner);
             return run;
+        }
+        if self.run_whole(&residency, graph, plan)? {
+            return Ok(());
         }
         for (index, segment) in plan.segments.iter().enumerate() {
             if self.control.is_cancelled() {
@@ -365,17 +377,9 @@ impl OnGpu {
         placed: &[Placed],
     ) -> Result<Patch> {
         self.routed.map(placed, 0);
-        let all = nodes(graph);
         let mut patch = Patch::default();
         let ids = self.over_slots.ids(self.inner, &self.routed)?;
-        for op in routing.ops() {
-            patch.source(all[op.node], 2, ids);
-            patch.source(
-                all[op.node],
-                0,
-                self.over_slots.weights(residency, routing.layer, op.part),
-            );
-        }
+        self.over_slots.exchange(residency, graph, routing, ids, &mut patch);
         Ok(patch)
     }
 }

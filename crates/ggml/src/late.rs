@@ -2,6 +2,8 @@
 //! done. For tests of what computes on a GPU, whose results are not there when a call returns either:
 //! here they surely are not, so that who forgets to wait computes with what was there before.
 //!
+//! What it is given while it has joined a capture is captured, and computed whenever the graph is launched.
+//!
 //! The kernels are those of ggml's CPU backend, on one thread. Its buffers are in memory of a
 //! stand-in, which kernels can read, and, like those of ggml-cuda, a little larger than their
 //! tensors: behind rows that are no multiple of [`ROW_PADDING`] there is room for one, of zeros.
@@ -11,6 +13,7 @@ use std::ffi::{c_char, c_void};
 use std::ptr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use tierstream_cuda::standin::{Capture, Foreign, StandIn};
 use tierstream_cuda::{Block, Device};
 
 use crate::abi::*;
@@ -28,13 +31,14 @@ struct Late {
     buffer_type: ggml_backend_buffer_type,
     cpu: ggml_backend_dev_t,
     memory: Device,
+    streams: Foreign,
     /// The memory of buffers, by its address.
     blocks: Mutex<HashMap<usize, Block>>,
 }
 
-/// A late device over `cpu`, ggml's CPU device, with the memory of `memory`, a stand-in. It lives for
-/// ever, as ggml's own do.
-pub(crate) fn device(cpu: ggml_backend_dev_t, memory: Device) -> ggml_backend_dev_t {
+/// A late device over `cpu`, ggml's CPU device, with the memory of a stand-in. It lives for ever, as
+/// ggml's own do.
+pub(crate) fn device(cpu: ggml_backend_dev_t, stand_in: &StandIn) -> ggml_backend_dev_t {
     // SAFETY: a device of ggml's registry, which lives for ever, and so does what it refers to.
     let (mut iface, context) = unsafe { ((*cpu).iface, (*cpu).context) };
     iface.init_backend = Some(init_backend);
@@ -66,7 +70,8 @@ pub(crate) fn device(cpu: ggml_backend_dev_t, memory: Device) -> ggml_backend_de
             context: ptr::null_mut(),
         },
         cpu,
-        memory,
+        memory: stand_in.device(),
+        streams: stand_in.foreign(),
         blocks: Mutex::default(),
     }));
     let this = ptr::from_mut(late);
@@ -162,17 +167,67 @@ extern "C" fn init_tensor(buffer: ggml_backend_buffer_t, tensor: *mut ggml_tenso
 struct Backend {
     abi: ggml_backend,
     cpu: ggml_backend_t,
+    streams: Foreign,
     waiting: Mutex<Vec<Work>>,
+    /// The capture that it has joined last.
+    joined: Mutex<Option<Capture>>,
 }
 
 /// What is to be done.
 enum Work {
-    /// A part of a graph, with the sources that its nodes had when it was given.
-    Graph { graph: ggml_cgraph, sources: Vec<Sources> },
+    Graph(Given),
+    /// To wait for an event.
+    Wait(*mut c_void),
     /// Bytes for a tensor.
-    Set { tensor: Box<ggml_tensor>, bytes: Vec<u8>, offset: usize },
+    Set {
+        tensor: Box<ggml_tensor>,
+        bytes: Vec<u8>,
+        offset: usize,
+    },
     /// So many bytes of a tensor, for whoever asked, who keeps room for them until then.
-    Get { tensor: Box<ggml_tensor>, data: *mut c_void, offset: usize, size: usize },
+    Get {
+        tensor: Box<ggml_tensor>,
+        data: *mut c_void,
+        offset: usize,
+        size: usize,
+    },
+}
+
+/// A part of a graph, with the sources that its nodes had when it was given.
+struct Given {
+    graph: ggml_cgraph,
+    sources: Vec<Sources>,
+    cpu: ggml_backend_t,
+}
+
+// SAFETY: computed by one thread at a time, while whoever has given it waits.
+unsafe impl Send for Given {}
+// SAFETY: as above.
+unsafe impl Sync for Given {}
+
+impl Given {
+    fn new(graph: ggml_cgraph, cpu: ggml_backend_t) -> Self {
+        let sources = nodes(&graph).iter().map(|&node| Sources::of(node)).collect();
+        Self { graph, sources, cpu }
+    }
+
+    /// As with CUDA's backend, what fails by now ends the process.
+    fn compute(&self) {
+        let mut graph = self.graph;
+        let swap = |s: &Sources| {
+            // SAFETY: nodes of a graph that lives until it is computed.
+            unsafe { std::mem::replace(&mut (*s.node).src, s.all) }
+        };
+        let before: Vec<_> = self.sources.iter().map(swap).collect();
+        let status = compute(self.cpu, &mut graph);
+        for (s, src) in self.sources.iter().zip(before) {
+            // SAFETY: as above.
+            unsafe { (*s.node).src = src };
+        }
+        if status != GGML_STATUS_SUCCESS {
+            std::process::abort();
+        }
+    }
 }
 
 /// The sources of a node. Those of an expert matmul may be gone when it is computed: they are copies.
@@ -254,7 +309,7 @@ fn has_rows_of_one_expert(node: *mut ggml_tensor) -> bool {
 }
 
 impl Backend {
-    /// Does what waits. As with CUDA's backend, what fails by then ends the process.
+    /// Does what waits.
     fn catch_up(&self) {
         let waiting =
             std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
@@ -269,25 +324,17 @@ impl Backend {
                     // SAFETY: host memory of the CPU backend; the caller keeps room for the bytes.
                     unsafe { ggml_backend_tensor_get(&raw const *tensor, data, offset, size) };
                 }
-                Work::Graph { mut graph, sources } => {
-                    let swap = |sources: &[Sources]| {
-                        // SAFETY: nodes of a graph that lives until it is computed.
-                        let swap =
-                            |s: &Sources| unsafe { std::mem::replace(&mut (*s.node).src, s.all) };
-                        sources.iter().map(swap).collect::<Vec<_>>()
-                    };
-                    let before = swap(&sources);
-                    let status = compute(self.cpu, &mut graph);
-                    for (s, src) in sources.iter().zip(before) {
-                        // SAFETY: as above.
-                        unsafe { (*s.node).src = src };
-                    }
-                    if status != GGML_STATUS_SUCCESS {
-                        std::process::abort();
-                    }
-                }
+                Work::Graph(given) => given.compute(),
+                // Of a lost device nobody wants anything any more.
+                Work::Wait(event) => drop(self.streams.wait_for(event)),
             }
         }
+    }
+
+    /// What it is part of now.
+    fn capture(&self) -> Option<Capture> {
+        let joined = self.joined.lock().unwrap_or_else(PoisonError::into_inner);
+        joined.clone().filter(Capture::goes_on)
     }
 
     fn add(&self, work: Work) {
@@ -310,10 +357,10 @@ extern "C" fn init_backend(dev: ggml_backend_dev_t, params: *const c_char) -> gg
         if cpu.is_null() {
             return ptr::null_mut();
         }
-        // SAFETY: a live CPU backend.
-        let inner = unsafe {
+        // SAFETY: a live CPU backend; our device, as above.
+        let (inner, streams) = unsafe {
             ggml_backend_cpu_set_n_threads(cpu.cast(), 1);
-            (*cpu).iface
+            ((*cpu).iface, (*(*(*dev).reg).context.cast::<Late>()).streams.clone())
         };
         let iface = ggml_backend_i {
             free: Some(free),
@@ -325,12 +372,15 @@ extern "C" fn init_backend(dev: ggml_backend_dev_t, params: *const c_char) -> gg
             graph_plan_free: None,
             graph_plan_update: None,
             graph_plan_compute: None,
+            event_record: Some(event_record),
+            event_wait: Some(event_wait),
             ..inner
         };
         // SAFETY: as above.
         let guid = unsafe { (*cpu).guid };
         let abi = ggml_backend { guid, iface, device: dev, context: ptr::null_mut() };
-        let raw = Box::into_raw(Box::new(Backend { abi, cpu, waiting: Mutex::default() }));
+        let (waiting, joined) = (Mutex::default(), Mutex::default());
+        let raw = Box::into_raw(Box::new(Backend { abi, cpu, streams, waiting, joined }));
         // SAFETY: live until `free`, at a fixed address.
         unsafe {
             (*raw).abi.context = raw.cast();
@@ -349,12 +399,42 @@ extern "C" fn free(this: ggml_backend_t) {
 
 extern "C" fn graph_compute(this: ggml_backend_t, graph: *mut ggml_cgraph) -> ggml_status {
     contain(GGML_STATUS_FAILED, || {
-        // SAFETY: ggml passes a live graph, whose tables outlive the next wait.
-        let graph = unsafe { *graph };
-        let sources = nodes(&graph).iter().map(|&node| Sources::of(node)).collect();
-        backend(this).add(Work::Graph { graph, sources });
+        let this = backend(this);
+        // SAFETY: ggml passes a live graph, whose tables outlive the next wait; those of one that is
+        // captured outlive the capture.
+        let given = Given::new(unsafe { *graph }, this.cpu);
+        match this.capture() {
+            Some(capture) => capture.call(Box::new(move || given.compute())),
+            None => this.add(Work::Graph(given)),
+        }
         GGML_STATUS_SUCCESS
     })
+}
+
+extern "C" fn event_record(this: ggml_backend_t, event: ggml_backend_event_t) {
+    contain((), || {
+        // SAFETY: ggml's callers pass a live event; here it is a `Mark`.
+        let (this, event) = (backend(this), unsafe { (*event).context });
+        match this.capture() {
+            Some(capture) => capture.set(event),
+            None => {
+                // Whoever waits for the event does not know whom to ask.
+                this.catch_up();
+                this.streams.set(event);
+            }
+        }
+    });
+}
+
+extern "C" fn event_wait(this: ggml_backend_t, event: ggml_backend_event_t) {
+    contain((), || {
+        // SAFETY: as above.
+        let (this, event) = (backend(this), unsafe { (*event).context });
+        match this.streams.capture_of(event) {
+            None => this.add(Work::Wait(event)),
+            joined => *this.joined.lock().unwrap_or_else(PoisonError::into_inner) = joined,
+        }
+    });
 }
 
 extern "C" fn synchronize(this: ggml_backend_t) {

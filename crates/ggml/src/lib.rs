@@ -58,7 +58,7 @@ pub use context::{Context, ContextOptions, Entry, Keep};
 pub use device::{DeviceInfo, devices, ggml_version};
 pub use error::{Error, Result};
 pub use gds::{Gds, GdsTurns};
-pub use gpu::Miss;
+pub use gpu::{Execution, Miss};
 pub use log::set_verbose;
 pub use memory::give_back_freed_memory;
 pub use model::{GdsRead, Model, PoolOptions, PoolSize, Progress, Source, Weights};

@@ -16,6 +16,7 @@ pub(crate) use self::size::{all_slots, pool_bytes, slots_within};
 use crate::abi::*;
 use crate::cached::FromCache;
 use crate::error::{Error, Result};
+use crate::gpu::disturbing;
 use crate::placement::{Gpu, Placement};
 use crate::proxy::{Device, OwnedDevice};
 use crate::residency::{
@@ -112,7 +113,7 @@ impl Drop for Inner {
         drop(self.mapped.take());
         // SAFETY: contexts hold an `Arc` of this, so they are gone; the device, which the model's
         // buffers refer to, is dropped after.
-        unsafe { llama_model_free(self.llama) };
+        disturbing(|| unsafe { llama_model_free(self.llama) });
     }
 }
 

@@ -4,6 +4,7 @@ use std::ffi::CStr;
 use std::fmt;
 
 use tierstream_cuda::Device;
+use tierstream_cuda::standin::StandIn;
 
 use crate::abi::*;
 use crate::error::{Error, Result};
@@ -99,14 +100,14 @@ impl Gpu {
         Ok(all)
     }
 
-    /// Something with the face of a GPU and without one: ggml's CPU kernels compute on the memory of
-    /// `device`, which is a [stand-in](tierstream_cuda::standin), and no sooner than somebody waits
-    /// for it. All buffers are there: weights, KV cache, intermediate results. For tests.
+    /// Something with the face of a GPU and without one: ggml's CPU kernels compute on the memory of a
+    /// stand-in, and no sooner than somebody waits for it. All buffers are there: weights, KV cache,
+    /// intermediate results. For tests.
     ///
     /// # Errors
     /// [`Error::Backend`] if ggml has no CPU backend.
-    pub fn stand_in(device: Device) -> Result<Gpu> {
-        Ok(Gpu { inner: late::device(cpu()?, device.clone()), device })
+    pub fn stand_in(stand_in: &StandIn) -> Result<Gpu> {
+        Ok(Gpu { inner: late::device(cpu()?, stand_in), device: stand_in.device() })
     }
 
     /// The driver's side of it.
@@ -156,6 +157,11 @@ impl Gpu {
     /// The device's name: `NVIDIA H200`.
     pub fn name(&self) -> &str {
         &self.device.info().name
+    }
+
+    /// Whether single tokens can be computed as a whole on it: [`Execution`](crate::Execution).
+    pub fn has_gates(&self) -> bool {
+        self.device.has_gates()
     }
 
     /// Its name, and where on the bus it is: no other GPU of this machine has both.

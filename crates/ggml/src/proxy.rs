@@ -16,12 +16,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use self::backend::init_backend;
 pub(crate) use self::registry::proc_of;
 use crate::abi::*;
-use crate::control::Control;
+use crate::control::{Control, Manner};
 use crate::error::{Error, Result};
-use crate::gpu::Miss;
 use crate::placement::Placement;
 use crate::pooled::Pooled;
-use crate::prefetch::Prefetch;
 use crate::weights::{PartRef, buffer_type_iface};
 
 mod backend;
@@ -39,8 +37,8 @@ pub(crate) struct Device {
     pooled: Pooled,
     /// Held while a context is made, so that it finds its own backend among the newborn.
     birth: Mutex<()>,
-    /// Compute threads of that context, and whether it reads ahead.
-    next_born: Mutex<(i32, Prefetch, Miss)>,
+    /// How that context will compute.
+    next_born: Mutex<Manner>,
     /// The most slots that a window of the pool can have.
     slots: usize,
     /// Controls of backends made since the last [`Device::take_newborn`].
@@ -135,7 +133,7 @@ impl Device {
             on_gpu: placement.gpu().is_some(),
             pooled: Pooled::new(names),
             birth: Mutex::default(),
-            next_born: Mutex::new((1, Prefetch::Off, Miss::Copy)),
+            next_born: Mutex::default(),
             slots,
             newborn: Mutex::default(),
             foreign: Mutex::default(),
@@ -189,17 +187,15 @@ impl Device {
         }
     }
 
-    /// To be held from making a context, which will compute with `threads`, read ahead so, and do this
-    /// with experts that a GPU misses, to [`Device::take_newborn`].
-    pub(crate) fn birth(&self, threads: i32, prefetch: Prefetch, miss: Miss) -> MutexGuard<'_, ()> {
+    /// To be held from making a context, which will compute so, to [`Device::take_newborn`].
+    pub(crate) fn birth(&self, manner: Manner) -> MutexGuard<'_, ()> {
         let guard = self.birth.lock().unwrap_or_else(PoisonError::into_inner);
-        *self.next_born.lock().unwrap_or_else(PoisonError::into_inner) = (threads, prefetch, miss);
+        *self.next_born.lock().unwrap_or_else(PoisonError::into_inner) = manner;
         guard
     }
 
-    /// Compute threads of the context that is being made, whether it reads ahead, and what it does
-    /// with experts that a GPU misses.
-    fn next_born(&self) -> (i32, Prefetch, Miss) {
+    /// How the context will compute that is being made.
+    fn next_born(&self) -> Manner {
         *self.next_born.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
-use tierstream_cuda::Event;
+use tierstream_cuda::{Device, Event};
 use tierstream_io::Reader;
 use tierstream_pool::{LayerCounters, Lookup, Pool, Record};
 
@@ -16,6 +16,8 @@ pub(crate) use self::ahead::Ahead;
 pub use self::counters::{ExpertCounters, LayerUse};
 use self::elastic::Elastic;
 pub(crate) use self::elastic::rounding_bytes;
+use self::hold::Guarded;
+pub(crate) use self::hold::SlotMap;
 use self::layer::TAIL_BYTES;
 pub(crate) use self::layer::{IN_PLACE_LEAST_BYTES, Layer, Part, SlotPart, Spec};
 use self::load::Destination;
@@ -41,6 +43,7 @@ mod all;
 mod below;
 mod counters;
 mod elastic;
+mod hold;
 mod layer;
 mod load;
 mod looked;
@@ -62,8 +65,8 @@ pub(crate) struct Residency {
     area: Option<Area>,
     /// The pool that records come from; without one they are read.
     below: Option<Arc<Residency>>,
-    pool: Mutex<Pool>,
-    /// Signalled when slots settle: loads end, pins are dropped.
+    pool: Mutex<Guarded>,
+    /// Signalled when slots settle: loads end, pins are dropped, nobody has all slots any more.
     settled: Condvar,
     reader: Arc<Reader>,
     /// Per layer and part what records are compared with when they are read, if they are.
@@ -209,7 +212,7 @@ impl Residency {
             elastic: None,
             area,
             below,
-            pool: Mutex::new(pool),
+            pool: Mutex::new(Guarded::new(pool)),
             settled: Condvar::new(),
             reader,
             checks,
@@ -227,6 +230,14 @@ impl Residency {
 
     pub(crate) fn layers(&self) -> &[Layer] {
         &self.layers
+    }
+
+    /// The GPU that slots are on.
+    pub(crate) fn device(&self) -> Option<&Device> {
+        match &self.store {
+            Store::Host { .. } => None,
+            Store::Vram(vram) => Some(vram.device()),
+        }
     }
 
     /// Bytes of all slots in use.
@@ -272,7 +283,7 @@ impl Residency {
     /// Forgets every record that is not in use. Waits for graphs that compute without pins.
     pub(crate) fn clear(&self) {
         *self.identity.write().unwrap_or_else(PoisonError::into_inner) = None;
-        self.lock().clear();
+        self.change().clear();
         if let Some(below) = &self.below {
             below.clear();
         }
@@ -321,7 +332,7 @@ impl Residency {
         cancelled: &dyn Fn() -> bool,
     ) -> Result<Step> {
         let mut ahead = ahead.filter(|ahead| ahead.layer() == layer);
-        let mut pool = self.lock();
+        let mut pool = self.change();
         if let Some(ahead) = &mut ahead {
             self.count_ahead(ahead.experts(), need);
             ahead.settle(&mut pool);
@@ -337,12 +348,13 @@ impl Residency {
                 None if ahead.is_some() => {
                     drop(pool);
                     ahead = None;
-                    pool = self.lock();
+                    pool = self.change();
                 }
                 None if cancelled() => return Err(Error::Cancelled),
                 None => {
                     let waited = self.settled.wait_timeout(pool, CANCEL_LOOKED_FOR_EVERY);
-                    pool = waited.unwrap_or_else(PoisonError::into_inner).0;
+                    drop(waited.unwrap_or_else(PoisonError::into_inner).0);
+                    pool = self.change();
                 }
             }
         };
@@ -357,7 +369,7 @@ impl Residency {
         need: &[Need],
         spare: u32,
     ) -> Option<Step> {
-        let pool = self.lock();
+        let pool = self.change();
         let split = self.split(&pool, layer, need, None)?;
         let missing = split.missing.len();
         let whole = split.give_up.is_empty() && split.reserve == missing;
@@ -371,7 +383,7 @@ impl Residency {
     /// Pins and reserves what `split` says, which was found under this lock.
     fn serve(
         self: &Arc<Self>,
-        mut pool: MutexGuard<'_, Pool>,
+        mut pool: MutexGuard<'_, Guarded>,
         layer: usize,
         split: Split,
         mut ahead: Option<Ahead>,
@@ -467,7 +479,7 @@ impl Residency {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Pool> {
+    fn lock(&self) -> MutexGuard<'_, Guarded> {
         self.pool.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -45,6 +45,17 @@ impl Routed {
         Ok(())
     }
 
+    /// The routing of a single token.
+    pub(crate) fn take_token(&mut self, ids: &[i32], n_experts: u32) -> Result<(), String> {
+        (self.n_used, self.n_tokens) = (ids.len(), 1);
+        self.experts.clear();
+        for &id in ids {
+            self.experts.push(checked(id, n_experts)?);
+        }
+        self.index(n_experts);
+        Ok(())
+    }
+
     /// Takes `experts` for those of the only token.
     pub(crate) fn replace(&mut self, experts: &[u32], n_experts: u32) {
         self.experts.clear();
@@ -149,11 +160,14 @@ pub(crate) fn sort_out_ids(
         for rank in 0..n_used {
             let at = token * ids.nb[1] + rank * ids.nb[0];
             let id = i32::from_ne_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
-            match u32::try_from(id) {
-                Ok(id) if id < n_experts => experts.push(id),
-                _ => return Err(format!("expert {id} selected of {n_experts}")),
-            }
+            experts.push(checked(id, n_experts)?);
         }
     }
     Ok((n_used, n_tokens))
+}
+
+/// An id that is an expert's.
+fn checked(id: i32, n_experts: u32) -> Result<u32, String> {
+    let expert = u32::try_from(id).ok().filter(|&expert| expert < n_experts);
+    expert.ok_or_else(|| format!("expert {id} selected of {n_experts}"))
 }

@@ -34,7 +34,7 @@ impl Bed {
     }
 
     fn gpu(&self) -> Gpu {
-        Gpu::stand_in(self.stand_in.device()).unwrap()
+        Gpu::stand_in(&self.stand_in).unwrap()
     }
 
     fn gds(&self) -> Gds {

@@ -226,7 +226,7 @@ impl Case {
 
 fn gpu() -> Placement {
     let stand_in = StandIn::new(standin::Config::default()).unwrap();
-    Placement::Gpu(Gpu::stand_in(stand_in.device()).unwrap())
+    Placement::Gpu(Gpu::stand_in(&stand_in).unwrap())
 }
 
 /// Parts that are read in place, and of no whole blocks; with room between the tensors.

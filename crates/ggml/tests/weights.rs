@@ -36,7 +36,7 @@ impl Where {
     fn placement(&self) -> Placement {
         match self {
             Where::Host => Placement::Cpu,
-            Where::Gpu(device) => Placement::Gpu(Gpu::stand_in(device.device()).unwrap()),
+            Where::Gpu(device) => Placement::Gpu(Gpu::stand_in(device).unwrap()),
         }
     }
 

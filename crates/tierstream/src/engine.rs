@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tierstream_ggml::{
-    Cancel, Context, ContextOptions, CufilePlaces, ExpertCounters, Keep, Miss, Model, Placement,
-    PoolOptions, Prefetch, Sampler, Sampling, Source, Token, Weights,
+    Cancel, Context, ContextOptions, CufilePlaces, Execution, ExpertCounters, Keep, Miss, Model,
+    Placement, PoolOptions, Prefetch, Sampler, Sampling, Source, Token, Weights,
 };
 use tierstream_gguf::Experts;
 use tierstream_io::Reader;
@@ -43,6 +43,8 @@ pub struct Options {
     pub prefetch: Prefetch,
     /// With a GPU: what is done with experts that a token needs, and that are in host memory only.
     pub miss: Miss,
+    /// With a GPU: how single tokens are computed.
+    pub execution: Execution,
     /// Compute threads; default: one less than the processors, so that reads find one free, but
     /// at least two where there are two; one with a GPU, which leaves them next to nothing to do,
     /// unless they compute its [misses](Options::miss).
@@ -88,6 +90,7 @@ impl Default for Options {
             policy: Policy::default(),
             prefetch: Prefetch::default(),
             miss: Miss::default(),
+            execution: Execution::default(),
             threads: None,
             ctx: None,
             sequences: 1,
@@ -296,6 +299,7 @@ impl Engine {
         }
         if vram.is_some() {
             notes.extend(miss_note(options.miss, &context));
+            notes.extend(execution_note(&context));
         }
         notes.extend(model.cache_remark());
         let loaded = model.expert_counters();
@@ -399,6 +403,11 @@ impl Engine {
         self.context.cancel_handle()
     }
 
+    /// Tokens that the GPU has computed as a whole: [`Options::execution`].
+    pub fn whole_tokens(&self) -> u64 {
+        self.context.whole_tokens()
+    }
+
     /// What is done with experts that are in host memory only, where a GPU computes.
     pub fn miss(&self) -> Miss {
         self.context.options().miss
@@ -495,7 +504,22 @@ pub(crate) fn context_options(options: &Options, trained: u32) -> ContextOptions
         keep: options.keep,
         prefetch: options.prefetch,
         miss: options.miss,
+        execution: options.execution,
     }
+}
+
+/// Why no token can be computed as a whole, where it could be.
+fn execution_note(context: &Context) -> Option<String> {
+    let (model, options) = (context.model(), context.options());
+    let is_whole = model.pool_share().is_none_or(|share| share >= 1.0);
+    if is_whole || !options.may_compute_as_a_whole() || model.gpu()?.has_gates() {
+        return None;
+    }
+    Some(
+        "single tokens are computed layer by layer, which takes longer: this GPU is older than compute \
+         capability 7.0, or CUDA_MODULE_LOADING has kernels loaded lazily"
+            .to_owned(),
+    )
 }
 
 /// What a user should know of the output, and of what is done in place of what was asked for.

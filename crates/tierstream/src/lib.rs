@@ -55,9 +55,9 @@ pub use progress::{LoadProgress, LoadRate, LoadStage, Loading};
 pub use reading::{io_config, io_config_for};
 pub use tierstream_ggml as ggml;
 pub use tierstream_ggml::{
-    Cancel, Context, ContextOptions, DeviceInfo, ExpertCounters, Gpu, Keep, Miss, Model, Placement,
-    PoolOptions, PoolSize, Prefetch, Progress, Sampler, Sampling, Token, Vocab, Weights, devices,
-    set_verbose,
+    Cancel, Context, ContextOptions, DeviceInfo, Execution, ExpertCounters, Gpu, Keep, Miss, Model,
+    Placement, PoolOptions, PoolSize, Prefetch, Progress, Sampler, Sampling, Token, Vocab, Weights,
+    devices, set_verbose,
 };
 pub use tierstream_gguf as gguf;
 pub use tierstream_io as io;

@@ -32,7 +32,7 @@ fn no_library() -> CufilePlaces {
 }
 
 fn gpu() -> Gpu {
-    Gpu::stand_in(StandIn::new(Config::default()).unwrap().device()).unwrap()
+    Gpu::stand_in(&StandIn::new(Config::default()).unwrap()).unwrap()
 }
 
 fn options(io: Io, cufile: CufilePlaces) -> Options {

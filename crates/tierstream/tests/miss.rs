@@ -18,7 +18,7 @@ fn demo() -> PathBuf {
 fn engine(miss: Miss, share: f64, ram_bytes: u64) -> Result<Engine, Error> {
     let device = StandIn::new(Config::default()).unwrap();
     let options = Options {
-        placement: Placement::Gpu(Gpu::stand_in(device.device()).unwrap()),
+        placement: Placement::Gpu(Gpu::stand_in(&device).unwrap()),
         vram_bytes: Some(2 << 30),
         experts: Some(PoolShare::Share(share)),
         ram_bytes: Some(ram_bytes),

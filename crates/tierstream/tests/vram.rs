@@ -15,7 +15,7 @@ fn demo() -> PathBuf {
 }
 
 fn engine(device: &StandIn, vram_bytes: u64) -> Result<Engine, Error> {
-    let gpu = Gpu::stand_in(device.device()).unwrap();
+    let gpu = Gpu::stand_in(device).unwrap();
     let options = Options {
         placement: Placement::Gpu(gpu),
         vram_bytes: Some(vram_bytes),
@@ -108,7 +108,7 @@ fn a_miss_of_a_packed_model_is_one_read() {
     let faults_and_reads = |path: &Path| {
         let device = StandIn::new(Config::default()).unwrap();
         let options = Options {
-            placement: Placement::Gpu(Gpu::stand_in(device.device()).unwrap()),
+            placement: Placement::Gpu(Gpu::stand_in(&device).unwrap()),
             ram_bytes: Some(0),
             experts: Some(PoolShare::Share(0.25)),
             ..Options::default()

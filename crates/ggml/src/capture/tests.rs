@@ -116,7 +116,7 @@ fn some_file() -> tierstream_gguf::Model {
 fn names_are_hidden_until_the_load_is_over_and_nobody_elses_are() {
     let file = some_file();
     let stand_in = StandIn::new(Config::default()).unwrap();
-    let gpu = Placement::Gpu(Gpu::stand_in(stand_in.device()).unwrap());
+    let gpu = Placement::Gpu(Gpu::stand_in(&stand_in).unwrap());
     let types = types_of(&gpu, false).unwrap();
     for &(buft, kind) in &types {
         let tensors = [("token_embd.weight", 5), ("in no file", 7)];
@@ -172,7 +172,7 @@ fn names_are_hidden_until_the_load_is_over_and_nobody_elses_are() {
 fn want_of_memory_is_told() {
     let file = some_file();
     let stand_in = StandIn::new(Config::default()).unwrap();
-    let gpu = Placement::Gpu(Gpu::stand_in(stand_in.device()).unwrap());
+    let gpu = Placement::Gpu(Gpu::stand_in(&stand_in).unwrap());
     let types = types_of(&gpu, false).unwrap();
     let own = types.iter().find(|(_, kind)| *kind == Kind::Device).unwrap().0;
     let ctx = context(&[("token_embd.weight", 5)]);

@@ -6,8 +6,10 @@ use std::ops::Range;
 use crate::abi::*;
 use crate::error::Result;
 use crate::memory::{self, Memory};
+use crate::plan::{Routing, nodes};
 use crate::residency::Residency;
 use crate::routed::Routed;
+use crate::segment::Patch;
 
 /// What nodes get instead of the model's weights and the router's ids. The same tensors whenever a
 /// layer comes again, over all slots of its class: ggml-cuda captures a part of a graph only if
@@ -20,14 +22,26 @@ pub(super) struct OverSlots {
 
 impl OverSlots {
     /// All slots of a part of a layer's records.
-    pub(super) fn weights(
-        &mut self,
-        residency: &Residency,
-        layer: usize,
-        part: usize,
-    ) -> *mut ggml_tensor {
+    fn weights(&mut self, residency: &Residency, layer: usize, part: usize) -> *mut ggml_tensor {
         let all = || Box::new(residency.window(layer, part, 0, residency.slots_of(layer) - 1));
         &raw mut **self.weights.entry((layer, part)).or_insert_with(all)
+    }
+
+    /// Has the expert matmuls of a routing read slots: those that
+    /// are in `slots`, for as long as `patch` lives.
+    pub(super) fn exchange(
+        &mut self,
+        residency: &Residency,
+        graph: &ggml_cgraph,
+        routing: &Routing,
+        slots: *mut ggml_tensor,
+        patch: &mut Patch,
+    ) {
+        let all = nodes(graph);
+        for op in routing.ops() {
+            patch.source(all[op.node], 2, slots);
+            patch.source(all[op.node], 0, self.weights(residency, routing.layer, op.part));
+        }
     }
 
     /// The slots of `routed`; set behind what the backend has to compute, which may still read the

@@ -10,6 +10,7 @@ use std::os::unix::ffi::OsStrExt;
 use tierstream_gguf::{Model, Original};
 
 use crate::abi::*;
+use crate::gpu::disturbing;
 
 /// The files, by the paths that llama.cpp gets.
 pub(super) struct Shown {
@@ -44,11 +45,12 @@ impl Shown {
     pub(super) unsafe fn load(&self, params: llama_model_params) -> *mut llama_model {
         if let [path] = &self.paths[..] {
             // SAFETY: a string; the rest as the caller says.
-            return unsafe { llama_model_load_from_file(path.as_ptr(), params) };
+            return disturbing(|| unsafe { llama_model_load_from_file(path.as_ptr(), params) });
         }
         let mut paths: Vec<_> = self.paths.iter().map(|path| path.as_ptr()).collect();
+        let count = paths.len();
         // SAFETY: as many strings; the rest as the caller says.
-        unsafe { llama_model_load_from_splits(paths.as_mut_ptr(), paths.len(), params) }
+        disturbing(|| unsafe { llama_model_load_from_splits(paths.as_mut_ptr(), count, params) })
     }
 }
 

@@ -28,7 +28,7 @@ fn layers_that_stay_resident() {
 fn layers_that_stay_resident_on_a_gpu() {
     stay_resident(&|| {
         let stand_in = StandIn::new(StandInConfig::default()).unwrap();
-        Placement::Gpu(Gpu::stand_in(stand_in.device()).unwrap())
+        Placement::Gpu(Gpu::stand_in(&stand_in).unwrap())
     });
 }
 
@@ -113,7 +113,7 @@ fn a_pool_on_a_gpu_makes_room_for_others() {
     // Tenths of what the pool can spare, how often it is tried, and whether it works.
     for (tenths, tries, works) in [(0, 1, true), (4, 2, true), (8, 3, true), (12, 3, false)] {
         let stand_in = StandIn::new(config).unwrap();
-        let gpu = Placement::Gpu(Gpu::stand_in(stand_in.device()).unwrap());
+        let gpu = Placement::Gpu(Gpu::stand_in(&stand_in).unwrap());
         let reader = Arc::new(Reader::new(Config::default()).unwrap());
         let model = Model::load(&file, Weights::Streamed, &gpu, reader, &mut |_| true).unwrap();
         let size = PoolSize::Share(1.0);

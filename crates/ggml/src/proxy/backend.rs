@@ -71,8 +71,7 @@ pub(super) extern "C" fn init_backend(
         }
         // SAFETY: just made.
         let has = unsafe { (*inner).iface };
-        let (threads, prefetch, miss) = device.next_born();
-        let control = Arc::new(Control::new(inner, threads, prefetch, miss));
+        let control = Arc::new(Control::new(inner, device.next_born()));
         let executor: Box<dyn Executor> = if device.on_gpu {
             Box::new(OnGpu::new(inner, control.clone()))
         } else {

@@ -71,7 +71,7 @@ impl Residency {
     ) -> Option<Ahead> {
         let mut ahead =
             Ahead { residency: self.clone(), layer, held: Vec::new(), fetches: Vec::new() };
-        let mut pool = self.lock();
+        let mut pool = self.change();
         let room = pool.reservable(index32(layer)).saturating_sub(self.layers[layer].used);
         let absent = |pool: &Pool, e| pool.peek(record(layer, e)) == Lookup::Absent;
         let wanted: Vec<u32> =

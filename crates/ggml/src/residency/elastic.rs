@@ -353,7 +353,7 @@ impl Residency {
         }
         let specs = layer::specs(&self.layers, Some(slots));
         let floors: Vec<u32> = specs.iter().map(|spec| spec.floor).collect();
-        self.lock().resize(slots, &floors)?;
+        self.change().resize(slots, &floors)?;
         // Who waits for slots looks again.
         self.settled.notify_all();
         Ok(())

@@ -102,7 +102,7 @@ impl Residency {
     ) -> Looked {
         let mut late = ahead.filter(|ahead| ahead.layer() == layer);
         let (mut pinned, mut hits, mut missing) = (Vec::new(), Vec::new(), Vec::new());
-        let mut pool = self.lock();
+        let mut pool = self.change();
         if let Some(ahead) = &mut late {
             self.count_ahead(ahead.experts(), need);
             ahead.settle(&mut pool);
@@ -156,7 +156,7 @@ impl Residency {
         };
         below.commit()?;
         let mut held = Held::new(self);
-        let mut pool = self.lock();
+        let mut pool = self.change();
         for placed in there {
             let is_absent = pool.peek(record(layer, placed.expert)) == Lookup::Absent;
             if is_absent && held.reserved.len() < most && pool.reservable(index32(layer)) > 0 {

@@ -236,7 +236,7 @@ impl Stage {
         let mut transfer =
             Transfer { held: Held::new(residency), hits: Vec::new(), load: None, over: false };
         let mut missing = Vec::new();
-        let mut pool = residency.lock();
+        let mut pool = residency.change();
         let mut new: Vec<u32> = new.to_vec();
         new.retain(|&expert| match pool.hold(record(*layer, expert)) {
             Some(slot) => {
@@ -273,7 +273,7 @@ impl Stage {
         residency.count_ahead(ahead.iter().copied(), need);
         let mut held = Held::new(residency);
         let mut missing = Vec::new();
-        let mut pool = residency.lock();
+        let mut pool = residency.change();
         pool.begin_step();
         for &n in need {
             match pool.request(record(*layer, n.expert)) {

@@ -5,12 +5,13 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tierstream_cuda::{Event, Region, Stream};
+use tierstream_cuda::{Device, Event, Region, Stream};
 use tierstream_io::Chunk;
 
 use super::layer::TAIL_BYTES;
 use crate::abi::*;
 use crate::error::{Error, Result};
+use crate::gpu::disturbing;
 use crate::uploads::Uploads;
 
 /// The memory of one pool on a GPU.
@@ -50,6 +51,11 @@ impl Vram {
             anchor.cast()
         };
         Ok(Self { uploads, within, region, growing: Mutex::new(()), anchor })
+    }
+
+    /// The GPU.
+    pub(super) fn device(&self) -> &Device {
+        self.uploads.gpu().device()
     }
 
     /// Where the first byte is, in the device's address space.
@@ -112,6 +118,11 @@ impl Vram {
     /// Takes the memory away behind every granule that `used` has no part of, which is asked for
     /// while nobody can put memory anywhere; returns its bytes. Kernels that read there are done.
     pub(super) fn unback(&self, used: impl FnOnce() -> Vec<Range<u64>>) -> Result<u64> {
+        // First, since whoever must not be disturbed may be waiting for memory.
+        disturbing(|| self.unback_alone(used))
+    }
+
+    fn unback_alone(&self, used: impl FnOnce() -> Vec<Range<u64>>) -> Result<u64> {
         let size = self.region.granule_bytes();
         let _growing = lock(&self.growing);
         let used = used();

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use tierstream_cuda::standin::StandIn;
 use tierstream_ggml::{
-    Context, ContextOptions, Gpu, Keep, Miss, Model, Placement, PoolOptions, PoolSize, Prefetch,
-    Token, Weights,
+    Context, ContextOptions, Execution, Gpu, Keep, Miss, Model, Placement, PoolOptions, PoolSize,
+    Prefetch, Token, Weights,
 };
 use tierstream_io::wrap::{Fault, Rule};
 use tierstream_io::{Config, Reader, engine::Engine};
@@ -92,7 +92,7 @@ pub(crate) fn load_with(path: &Path, weights: Weights, reader: Arc<Reader>) -> M
 /// A model on the stand-in for a GPU: CPU kernels over its memory.
 pub(crate) fn load_on_stand_in(path: &Path, stand_in: &StandIn, reader: Arc<Reader>) -> Model {
     let file = tierstream_pack::open(path).unwrap();
-    let gpu = Placement::Gpu(Gpu::stand_in(stand_in.device()).unwrap());
+    let gpu = Placement::Gpu(Gpu::stand_in(stand_in).unwrap());
     Model::load(&file, Weights::Streamed, &gpu, reader, &mut go_on).unwrap()
 }
 
@@ -166,13 +166,14 @@ pub(crate) struct Run {
     pub(crate) n_threads: u32,
     pub(crate) prefetch: Prefetch,
     pub(crate) miss: Miss,
+    pub(crate) execution: Execution,
 }
 
 impl Run {
     pub(crate) fn new(model: &Model, prompt: usize, generate: usize, n_batch: u32) -> Self {
         let prompt = tokens(model.vocab().len(), prompt, 7);
-        let (prefetch, miss) = (Prefetch::Off, Miss::Copy);
-        Self { prompt, generate, n_batch, n_threads: 1, prefetch, miss }
+        let (prefetch, miss, execution) = (Prefetch::Off, Miss::Copy, Execution::Auto);
+        Self { prompt, generate, n_batch, n_threads: 1, prefetch, miss, execution }
     }
 
     pub(crate) fn context(&self, model: &Model) -> Context {
@@ -185,6 +186,7 @@ impl Run {
             keep: Keep::All,
             prefetch: self.prefetch,
             miss: self.miss,
+            execution: self.execution,
             ..ContextOptions::default()
         };
         Context::new(model.clone(), &options).unwrap()

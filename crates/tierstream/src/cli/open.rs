@@ -45,6 +45,7 @@ pub(crate) fn options(args: &EngineArgs, experts: Option<PoolShare>) -> anyhow::
         policy: args.policy,
         prefetch: args.prefetch,
         miss: args.miss,
+        execution: args.executor,
         threads: args.machine.threads,
         ctx: args.ctx,
         sequences: 1,

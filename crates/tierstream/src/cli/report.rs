@@ -84,6 +84,7 @@ struct ExpertsJson {
 struct GpuJson {
     name: String,
     miss: String,
+    whole_tokens: u64,
     pool_bytes: u64,
     start_s: f64,
     shortage_bytes: u64,
@@ -261,6 +262,10 @@ impl<'a> Report<'a> {
             let taken = Bytes(self.engine.model().vram_bytes().unwrap_or(0));
             ("GPU", format!("{}, {taken} of its memory taken for the pool", gpu.name()))
         }));
+        rows.extend(self.engine.model().gpu().map(|_| {
+            let whole = self.engine.whole_tokens();
+            ("as a whole", format!("{whole} tokens, whose routing the host did not wait for"))
+        }));
         rows.extend([
             ("hit rate", format!("{hits} ({} of {})", used.hits, used.requests)),
             ("faults", self.faults_text(per_token)),
@@ -327,6 +332,7 @@ impl<'a> Report<'a> {
             gpu: model.gpu().map(|gpu| GpuJson {
                 name: gpu.name().to_owned(),
                 miss: self.engine.miss().to_string(),
+                whole_tokens: self.engine.whole_tokens(),
                 pool_bytes: model.vram_bytes().unwrap_or(0),
                 start_s: self.engine.gpu_start_time().unwrap_or_default().as_secs_f64(),
                 shortage_bytes: model.pool_shortage_bytes(),

@@ -9,7 +9,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use tierstream::drive::Io;
 use tierstream::io::EngineKind;
 use tierstream::size::{Bytes, PoolShare};
-use tierstream::{Miss, Policy, Prefetch};
+use tierstream::{Execution, Miss, Policy, Prefetch};
 use tierstream_chat::Think;
 
 pub(crate) use self::bench::{
@@ -171,6 +171,10 @@ pub(crate) struct EngineArgs {
     /// resident model), auto (what is faster here; rounds differently too)
     #[arg(long, value_name = "HOW", default_value_t)]
     pub(crate) miss: Miss,
+    /// With --gpu: how single tokens are computed, the output being the same: as a whole, where the GPU
+    /// looks by itself whether it has the experts (auto, where that can be done), or layer by layer (host)
+    #[arg(long, value_name = "HOW", default_value_t)]
+    pub(crate) executor: Execution,
     /// Compare all weights with their checksums as they are read: with those that were recorded when
     /// the model was first loaded with this flag, for which all of it is read once, or with a packed
     /// model's own

@@ -104,6 +104,7 @@ fn model_command(
     command.args(["--prefetch", &m.engine.prefetch.to_string()]);
     if peer.is_none() {
         command.args(["--miss", &m.engine.miss.to_string()]);
+        command.args(["--executor", &m.engine.executor.to_string()]);
         command.args(m.engine.verify_weights.then_some("--verify-weights"));
     }
     command.args(["--seed", &m.engine.seed().to_string()]);
