@@ -5,7 +5,7 @@ use std::cmp::Reverse;
 use super::list::Lists;
 use super::{Candidates, Evict, Shape};
 
-/// Evicts what cannot be needed for the longest time, after Least-Stale of SpecMD (Hoang et al., arXiv
+/// Evicts what cannot be needed for the longest time, after what is told of Least-Stale of SpecMD (Hoang et al., arXiv
 /// 2602.03921), which knows that the layers of a model come one after the other. In a *pass*, from the
 /// first layer to the last, it evicts
 ///
