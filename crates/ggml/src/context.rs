@@ -17,6 +17,7 @@ use crate::memory::give_back_freed_memory;
 use crate::model::Model;
 use crate::prefetch::Prefetch;
 use crate::proxy::proc_of;
+use crate::recorder::{BatchRouting, Recorder, TokenAt};
 use crate::replay::Replay;
 use crate::stalls::Stalls;
 use crate::vocab::Token;
@@ -115,6 +116,8 @@ pub struct Context {
     needs: Needs,
     /// Of llama.cpp's compute buffer.
     compute_bytes: u64,
+    /// Of what was computed since it was taken, if it is recorded.
+    routing: Vec<BatchRouting>,
     model: Model,
 }
 
@@ -206,6 +209,7 @@ impl Context {
             embeds,
             needs: Needs::default(),
             compute_bytes: log::take_compute_bytes(),
+            routing: Vec::new(),
             model,
         };
         if let Some(mut newborn) = newborn {
@@ -415,13 +419,15 @@ impl Context {
             logits: kept.as_mut_ptr(),
         };
         log::clear();
+        self.recorder().inspect(|recorder| recorder.forget());
         // SAFETY: a live context; the batch's arrays have `n` entries and outlive the call.
         let status = unsafe { llama_decode(self.llama, batch) };
-        let error = self.cancel.control.as_ref().and_then(|c| c.take_error());
+        let mut error = self.cancel.control.as_ref().and_then(|c| c.take_error());
         let mut broken = false;
         if status == 0 && error.is_none() {
             broken = !(0..self.rows).all(|index| is_numbers(self.logits(index)));
-            if !broken {
+            error = self.keep_routing(entries, &positions).err();
+            if !broken && error.is_none() {
                 self.positions = next;
                 return Ok(());
             }
@@ -441,6 +447,46 @@ impl Context {
             (None, 1) => Error::Batch("the KV cache has no room for this batch".into()),
             (None, status) => Error::Decode { status, reason: log::complaints() },
         })
+    }
+
+    /// Adds the routing of a batch that was computed, if it is recorded.
+    fn keep_routing(&mut self, entries: &[Entry], positions: &[llama_pos]) -> Result<()> {
+        let Some(recorder) = self.recorder() else { return Ok(()) };
+        let at = |(&entry, &position): (&Entry, &llama_pos)| TokenAt {
+            entry,
+            position: position.cast_unsigned(),
+        };
+        let tokens: Vec<TokenAt> = entries.iter().zip(positions).map(at).collect();
+        let batches = recorder.take(&tokens, self.batch_size())?;
+        self.routing.extend(batches);
+        Ok(())
+    }
+
+    /// What records routing, if it does.
+    fn recorder(&self) -> Option<&Recorder> {
+        let recorder = &self.cancel.control.as_ref()?.recorder;
+        recorder.is_on().then_some(recorder)
+    }
+
+    /// Has the routing of all tokens recorded from now on, or not any more, and forgets what was.
+    ///
+    /// # Errors
+    /// [`Error::NoPool`] of a model whose experts are not in a pool, so that nobody looks where tokens are
+    /// routed to.
+    pub fn record_routing(&mut self, on: bool) -> Result<()> {
+        self.routing.clear();
+        if on && self.model.pool_share().is_none() {
+            return Err(Error::NoPool);
+        }
+        if let Some(control) = &self.cancel.control {
+            control.recorder.turn(on);
+        }
+        Ok(())
+    }
+
+    /// The routing of all batches since it was taken, or recorded, first. It takes memory until then.
+    pub fn take_routing(&mut self) -> Vec<BatchRouting> {
+        std::mem::take(&mut self.routing)
     }
 
     /// Row `index` of the kept logits of the last batch, one value per token id.

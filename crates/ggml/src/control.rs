@@ -14,6 +14,7 @@ use crate::gpu::Miss;
 use crate::memory::Memory;
 use crate::plan::Plan;
 use crate::prefetch::Prefetch;
+use crate::recorder::Recorder;
 use crate::replay::Replay;
 use crate::stalls::Stalls;
 use crate::weights::WeightTable;
@@ -54,6 +55,8 @@ pub(crate) struct Control {
     scratch: Mutex<Option<(Memory, usize)>>,
     /// Routing in place of the router's.
     replay: Mutex<Option<Arc<Replay>>>,
+    /// What routers choose, for who asks.
+    pub(crate) recorder: Recorder,
     /// Tokens that were computed as a whole.
     pub(crate) whole_tokens: AtomicU64,
     /// How long the compute thread waited for reads.
@@ -75,6 +78,7 @@ impl Control {
             unguessed: Mutex::default(),
             scratch: Mutex::new(None),
             replay: Mutex::new(None),
+            recorder: Recorder::default(),
             whole_tokens: AtomicU64::new(0),
             stalls: Arc::default(),
         }

@@ -186,6 +186,9 @@ pub enum Error {
         /// Experts of the layer.
         experts: u32,
     },
+    /// Nobody looks at the routing of a model whose experts are not in a pool.
+    #[error("the model has no expert pool, so that nobody looks at its routing")]
+    NoPool,
     /// The model has a pool, or is being given one by another thread.
     #[error("the model has an expert pool already")]
     HasPool,

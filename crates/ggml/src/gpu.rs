@@ -34,6 +34,7 @@ use crate::executor::Executor;
 use crate::plan::{Plan, Plans, Routing, Segment, nodes};
 use crate::pooled::Pooled;
 use crate::prefetch::{Guessed, Guesses};
+use crate::recorder::floats;
 use crate::residency::{Ahead, Coming, Kept, Looked, Placed, Residency, Stage, Step, Waits};
 use crate::routed::Routed;
 use crate::segment::{Patch, Run, outcome, run_exchanged, run_nodes, run_resident, synchronize};
@@ -130,12 +131,14 @@ impl OnGpu {
         let no_pool = || Error::SelfCheck("expert weights are used before there is a pool".into());
         let residency = pooled.residency().ok_or_else(no_pool)?.clone();
         residency.look_after_memory()?;
-        if let Some(bases) = &*residency.identity() {
+        let in_order = residency.identity();
+        if let Some(bases) = in_order.as_ref().filter(|_| !self.control.recorder.is_on()) {
             let run = run_resident(self.inner, &residency, graph, plan, bases);
             // Who takes slots away waits for the lock, and not for the GPU.
             synchronize(self.inner);
             return run;
         }
+        drop(in_order);
         if self.run_whole(&residency, graph, plan)? {
             return Ok(());
         }
@@ -145,10 +148,7 @@ impl OnGpu {
             }
             match &segment.routing {
                 None => run_nodes(self.inner, graph, segment.start, segment.end, 0)?,
-                Some(routing) => {
-                    let next = plan.segments.get(index + 1).and_then(|s| s.routing.as_ref());
-                    self.run_layer(&residency, graph, segment, routing, next)?;
-                }
+                Some(routing) => self.run_layer(&residency, graph, plan, index, routing)?,
             }
         }
         Ok(())
@@ -168,13 +168,17 @@ impl OnGpu {
         &mut self,
         residency: &Arc<Residency>,
         graph: &ggml_cgraph,
-        segment: &Segment,
+        plan: &Plan,
+        index: usize,
         routing: &Routing,
-        next: Option<&Routing>,
     ) -> Run {
+        let segment = &plan.segments[index];
+        let next = plan.segments.get(index + 1).and_then(|s| s.routing.as_ref());
         let asked = self.ask_next(graph, routing, next)?;
-        let ids: Vec<_> = std::iter::once(routing.ids).chain(asked).collect();
-        self.read_back.ask(self.inner, &ids)?;
+        let records = self.control.recorder.is_on();
+        let weights = if records { plan.weights_of(graph, index) } else { None };
+        let told: Vec<_> = std::iter::once(routing.ids).chain(asked).chain(weights).collect();
+        self.read_back.ask(self.inner, &told)?;
         // Until the router has spoken, and the layer before is computed.
         synchronize(self.inner);
         self.release()?;
@@ -183,16 +187,17 @@ impl OnGpu {
         self.routed
             .take(routing, self.read_back.bytes(0), layer.experts)
             .map_err(|reason| Error::Graph { layer: layer.block, reason })?;
+        if let Some(replay) = self.control.replay() {
+            let is_last = routing.layer + 1 == residency.layers().len();
+            self.routed.replay(&replay, self.replayed, routing.layer, layer.experts)?;
+            self.replayed += usize::from(is_last && self.routed.n_tokens == 1);
+        }
+        if records {
+            let weights = weights.map(|_| floats(self.read_back.bytes(told.len() - 1)));
+            self.control.recorder.note(self.routed.noted(routing.layer, weights));
+        }
         if self.routed.pairs() == 0 {
             return run_nodes(self.inner, graph, segment.start, segment.end, 0);
-        }
-        if self.routed.n_tokens == 1
-            && let Some(replay) = self.control.replay()
-        {
-            let shape = (self.routed.n_used, layer.experts);
-            let experts = replay.experts(self.replayed, routing.layer, shape)?;
-            self.routed.replace(experts, layer.experts);
-            self.replayed += usize::from(routing.layer + 1 == residency.layers().len());
         }
         let mut ahead = self.guesses.take(routing.layer, self.routed.needs());
         if self.routed.n_tokens == 1

@@ -22,6 +22,7 @@ use crate::executor::Executor;
 use crate::plan::{Plan, Plans, Routing, Segment, nodes};
 use crate::pooled::Pooled;
 use crate::prefetch::Guesses;
+use crate::recorder::read_floats;
 use crate::residency::{Placed, Residency, Step};
 use crate::routed::{Routed, slot_range};
 use crate::segment::{Run, done, outcome, run_exchanged, run_nodes, run_resident, synchronize};
@@ -42,6 +43,8 @@ pub(crate) struct Host {
     scratch: Scratch,
     guesses: Guesses,
     lookahead: Lookahead,
+    /// Single tokens computed with replayed routing.
+    replayed: usize,
 }
 
 impl Executor for Host {
@@ -74,6 +77,7 @@ impl Host {
             scratch: Scratch::new(inner),
             guesses: Guesses::new(mode),
             lookahead: Lookahead::new(inner),
+            replayed: 0,
         }
     }
 
@@ -83,17 +87,18 @@ impl Host {
         }
         let no_pool = || Error::SelfCheck("expert weights are used before there is a pool".into());
         let residency = pooled.residency().ok_or_else(no_pool)?.clone();
-        if let Some(bases) = &*residency.identity() {
+        let in_order = residency.identity();
+        if let Some(bases) = in_order.as_ref().filter(|_| !self.control.recorder.is_on()) {
             return run_resident(self.inner, &residency, graph, plan, bases);
         }
+        drop(in_order);
         for (index, segment) in plan.segments.iter().enumerate() {
             if self.control.is_cancelled() {
                 return Err(Error::Cancelled.into());
             }
-            let next = plan.segments.get(index + 1).and_then(|s| s.routing.as_ref());
             match &segment.routing {
                 None => run_nodes(self.inner, graph, segment.start, segment.end, 0)?,
-                Some(routing) => self.run_layer(&residency, graph, segment, routing, next)?,
+                Some(routing) => self.run_layer(&residency, graph, plan, index, routing)?,
             }
         }
         Ok(())
@@ -104,15 +109,26 @@ impl Host {
         &mut self,
         residency: &Arc<Residency>,
         graph: &ggml_cgraph,
-        segment: &Segment,
+        plan: &Plan,
+        index: usize,
         routing: &Routing,
-        next: Option<&Routing>,
     ) -> Run {
+        let segment = &plan.segments[index];
+        let next = plan.segments.get(index + 1).and_then(|s| s.routing.as_ref());
         synchronize(self.inner);
         let layer = residency.layer(routing.layer);
         self.routed
             .read(routing, layer.experts)
             .map_err(|reason| Error::Graph { layer: layer.block, reason })?;
+        if let Some(replay) = self.control.replay() {
+            let is_last = routing.layer + 1 == residency.layers().len();
+            self.routed.replay(&replay, self.replayed, routing.layer, layer.experts)?;
+            self.replayed += usize::from(is_last && self.routed.n_tokens == 1);
+        }
+        if self.control.recorder.is_on() {
+            let weights = plan.weights_of(graph, index).map(read_floats);
+            self.control.recorder.note(self.routed.noted(routing.layer, weights));
+        }
         if self.routed.pairs() == 0 {
             return run_nodes(self.inner, graph, segment.start, segment.end, 0);
         }

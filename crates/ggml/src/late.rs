@@ -184,13 +184,28 @@ enum Work {
         bytes: Vec<u8>,
         offset: usize,
     },
-    /// So many bytes of a tensor, for whoever asked, who keeps room for them until then.
-    Get {
-        tensor: Box<ggml_tensor>,
-        data: *mut c_void,
-        offset: usize,
-        size: usize,
-    },
+    Get(Asked),
+}
+
+/// So many bytes of a tensor, for whoever asked, who keeps room for them until then.
+struct Asked {
+    tensor: Box<ggml_tensor>,
+    data: *mut c_void,
+    offset: usize,
+    size: usize,
+}
+
+// SAFETY: as with `Given`.
+unsafe impl Send for Asked {}
+// SAFETY: as above.
+unsafe impl Sync for Asked {}
+
+impl Asked {
+    fn get(&self) {
+        let Self { tensor, data, offset, size } = self;
+        // SAFETY: host memory of the CPU backend; the caller keeps room for the bytes.
+        unsafe { ggml_backend_tensor_get(&raw const **tensor, *data, *offset, *size) };
+    }
 }
 
 /// A part of a graph, with the sources that its nodes had when it was given.
@@ -320,10 +335,7 @@ impl Backend {
                     // SAFETY: host memory of the CPU backend, with room for the bytes.
                     unsafe { ggml_backend_tensor_set(&raw mut *tensor, data, offset, bytes.len()) };
                 }
-                Work::Get { tensor, data, offset, size } => {
-                    // SAFETY: host memory of the CPU backend; the caller keeps room for the bytes.
-                    unsafe { ggml_backend_tensor_get(&raw const *tensor, data, offset, size) };
-                }
+                Work::Get(asked) => asked.get(),
                 Work::Graph(given) => given.compute(),
                 // Of a lost device nobody wants anything any more.
                 Work::Wait(event) => drop(self.streams.wait_for(event)),
@@ -467,7 +479,12 @@ extern "C" fn get_tensor_async(
     contain((), || {
         // SAFETY: ggml passes a live tensor.
         let tensor = Box::new(unsafe { *tensor });
-        backend(this).add(Work::Get { tensor, data, offset, size });
+        let asked = Asked { tensor, data, offset, size };
+        let this = backend(this);
+        match this.capture() {
+            Some(capture) => capture.call(Box::new(move || asked.get())),
+            None => this.add(Work::Get(asked)),
+        }
     });
 }
 

@@ -12,6 +12,7 @@ use std::ptr;
 use crate::abi::*;
 use crate::chain::Chain;
 use crate::error::{Error, Result};
+use crate::recorder::weights_of;
 use crate::router::Router;
 use crate::weights::{PartRef, WeightTable};
 
@@ -157,6 +158,15 @@ impl Plan {
         let first = self.segments.iter().find_map(|s| s.routing.as_ref());
         // SAFETY: a live tensor of the graph.
         first.map_or(0, |routing| unsafe { (*routing.ids).ne[1] })
+    }
+
+    /// The routing weights of segment `index`, where the graph shows them.
+    pub(crate) fn weights_of(&self, graph: &ggml_cgraph, index: usize) -> Option<*mut ggml_tensor> {
+        let segment = &self.segments[index];
+        let before =
+            index.checked_sub(1).map_or(segment.start, |before| self.segments[before].start);
+        let ids = segment.routing.as_ref()?.ids;
+        weights_of(&nodes(graph)[before..segment.end], segment.start - before, ids)
     }
 
     /// Whether any node reads a pooled tensor.

@@ -1,7 +1,10 @@
 //! The routing of one batch in one layer, read back to the host and sorted by expert.
 
 use crate::abi::*;
+use crate::error::Error;
 use crate::plan::Routing;
+use crate::recorder::Noted;
+use crate::replay::Replay;
 use crate::residency::{Need, Placed};
 
 /// The routing of one batch in one layer, on the host.
@@ -56,11 +59,32 @@ impl Routed {
         Ok(())
     }
 
-    /// Takes `experts` for those of the only token.
-    pub(crate) fn replace(&mut self, experts: &[u32], n_experts: u32) {
-        self.experts.clear();
-        self.experts.extend_from_slice(experts);
-        self.index(n_experts);
+    /// Takes what is recorded of token `token` of a replay, if this is the routing of a single one.
+    pub(crate) fn replay(
+        &mut self,
+        replay: &Replay,
+        token: usize,
+        layer: usize,
+        n_experts: u32,
+    ) -> Result<(), Error> {
+        if self.n_tokens == 1 {
+            let experts = replay.experts(token, layer, (self.n_used, n_experts))?;
+            self.experts.clear();
+            self.experts.extend_from_slice(experts);
+            self.index(n_experts);
+        }
+        Ok(())
+    }
+
+    /// For who records routing; `weights` as the ids are.
+    pub(crate) fn noted(&self, layer: usize, weights: Option<Vec<f32>>) -> Noted {
+        Noted {
+            layer,
+            used: self.n_used,
+            tokens: self.n_tokens,
+            experts: self.experts.clone(),
+            weights: weights.unwrap_or_default(),
+        }
     }
 
     /// Sorts the pairs by expert (counting sort) and lists the distinct experts.

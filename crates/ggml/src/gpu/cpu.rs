@@ -450,9 +450,8 @@ mod tests {
                 }
             };
             let mut routed = Routed::default();
-            (routed.n_used, routed.n_tokens) = (SELECTED.len(), 1);
             let experts = SELECTED.map(i32::unsigned_abs);
-            routed.replace(&experts, EXPERTS as u32);
+            routed.take_token(&SELECTED, EXPERTS as u32).unwrap();
             for (threads, missing) in [(1, &[1][..]), (2, &[3, 4]), (1, &[1, 3, 4]), (3, &[4])] {
                 let mut cpu = OnCpu::new(threads, ptr::null_mut()).unwrap();
                 cpu.fetch(&chain).unwrap();

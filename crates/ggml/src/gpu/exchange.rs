@@ -103,6 +103,17 @@ impl ReadBack {
         inner: ggml_backend_t,
         tensors: &[*mut ggml_tensor],
     ) -> Result<()> {
+        self.make_room(inner, tensors)?;
+        tensors.iter().enumerate().for_each(|(index, &tensor)| self.ask_one(inner, index, tensor));
+        Ok(())
+    }
+
+    /// Makes room for all bytes of `tensors`, which are then asked for one by one.
+    pub(super) fn make_room(
+        &mut self,
+        inner: ggml_backend_t,
+        tensors: &[*mut ggml_tensor],
+    ) -> Result<()> {
         self.parts.clear();
         let mut end = 0;
         for &tensor in tensors {
@@ -116,15 +127,19 @@ impl ReadBack {
             let bytes = end.next_power_of_two();
             self.memory = Some(Memory::beside_backend(inner, bytes, "selected experts")?);
         }
-        let base = self.memory.as_ref().expect("just made").base();
-        for (&tensor, part) in tensors.iter().zip(&self.parts).filter(|(_, part)| !part.is_empty())
-        {
-            let to = base.wrapping_add(part.start).cast();
-            // SAFETY: a live, allocated tensor of the backend; the memory has room, and stays until
-            // the backend has been waited for.
-            unsafe { ggml_backend_tensor_get_async(inner.cast(), tensor, to, 0, part.len()) };
-        }
         Ok(())
+    }
+
+    /// Asks for the bytes of a tensor for which there is room, the `index`th.
+    pub(super) fn ask_one(&self, inner: ggml_backend_t, index: usize, tensor: *mut ggml_tensor) {
+        let (part, memory) = (&self.parts[index], self.memory.as_ref().expect("room was made"));
+        if part.is_empty() {
+            return;
+        }
+        let to = memory.base().wrapping_add(part.start).cast();
+        // SAFETY: a live, allocated tensor of the backend; the memory has room, and stays until
+        // the backend has been waited for.
+        unsafe { ggml_backend_tensor_get_async(inner.cast(), tensor, to, 0, part.len()) };
     }
 
     /// Of the `index`th tensor that was asked for; the backend has been waited for since.

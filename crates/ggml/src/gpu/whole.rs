@@ -19,12 +19,13 @@ use std::time::Duration;
 use tierstream_cuda::{At, Device, GATE_WIDTH, Gates, Graph, Mark, Stream};
 
 use super::OnGpu;
-use super::exchange::OverSlots;
+use super::exchange::{OverSlots, ReadBack};
 use super::undisturbed::undisturbed;
 use crate::abi::*;
 use crate::error::{Error, Result};
 use crate::memory;
 use crate::plan::{Plan, Routing, Segment, nodes, view};
+use crate::recorder::{Noted, floats};
 use crate::residency::{Residency, SlotMap};
 use crate::segment::{Patch, Run, compute_on, synchronize};
 
@@ -47,6 +48,8 @@ pub(super) struct Whole {
     // In the order in which they are to be dropped: graphs name what follows.
     forwards: Vec<Forward>,
     gated: Option<Gated>,
+    /// The routing of the token that is being computed, if it is recorded.
+    noted: Vec<Noted>,
     /// Captures so far.
     captured: u64,
     /// The GPU has waited in vain: something is too slow for this.
@@ -79,9 +82,42 @@ struct Forward {
 
 struct Captured {
     graph: Graph,
-    /// Whether the numbers are the host's and not the routers'.
-    replays: bool,
+    purpose: Purpose,
+    /// The routing weights of each layer, where they are recorded.
+    weights: Option<Weights>,
     _parts: Vec<Part>,
+}
+
+/// What a graph was captured for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Purpose {
+    /// The numbers are the host's and not the routers'.
+    replays: bool,
+    /// Routing is recorded.
+    records: bool,
+}
+
+/// The routing weights of all layers, copied to the host when they are computed.
+struct Weights {
+    /// By layer.
+    tensors: Vec<*mut ggml_tensor>,
+    told: ReadBack,
+}
+
+impl Weights {
+    /// None if a layer's are not known.
+    fn new(inner: ggml_backend_t, graph: &ggml_cgraph, plan: &Plan) -> Result<Option<Self>> {
+        let all = plan.segments.iter().enumerate().filter(|(_, s)| s.routing.is_some());
+        let tensors: Option<Vec<_>> = all.map(|(index, _)| plan.weights_of(graph, index)).collect();
+        let Some(tensors) = tensors else { return Ok(None) };
+        let mut told = ReadBack::default();
+        told.make_room(inner, &tensors)?;
+        Ok(Some(Self { tensors, told }))
+    }
+
+    fn ask(&self, inner: ggml_backend_t, layer: usize) {
+        self.told.ask_one(inner, layer, self.tensors[layer]);
+    }
 }
 
 /// A part of ggml's graph, as a list of nodes of our own, behind one that computes nothing: ggml-cuda
@@ -142,8 +178,11 @@ impl OnGpu {
         if !gated.is_backed(residency)? {
             return Ok(false);
         }
-        let replays = self.control.replay().is_some();
-        let is_captured = |f: &Forward| f.graph.as_ref().is_some_and(|g| g.replays == replays);
+        let purpose = Purpose {
+            replays: self.control.replay().is_some(),
+            records: self.control.recorder.is_on(),
+        };
+        let is_captured = |f: &Forward| f.graph.as_ref().is_some_and(|g| g.purpose == purpose);
         if !is_captured(&self.whole.forwards[index]) {
             self.whole.captured += 1;
             let capture = self.whole.captured;
@@ -151,7 +190,7 @@ impl OnGpu {
                 (self.inner, capture),
                 (residency, graph, plan),
                 &mut self.over_slots,
-                replays,
+                purpose,
             )?;
             self.whole.forwards[index].graph = Some(captured);
         }
@@ -187,6 +226,7 @@ impl OnGpu {
         }
         record(inner, &gated.handover);
         gated.stream.wait_for_mark(&gated.handover)?;
+        self.whole.noted.clear();
         gated.gates.begin();
         gated.stream.launch(&captured.graph)?;
         gated.stream.set(&gated.done)?;
@@ -198,9 +238,17 @@ impl OnGpu {
         // What was answered in the last moment may have come too late.
         let Some(last) = routings(plan).last() else { return Ok(()) };
         match gated.gates.poll(last.layer, &mut Vec::new()) {
-            Some(At::Passed) => Ok(()),
-            _ => Err(Error::GateGivenUp { layer: residency.layer(last.layer).block }),
+            Some(At::Passed) => {}
+            _ => return Err(Error::GateGivenUp { layer: residency.layer(last.layer).block }),
         }
+        let captured = self.whole.forwards[index].graph.as_ref().expect("as above");
+        for mut noted in self.whole.noted.drain(..) {
+            if let Some(weights) = &captured.weights {
+                noted.weights = floats(weights.told.bytes(noted.layer));
+            }
+            self.control.recorder.note(noted);
+        }
+        Ok(())
     }
 
     /// Follows the GPU from gate to gate. After an error too, to its end: it goes on with anything, and
@@ -235,6 +283,9 @@ impl OnGpu {
         let layer = residency.layer(routing.layer);
         let failed = |reason| Error::Graph { layer: layer.block, reason };
         self.routed.take_token(numbers, layer.experts).map_err(failed)?;
+        if self.control.recorder.is_on() {
+            self.whole.noted.push(self.routed.noted(routing.layer, None));
+        }
         match at {
             At::GaveUp => return Err(Error::GateGivenUp { layer: layer.block }),
             At::Asks if self.control.is_cancelled() => return Err(Error::Cancelled),
@@ -328,9 +379,11 @@ impl Gated {
         (inner, capture): (ggml_backend_t, u64),
         (residency, graph, plan): (&Residency, &ggml_cgraph, &Plan),
         over_slots: &mut OverSlots,
-        replays: bool,
+        purpose: Purpose,
     ) -> Result<Captured> {
         let mut parts = Vec::with_capacity(plan.segments.len());
+        let weights =
+            purpose.records.then(|| Weights::new(inner, graph, plan)).transpose()?.flatten();
         let Self { stream, gates, slots, handover, .. } = self;
         let graph = stream.capture(|| {
             stream.set(handover)?;
@@ -338,9 +391,12 @@ impl Gated {
             for segment in &plan.segments {
                 let mut patch = Patch::default();
                 if let Some(routing) = &segment.routing {
+                    if let Some(weights) = &weights {
+                        weights.ask(inner, routing.layer);
+                    }
                     record(inner, handover);
                     stream.wait_for_mark(handover)?;
-                    let numbers = match replays {
+                    let numbers = match purpose.replays {
                         true => gates.given(routing.layer),
                         // SAFETY: a live, allocated tensor of the graph.
                         false => unsafe { (*routing.ids).data.addr() as u64 },
@@ -368,7 +424,7 @@ impl Gated {
             stream.wait_for_mark(handover)?;
             Ok::<(), Error>(())
         })?;
-        Ok(Captured { graph, replays, _parts: parts })
+        Ok(Captured { graph, purpose, weights, _parts: parts })
     }
 
     /// Waits until the GPU has come to a gate.
