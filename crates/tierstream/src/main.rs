@@ -54,6 +54,7 @@ fn dispatch(cli: &Cli) -> anyhow::Result<ExitCode> {
         Command::Trace(Trace::Import(args)) => cli::trace::import(cli, args),
         Command::Trace(Trace::Export(args)) => cli::trace::export(cli, args),
         Command::Eval(Eval::Metrics(args)) => cli::eval::metrics(cli, args),
+        Command::Eval(Eval::Squeeze(args)) => cli::bench::squeeze(cli, args),
         Command::Eval(Eval::Simulate(args)) => cli::eval::simulate(cli, args),
         Command::Eval(Eval::Compare(args)) => cli::eval::compare(cli, args),
         Command::Doctor(args) => cli::doctor::doctor(cli, args),

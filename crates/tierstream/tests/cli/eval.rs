@@ -87,6 +87,27 @@ fn text_is_for_people() {
 }
 
 #[test]
+fn squeeze_runs_the_grid_and_finds_the_knee() {
+    let sizes = ["eval", "squeeze", "demo", "--experts", "25%,100%,0.1%"];
+    let args = [&sizes[..], &["--repeats", "1", "-n", "4", "--warmup", "2", "-t", "1"]].concat();
+    let object = json(&args);
+    let rows = object["rows"].as_array().unwrap();
+    assert_eq!(rows.len(), 2, "one token has no room in 0.1 %");
+    assert!(rows[0]["faults_per_token"].as_f64() > rows[1]["faults_per_token"].as_f64());
+    let knee = &object["knee"];
+    assert!(["25%", "100%"].contains(&knee["experts"].as_str().unwrap()), "{knee}");
+    assert!(knee["of_best"].as_f64().unwrap() >= 0.95, "{knee}");
+    assert_eq!(knee["hurts"], Value::Array(Vec::new()), "of one turn");
+    insta::assert_json_snapshot!("eval_squeeze", shape(&object));
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/json.md");
+    let mut missing = Vec::new();
+    undocumented(&object, &std::fs::read_to_string(path).unwrap(), &mut missing);
+    assert!(missing.is_empty(), "docs/json.md does not tell of {missing:?}");
+    let refused = output(["eval", "squeeze", "demo", "--experts", "0.1%"]);
+    assert!(stderr(&refused).contains("hint: they take"), "{refused:?}");
+}
+
+#[test]
 fn what_cannot_be_is_told_with_a_hint() {
     let refused = output(["eval", "metrics", &trace("olmoe.parquet"), "--phase", "prefill"]);
     assert_eq!(refused.status.code(), Some(1));

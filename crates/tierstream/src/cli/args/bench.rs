@@ -77,6 +77,13 @@ pub(crate) struct BenchDecode {
     )]
     pub(crate) experts: Vec<PoolShare>,
     #[command(flatten)]
+    pub(crate) decode: Decode,
+}
+
+/// How decoding is measured; the sizes of the pool apart.
+#[derive(Debug, Args)]
+pub(crate) struct Decode {
+    #[command(flatten)]
     pub(crate) model: LoadArgs,
     #[command(flatten)]
     pub(crate) turns: Turns,

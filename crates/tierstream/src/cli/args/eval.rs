@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
-use tierstream::size::Bytes;
+use tierstream::size::{Bytes, PoolShare};
 use tierstream_eval::sim::{Eviction, PoolKind, Predictor};
 
-use super::whole;
+use super::{Decode, whole};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Eval {
@@ -18,6 +18,9 @@ pub(crate) enum Eval {
     Simulate(EvalSimulate),
     /// Two models, or two trainings of one, side by side
     Compare(EvalCompare),
+    /// Tokens per second over a grid of pools, really run: where more cache stops paying, and whether
+    /// it hurts
+    Squeeze(EvalSqueeze),
 }
 
 #[derive(Debug, Args)]
@@ -168,6 +171,29 @@ pub(crate) struct EvalCompare {
     pub(crate) b: PathBuf,
     #[command(flatten)]
     pub(crate) what: EvalWhat,
+}
+
+const SQUEEZE_EXAMPLES: &str = "\
+Examples:
+  tierstream eval squeeze model.gguf
+  tierstream eval squeeze model.gguf --experts 100%,50%,25% --repeats 3 --cold --json
+
+Exit codes: 0, 1 for errors, 2 for wrong flags.";
+
+#[derive(Debug, Args)]
+#[command(after_help = SQUEEZE_EXAMPLES)]
+pub(crate) struct EvalSqueeze {
+    /// Sizes of the expert pool, in turns: sizes, or shares of all experts
+    #[arg(
+        long,
+        value_delimiter = ',',
+        value_name = "SIZE|N%,...",
+        default_value = "100%,75%,50%,25%,12.5%,5%",
+        allow_hyphen_values = true
+    )]
+    pub(crate) experts: Vec<PoolShare>,
+    #[command(flatten)]
+    pub(crate) decode: Decode,
 }
 
 fn rho(text: &str) -> Result<f64, String> {

@@ -14,11 +14,12 @@ use tierstream_chat::Think;
 
 pub(crate) use self::bench::{
     Bench, BenchDecode, BenchIo, BenchLoad, BenchLoadTurn, BenchPrefill, BenchPrefillTurn,
-    BenchTurn, LoadPeer, Peer, ReadOrder,
+    BenchTurn, Decode, LoadPeer, Peer, ReadOrder,
 };
 pub(crate) use self::client::{Ps, ServerArgs, Stop};
 pub(crate) use self::eval::{
-    CountingArg, Eval, EvalCompare, EvalMetrics, EvalSimulate, EvalWhat, PhaseArg, StartArg,
+    CountingArg, Eval, EvalCompare, EvalMetrics, EvalSimulate, EvalSqueeze, EvalWhat, PhaseArg,
+    StartArg,
 };
 pub(crate) use self::serve::{Serve, ram_with_prompts};
 pub(crate) use self::trace::{ExportFormat, Trace, TraceExport, TraceImport};

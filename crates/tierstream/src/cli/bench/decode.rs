@@ -13,21 +13,21 @@ use tierstream::{Miss, Prefetch, Token, demo, memory};
 use super::{
     Notes, cache, end_with_parent, model_command, name, peer_options, read_path, result_of,
 };
-use crate::cli::args::{BenchDecode, BenchTurn, Cli, Peer};
+use crate::cli::args::{BenchDecode, BenchTurn, Cli, Decode, Peer};
 use crate::cli::output::Failure;
 use crate::cli::report::read_way;
 use crate::cli::{open, output, routing};
 
 /// The answer of `bench decode`.
 #[derive(Debug, Serialize)]
-struct Report {
+pub(super) struct Report {
     model: String,
     n: u32,
     warmup: u32,
     repeats: u32,
     threads: u32,
     cold: bool,
-    rows: Vec<Row>,
+    pub(super) rows: Vec<Row>,
     against: Vec<Against>,
     drive: Drive,
     io: Option<ReadPath>,
@@ -37,10 +37,10 @@ struct Report {
 }
 
 #[derive(Debug, Serialize)]
-struct Row {
-    experts: String,
-    experts_percent: Option<f64>,
-    tok_s_median: f64,
+pub(super) struct Row {
+    pub(super) experts: String,
+    pub(super) experts_percent: Option<f64>,
+    pub(super) tok_s_median: f64,
     tok_s_min: f64,
     tok_s_max: f64,
     hit_rate: Option<f64>,
@@ -53,20 +53,20 @@ struct Row {
     /// Time per token over (time per token with all experts resident + bytes / drive rate).
     over_limit: Option<f64>,
     /// Against each peer, median of the ratios of neighbouring turns.
-    ratios: Vec<Ratio>,
-    peak_rss_bytes: u64,
-    tok_s: Vec<f64>,
+    pub(super) ratios: Vec<Ratio>,
+    pub(super) peak_rss_bytes: u64,
+    pub(super) tok_s: Vec<f64>,
 }
 
 #[derive(Debug, Serialize)]
-struct Ratio {
+pub(super) struct Ratio {
     to: &'static str,
     median: f64,
     all: Vec<f64>,
 }
 
 #[derive(Debug, Serialize)]
-struct Against {
+pub(super) struct Against {
     name: &'static str,
     tok_s_median: f64,
     tok_s_min: f64,
@@ -78,13 +78,25 @@ struct Against {
 }
 
 #[derive(Debug, Serialize)]
-struct Drive {
+pub(super) struct Drive {
     /// GB/s at the sizes and depths that faults had.
     random_gbps: Option<f64>,
     record_bytes: u64,
 }
 
 pub(crate) fn decode(cli: &Cli, args: &BenchDecode) -> anyhow::Result<ExitCode> {
+    let report = measure(&args.decode, &args.experts)?;
+    if cli.json {
+        output::json(&report)?;
+    } else {
+        output::print(&text(&report)?)?;
+        output::stderr(&legend(&report));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Measures decoding with pools of these sizes, and the peers, by turns.
+pub(super) fn measure(args: &Decode, sizes: &[PoolShare]) -> anyhow::Result<Report> {
     if args.routing.is_some()
         && matches!(args.model.engine.prefetch, Prefetch::Auto | Prefetch::Lookahead)
     {
@@ -96,8 +108,8 @@ pub(crate) fn decode(cli: &Cli, args: &BenchDecode) -> anyhow::Result<ExitCode> 
     open::check_peers(&file, &args.turns.against)?;
     let experts = tierstream::gguf::Experts::group(&file).map_err(tierstream::Error::from)?;
     let mut sizes = match args.model.engine.machine.gpu.0 {
-        None => sizes_that_fit(&args.experts, experts.expert_bytes())?,
-        Some(_) => args.experts.clone(),
+        None => sizes_that_fit(sizes, experts.expert_bytes())?,
+        Some(_) => sizes.to_vec(),
     };
     let dense = experts.is_empty();
     if dense && sizes.len() > 1 {
@@ -129,14 +141,7 @@ pub(crate) fn decode(cli: &Cli, args: &BenchDecode) -> anyhow::Result<ExitCode> 
             turns.push(spawn_turn(args, &tokens, None, Some(*peer), &mut notes)?);
         }
     }
-    let report = report(args, &experts, &ours, &peers);
-    if cli.json {
-        output::json(&report)?;
-    } else {
-        output::print(&text(&report)?)?;
-        output::stderr(&legend(&report));
-    }
-    Ok(ExitCode::SUCCESS)
+    Ok(report(args, &experts, &ours, &peers))
 }
 
 /// One measurement; the result is a line of JSON.
@@ -182,7 +187,7 @@ fn sizes_that_fit(asked: &[PoolShare], expert_bytes: u64) -> anyhow::Result<Vec<
 }
 
 /// The tokens that every turn decodes.
-fn tokens(args: &BenchDecode, path: &Path, size: PoolShare) -> anyhow::Result<Vec<Token>> {
+fn tokens(args: &Decode, path: &Path, size: PoolShare) -> anyhow::Result<Vec<Token>> {
     let n = (args.n + args.warmup) as usize;
     let mut options = open::options(&args.model.engine, Some(size))?;
     options.ctx.get_or_insert(u32::try_from(n.next_multiple_of(256))?);
@@ -196,7 +201,7 @@ fn tokens(args: &BenchDecode, path: &Path, size: PoolShare) -> anyhow::Result<Ve
 }
 
 fn spawn_turn(
-    args: &BenchDecode,
+    args: &Decode,
     tokens: &str,
     size: Option<PoolShare>,
     peer: Option<Peer>,
@@ -209,7 +214,7 @@ fn spawn_turn(
 }
 
 fn turn_command(
-    args: &BenchDecode,
+    args: &Decode,
     size: Option<PoolShare>,
     peer: Option<Peer>,
 ) -> anyhow::Result<Command> {
@@ -228,7 +233,7 @@ type Ours = [(PoolShare, Vec<Turn>)];
 type Peers = [(Peer, Vec<Turn>)];
 
 fn report(
-    args: &BenchDecode,
+    args: &Decode,
     experts: &tierstream::gguf::Experts,
     ours: &Ours,
     peers: &Peers,
@@ -323,7 +328,7 @@ fn peak(turns: &[Turn]) -> u64 {
 }
 
 /// The table: a row for each size of the pool and each peer.
-fn text(report: &Report) -> Result<String, std::fmt::Error> {
+pub(super) fn text(report: &Report) -> Result<String, std::fmt::Error> {
     let mut out = String::new();
     let sizes = report.rows.iter().map(|r| r.experts.as_str());
     let names = sizes.chain(report.against.iter().map(|a| a.name));
@@ -336,7 +341,7 @@ fn text(report: &Report) -> Result<String, std::fmt::Error> {
     if report.computes {
         write!(out, " {:>9}", "on CPU/t")?;
     }
-    write!(out, " {:>9} {:>7} {:>8}", "MB/token", "stall", "x limit")?;
+    write!(out, " {:>9} {:>7} {:>8} {:>8}", "MB/token", "stall", "RSS, MiB", "x limit")?;
     for peer in &report.against {
         write!(out, "  x {}", peer.name)?;
     }
@@ -356,7 +361,8 @@ fn text(report: &Report) -> Result<String, std::fmt::Error> {
             write!(out, " {:>9.1}", r.computed_per_token)?;
         }
         let (mb, stall) = (r.bytes_per_token / 1e6, r.stall_share * 100.0);
-        write!(out, " {mb:>9.1} {stall:>6.1}% {limit:>8}")?;
+        let rss = r.peak_rss_bytes >> 20;
+        write!(out, " {mb:>9.1} {stall:>6.1}% {rss:>8} {limit:>8}")?;
         for ratio in &r.ratios {
             write!(out, "  {:>1$.3}", ratio.median, "x ".len() + ratio.to.len())?;
         }
@@ -377,10 +383,10 @@ fn text(report: &Report) -> Result<String, std::fmt::Error> {
 }
 
 /// What the columns are, for people.
-fn legend(report: &Report) -> String {
+pub(super) fn legend(report: &Report) -> String {
     let mut text = "\
 faults/t, MB/token: experts read for a token. stall: share of the time spent waiting for them.
-x limit: time for a token over the least possible, that of computing and of reading alone."
+RSS: the most memory that the process had resident. x limit: time for a token over the least possible, that of computing and of reading alone."
         .to_owned();
     if report.computes {
         text.push_str(
@@ -396,10 +402,10 @@ x limit: time for a token over the least possible, that of computing and of read
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::{Against, Drive, Ratio, ReadPath, Report, Row, legend, text};
 
-    fn row(experts: &str, tok_s: f64, faults: f64, over_limit: Option<f64>) -> Row {
+    pub(crate) fn row(experts: &str, tok_s: f64, faults: f64, over_limit: Option<f64>) -> Row {
         let ratio = |to, median| Ratio { to, median, all: vec![median] };
         Row {
             experts: experts.to_owned(),
@@ -415,7 +421,7 @@ mod tests {
             drive_gbps: None,
             over_limit,
             ratios: vec![ratio("stock", tok_s / 100.0), ratio("stock-repack", tok_s / 125.0)],
-            peak_rss_bytes: 0,
+            peak_rss_bytes: 734_003_200,
             tok_s: vec![tok_s],
         }
     }
@@ -432,21 +438,27 @@ mod tests {
         }
     }
 
-    #[test]
-    fn the_table_and_its_legend() {
-        let mut report = Report {
+    pub(crate) fn report(rows: Vec<Row>) -> Report {
+        Report {
             model: "model.gguf".to_owned(),
             n: 64,
             warmup: 32,
             repeats: 5,
             threads: 8,
             cold: false,
-            rows: vec![row("100%", 98.5, 0.0, Some(1.0)), row("1.50 GiB", 7.25, 40.25, None)],
-            against: vec![peer("stock", 100.0), peer("stock-repack", 125.0)],
+            rows,
+            against: Vec::new(),
             drive: Drive { random_gbps: Some(2.514), record_bytes: 4_128_768 },
             io: Some(ReadPath { engine: "uring".to_owned(), direct: true, reason: None }),
             computes: false,
-        };
+        }
+    }
+
+    #[test]
+    fn the_table_and_its_legend() {
+        let rows = vec![row("100%", 98.5, 0.0, Some(1.0)), row("1.50 GiB", 7.25, 40.25, None)];
+        let mut report = report(rows);
+        report.against = vec![peer("stock", 100.0), peer("stock-repack", 125.0)];
         insta::assert_snapshot!(format!("{}\n{}", text(&report).unwrap(), legend(&report)));
         report.against.clear();
         assert_eq!(legend(&report).lines().count(), 2);

@@ -16,6 +16,7 @@ pub(crate) use self::decode::{decode, turn};
 pub(crate) use self::io::io;
 pub(crate) use self::load::{load, turn as load_turn};
 pub(crate) use self::prefill::{prefill, turn as prefill_turn};
+pub(crate) use self::squeeze::squeeze;
 use super::args::{LoadArgs, MachineArgs, Peer};
 use super::{open, output};
 
@@ -24,6 +25,7 @@ mod decode;
 mod io;
 mod load;
 mod prefill;
+mod squeeze;
 
 /// Whoever starts a turn may be ended by a signal, and then nobody wants its result.
 fn end_with_parent() -> std::io::Result<()> {
