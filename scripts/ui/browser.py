@@ -22,7 +22,7 @@ def launch(playwright):
 class View:
     """The page, as one user sees it."""
 
-    def __init__(self, browser, url, **options):
+    def __init__(self, browser, url, path="/ui", **options):
         self.context = browser.new_context(**options)
         self.page = self.context.new_page()
         self.told = []
@@ -31,7 +31,7 @@ class View:
         self.asked = []
         self.page.on("request", lambda request: self.asked.append(request.url))
         self.url = url
-        self.page.goto(url + "/ui")
+        self.page.goto(url + path)
 
     def at(self, selector):
         return self.page.locator(selector)

@@ -1,4 +1,4 @@
-//! What a model's routing says about streaming it: traces, locality metrics, and a cache simulator.
+//! What a model's routing says about streaming it: traces, locality metrics, a cache simulator, and pages.
 //!
 //! A [`Trace`] holds, for every token and MoE layer, the experts that the router chose. It comes from
 //! the engine through a [`Writer`], or from a file: [`read`] takes our own Parquet
@@ -16,6 +16,7 @@ mod header;
 mod import;
 pub mod limits;
 pub mod metrics;
+pub mod page;
 mod random;
 pub mod sim;
 mod trace;

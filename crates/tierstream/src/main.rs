@@ -57,6 +57,7 @@ fn dispatch(cli: &Cli) -> anyhow::Result<ExitCode> {
         Command::Eval(Eval::Squeeze(args)) => cli::bench::squeeze(cli, args),
         Command::Eval(Eval::Simulate(args)) => cli::eval::simulate(cli, args),
         Command::Eval(Eval::Compare(args)) => cli::eval::compare(cli, args),
+        Command::Eval(Eval::Report(args)) => cli::eval::report(cli, args),
         Command::Doctor(args) => cli::doctor::doctor(cli, args),
         Command::Completions { shell } => cli::man::completions(*shell),
         Command::Man => cli::man::man(),

@@ -18,3 +18,5 @@ pub use report::{
     Controls, Distance, Faults, Headline, Interval, Intervals, Locality, LocalityIntervals,
     OfDomain, OfLayer, OfPrompt, Options, Report, SchRate, Srp, Tokens, metrics,
 };
+
+pub(crate) use report::{Counts, STEPS_MAX, counted, shuffled, uniform};

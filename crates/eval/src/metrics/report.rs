@@ -269,6 +269,20 @@ pub struct OfPrompt {
 ///
 /// If pools for the metrics cannot be made, which no trace has been seen to bring about.
 pub fn metrics(trace: &Trace, options: &Options) -> Result<Report> {
+    counted(trace, options).map(|(report, _)| report)
+}
+
+/// What some of a report's numbers are made of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Counts {
+    /// Uses of each expert, layer by layer.
+    pub(crate) uses: Vec<Vec<u64>>,
+    /// Repeated uses by tokens since the last one; the last place has all that are farther.
+    pub(crate) distances: Vec<u64>,
+}
+
+/// The same as [`metrics`], with its counts.
+pub(crate) fn counted(trace: &Trace, options: &Options) -> Result<(Report, Counts)> {
     let header = trace.header();
     let sequences = sequences(trace, options.phase);
     let tallies = Tallies::new(trace, &sequences);
@@ -286,7 +300,7 @@ pub fn metrics(trace: &Trace, options: &Options) -> Result<Report> {
     let used = header.layers.iter().map(|layer| layer.used).max().unwrap_or(0);
     let experts = header.layers.iter().map(|layer| layer.experts).max().unwrap_or(0);
     let static_hot = static_hot(trace, &usages);
-    Ok(Report {
+    let report = Report {
         model: header.model.name.clone(),
         phase: options.phase.name(),
         layers: header.layers.len(),
@@ -324,7 +338,19 @@ pub fn metrics(trace: &Trace, options: &Options) -> Result<Report> {
         per_layer: per_layer(trace, &tallies, &usages),
         per_domain: per_domain(trace, &sequences, &tallies, &intervals),
         per_prompt: per_prompt(trace, &sequences, &tallies),
-    })
+    };
+    let uses = usages.iter().map(Usage::all).collect();
+    Ok((report, Counts { uses, distances: all.distances }))
+}
+
+/// The control of the same name, of [`Controls::shuffled`].
+pub(crate) fn shuffled(trace: &Trace, phase: Phase, seed: u64) -> Result<Trace> {
+    controls::shuffled(trace, &sequences(trace, phase), seed)
+}
+
+/// The control of the same name, of [`Controls::uniform`].
+pub(crate) fn uniform(trace: &Trace, phase: Phase, seed: u64) -> Result<Trace> {
+    controls::uniform(trace, &sequences(trace, phase), seed)
 }
 
 /// Tallies by layer, and by prompt.
@@ -428,7 +454,7 @@ fn faults(trace: &Trace, options: &Options) -> Result<Faults> {
 }
 
 /// Steps of a trace up to which all policies are simulated, and those of one pass alone beyond.
-const STEPS_MAX: usize = 1 << 21;
+pub(crate) const STEPS_MAX: usize = 1 << 21;
 
 /// Pools of 1 to 16 times the experts of a token, as far as there are so many.
 fn curves(trace: &Trace, options: &Options) -> Result<Vec<Curve>> {

@@ -23,7 +23,8 @@ impl Usage {
         Self { halves }
     }
 
-    fn all(&self) -> Vec<u64> {
+    /// Of both halves.
+    pub(super) fn all(&self) -> Vec<u64> {
         self.halves[0].iter().zip(&self.halves[1]).map(|(a, b)| a + b).collect()
     }
 

@@ -16,6 +16,10 @@ use super::args::{
 };
 use super::output::{self, Failure};
 
+mod report;
+
+pub(crate) use report::report;
+
 fn open(path: &Path, what: &EvalWhat) -> anyhow::Result<Trace> {
     let trace = read(path, Assume { experts: what.experts })?;
     if trace.count(phase(what)) == 0 {

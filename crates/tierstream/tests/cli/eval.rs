@@ -51,7 +51,11 @@ fn objects_keep_their_shape_and_are_documented() {
     let compared = json(&["eval", "compare", &trace("gptoss.parquet"), &trace("olmoe.parquet")]);
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/json.md");
     let text = std::fs::read_to_string(path).unwrap();
-    for object in [&metrics, &simulated, &compared] {
+    let folder = tempfile::tempdir().unwrap();
+    let page = folder.path().join("page.html");
+    let args = ["eval", "report", &trace("olmoe.parquet"), "-o", page.to_str().unwrap()];
+    let reported = json(&args);
+    for object in [&metrics, &simulated, &compared, &reported] {
         let mut missing = Vec::new();
         undocumented(object, &text, &mut missing);
         assert!(missing.is_empty(), "docs/json.md does not tell of {missing:?}");
@@ -84,6 +88,34 @@ fn text_is_for_people() {
     assert!(stdout(&metrics).contains("used by the token before: 43.5 %"), "{metrics:?}");
     let simulated = output(["eval", "simulate", &trace("qwen.parquet"), "--policy", "lru,lfu"]);
     insta::assert_snapshot!(stdout(&simulated));
+}
+
+#[test]
+fn a_page_is_written_whole_or_not_at_all() {
+    let folder = tempfile::tempdir().unwrap();
+    let page = folder.path().join("page.html");
+    let page = page.to_str().unwrap();
+    let object = json(&["eval", "report", &trace("olmoe.parquet"), "-o", page]);
+    let written = std::fs::read_to_string(page).unwrap();
+    assert_eq!(object["file_bytes"].as_u64(), Some(written.len() as u64));
+    assert_eq!(object["traces"], serde_json::json!([trace("olmoe.parquet")]));
+    assert!(written.starts_with("<!DOCTYPE html>") && written.ends_with("</html>\n"));
+    let command = format!("tierstream eval report {} --phase decode", trace("olmoe.parquet"));
+    assert!(written.contains(&command), "{command}");
+
+    let printed = output(["eval", "report", &trace("olmoe.parquet"), "-o", "-", "--seed", "1"]);
+    assert!(stdout(&printed).contains("--seed 1"), "{printed:?}");
+    let refused = output(["eval", "report", "t.parquet", "-o", "-", "--json"]);
+    assert!(stdout(&refused).contains("leave --json away"), "{refused:?}");
+
+    let args = ["eval", "report", &trace("olmoe.parquet"), "--phase", "prefill", "-o", page];
+    let refused = output(args);
+    assert!(stderr(&refused).contains("hint: --phase decode"), "{refused:?}");
+    assert_eq!(std::fs::read_to_string(page).unwrap(), written);
+    let missing = format!("{page}/page.html");
+    let refused = output(["eval", "report", &trace("olmoe.parquet"), "-o", &missing]);
+    assert!(stderr(&refused).contains("cannot write"), "{refused:?}");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
 }
 
 #[test]

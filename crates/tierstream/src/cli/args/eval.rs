@@ -18,6 +18,8 @@ pub(crate) enum Eval {
     Simulate(EvalSimulate),
     /// Two models, or two trainings of one, side by side
     Compare(EvalCompare),
+    /// A page with charts, to look at, to print and to share: one HTML file that needs no network
+    Report(EvalReport),
     /// Tokens per second over a grid of pools, really run: where more cache stops paying, and whether
     /// it hurts
     Squeeze(EvalSqueeze),
@@ -169,6 +171,26 @@ pub(crate) struct EvalCompare {
     /// Another one
     #[arg(value_name = "B")]
     pub(crate) b: PathBuf,
+    #[command(flatten)]
+    pub(crate) what: EvalWhat,
+}
+
+const REPORT_EXAMPLES: &str = "\
+Examples:
+  tierstream eval report qwen.parquet -o report.html
+  tierstream eval report before.parquet after.parquet -o report.html
+
+Exit codes: 0, 1 for errors, 2 for wrong flags.";
+
+#[derive(Debug, Args)]
+#[command(after_help = REPORT_EXAMPLES)]
+pub(crate) struct EvalReport {
+    /// Traces, in any format that `trace import` takes: a section each, and all of them side by side
+    #[arg(value_name = "TRACE", required = true)]
+    pub(crate) traces: Vec<PathBuf>,
+    /// The HTML file to write; - is stdout
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: PathBuf,
     #[command(flatten)]
     pub(crate) what: EvalWhat,
 }

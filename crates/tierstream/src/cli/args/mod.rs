@@ -18,8 +18,8 @@ pub(crate) use self::bench::{
 };
 pub(crate) use self::client::{Ps, ServerArgs, Stop};
 pub(crate) use self::eval::{
-    CountingArg, Eval, EvalCompare, EvalMetrics, EvalSimulate, EvalSqueeze, EvalWhat, PhaseArg,
-    StartArg,
+    CountingArg, Eval, EvalCompare, EvalMetrics, EvalReport, EvalSimulate, EvalSqueeze, EvalWhat,
+    PhaseArg, StartArg,
 };
 pub(crate) use self::serve::{Serve, ram_with_prompts};
 pub(crate) use self::trace::{ExportFormat, Trace, TraceExport, TraceImport};

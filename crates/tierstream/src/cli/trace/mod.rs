@@ -104,7 +104,10 @@ fn write(trace: &Trace, path: &Path, domain: Option<&str>) -> anyhow::Result<u64
 }
 
 /// Has `fill` write a file that takes its place when it is whole. Returns its size.
-fn beside(path: &Path, fill: impl FnOnce(File) -> anyhow::Result<()>) -> anyhow::Result<u64> {
+pub(super) fn beside(
+    path: &Path,
+    fill: impl FnOnce(File) -> anyhow::Result<()>,
+) -> anyhow::Result<u64> {
     let mut part = path.as_os_str().to_owned();
     part.push(".part");
     let part = PathBuf::from(part);
