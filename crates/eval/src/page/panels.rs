@@ -81,7 +81,8 @@ pub(super) fn controls(study: &Study) -> String {
         }),
         ["a fixed hot set, held out".to_owned(), "–".to_owned()].into_iter().chain(hot).collect(),
     ];
-    let inside = table("Reuse, and hits of LRU", &["", "reuse", "LRU, ρ 1", "ρ 2", "ρ 4"], &rows);
+    let inside =
+        table("Reuse, and hits of LRU", &["tokens", "reuse", "LRU, ρ 1", "ρ 2", "ρ 4"], &rows);
     panel(
         "Controls",
         "What is left of it in other orders, by chance, and with a set that never changes. Sizes ρ are in experts of a token.",
@@ -125,14 +126,14 @@ pub(super) fn predictability(study: &Study) -> String {
     }
     let faults = study.report.faulted_experts_per_token;
     let rows = vec![vec![
-        "pools of ρ 2".to_owned(),
+        "per layer, ρ 2".to_owned(),
         or_dash(faults.mean, number),
         or_dash(faults.steady, number),
         count(faults.max),
     ]];
     inside.push_str(&table(
         "Faulted experts per token, LRU",
-        &["", "mean", "after the first token", "most"],
+        &["pools", "mean", "after the first token", "most"],
         &rows,
     ));
     panel(

@@ -10,9 +10,8 @@ use crate::trace::Phase;
 
 pub(super) fn section(study: &Study, number: usize, titled: bool) -> String {
     let mut html = format!("<section id=\"trace-{number}\">\n");
-    if titled {
-        _ = writeln!(html, "<h2>{}</h2>", escape(&study.label()));
-    }
+    let title = if titled { study.label() } else { "At a glance".to_owned() };
+    _ = writeln!(html, "<h2>{}</h2>", escape(&title));
     html.push_str(&facts(study));
     let tiles = findings::tiles(study).into_iter();
     let tiles = tiles

@@ -10,7 +10,7 @@ pub(super) const ROWS_MAX: usize = 256;
 /// A table with a line of titles; the first cell of each row names it. All of it is text.
 pub(super) fn table(caption: &str, titles: &[&str], rows: &[Vec<String>]) -> String {
     let mut text = format!(
-        "<div class=\"table\" tabindex=\"0\" role=\"region\" aria-label=\"{0}\"><table><caption>{0}</caption><thead><tr>",
+        "<div class=\"table\" tabindex=\"0\" role=\"group\" aria-label=\"{0}\"><table><caption>{0}</caption><thead><tr>",
         escape(caption)
     );
     for title in titles {
