@@ -2,6 +2,12 @@
 
 use crate::Policy;
 
+/// Token cycles of room below which a pool is best shared out evenly among its layers.
+///
+/// Measured on public routing traces (OLMoE, Qwen3, gpt-oss, Gemma) with LRU: even shares gain 2.5-4.6
+/// points of hit rate at two cycles and 0.3-1.0 at four, and begin to lose at six.
+pub const EVEN_CYCLES: u32 = 5;
+
 /// One MoE layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LayerSpec {

@@ -108,7 +108,7 @@ mod free;
 mod policy;
 mod pool;
 
-pub use config::{Config, Error, LayerSpec};
+pub use config::{Config, EVEN_CYCLES, Error, LayerSpec};
 pub use counters::LayerCounters;
 pub use policy::{Policy, UnknownPolicy};
 pub use pool::{Lookup, Pool, Record, Reservation, Slot};
