@@ -17,6 +17,7 @@ mod import;
 pub mod limits;
 pub mod metrics;
 pub mod page;
+pub mod plan;
 mod random;
 pub mod sim;
 mod trace;

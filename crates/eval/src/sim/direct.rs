@@ -1,5 +1,7 @@
 //! Replaying a trace with the runtime's own pool.
 
+use std::ops::Range;
+
 use tierstream_pool::{Config, LayerSpec, Lookup, Policy, Pool, Record, Slot};
 
 use super::predict::{Following, followings};
@@ -85,6 +87,90 @@ pub fn replay(trace: &Trace, setup: &Setup, slots: &[u32]) -> Result<Outcome> {
     Ok(run.finish(steps.counted()))
 }
 
+/// Steps of some tokens by their faults, which are read together.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct StepFaults {
+    /// The tokens.
+    pub tokens: u64,
+    /// Records that they asked for.
+    pub requests: u64,
+    /// By number of faults, from 0 on: steps.
+    pub steps: Vec<u64>,
+    /// Of the faults, those that [`Setup::below`] had.
+    pub below_hits: u64,
+}
+
+impl StepFaults {
+    /// Faults of all steps.
+    #[must_use]
+    pub fn faults(&self) -> u64 {
+        (0..).zip(&self.steps).map(|(faults, &steps): (u64, &u64)| faults * steps).sum()
+    }
+
+    /// Adds the tokens of another one.
+    pub fn add(&mut self, other: &Self) {
+        self.tokens += other.tokens;
+        self.requests += other.requests;
+        self.below_hits += other.below_hits;
+        self.steps.resize(self.steps.len().max(other.steps.len()), 0);
+        self.steps.iter_mut().zip(&other.steps).for_each(|(sum, &steps)| *sum += steps);
+    }
+}
+
+/// [`replay`]s a trace, after its end from the start on again, and tells the faults of the steps of
+/// those of the counted batches that are in `these` (from 0 on): for each prompt, and of one for
+/// each `run` batches.
+///
+/// # Errors
+///
+/// As [`replay`].
+///
+/// # Panics
+///
+/// As [`replay`].
+pub fn step_faults(
+    trace: &Trace,
+    setup: &Setup,
+    slots: &[u32],
+    these: Range<usize>,
+    run: usize,
+) -> Result<Vec<StepFaults>> {
+    let Eviction::Online(policy) = setup.eviction else {
+        return Err(Error::file(format!("{} is no policy of a pool", setup.eviction)));
+    };
+    let steps = Steps::of(trace, setup);
+    let mut pool = Run::new(trace, setup, policy, slots)?;
+    let (mut runs, mut number, mut last) = (Vec::<StepFaults>::new(), 0, None);
+    let batches = steps.batches();
+    let any = batches.iter().any(|batch| batch.counted > 0);
+    for batch in batches.iter().cycle().take_while(|_| any) {
+        if number >= these.end {
+            break;
+        }
+        let before = (pool.outcome.requests, pool.outcome.below.hits);
+        pool.batch(&steps, batch);
+        if batch.counted == 0 {
+            continue;
+        }
+        number += 1;
+        let Some(at) = (number - 1).checked_sub(these.start) else { continue };
+        let at = (steps.prompt(batch), at / run.max(1));
+        if last.replace(at) != Some(at) {
+            runs.push(StepFaults::default());
+        }
+        let sum = runs.last_mut().expect("just pushed");
+        sum.tokens += u64::from(batch.counted);
+        sum.requests += pool.outcome.requests - before.0;
+        sum.below_hits += pool.outcome.below.hits - before.1;
+        for &faults in &pool.faults {
+            let faults = faults as usize;
+            sum.steps.resize(sum.steps.len().max(faults + 1), 0);
+            sum.steps[faults] += 1;
+        }
+    }
+    Ok(runs)
+}
+
 struct Run<'a> {
     trace: &'a Trace,
     pool: Pool,
@@ -95,6 +181,8 @@ struct Run<'a> {
     reader: Option<Reader>,
     outcome: Outcome,
     touched: Vec<Vec<bool>>,
+    /// Of the last batch, layer by layer.
+    faults: Vec<u64>,
     experts: Vec<u16>,
     missing: Vec<u16>,
     pinned: Vec<Slot>,
@@ -169,6 +257,7 @@ impl<'a> Run<'a> {
                 ..Outcome::default()
             },
             touched: layers.iter().map(|layer| vec![false; layer.experts as usize]).collect(),
+            faults: vec![0; layers.len()],
             experts: Vec::new(),
             missing: Vec::new(),
             pinned: Vec::new(),
@@ -177,14 +266,14 @@ impl<'a> Run<'a> {
 
     fn batch(&mut self, steps: &Steps<'_>, batch: &Batch) {
         let counted = batch.counted > 0;
-        let mut faults = 0;
         for layer in 0..self.trace.header().layers.len() {
             let mut experts = std::mem::take(&mut self.experts);
             steps.by_last_row(batch, layer, &mut experts);
-            faults += self.step(layer, &experts, counted);
+            self.faults[layer] = self.step(layer, &experts, counted);
             self.look_ahead(steps, batch, layer, &experts);
             self.experts = experts;
         }
+        let faults = self.faults.iter().sum();
         if counted {
             self.outcome.faults_max = self.outcome.faults_max.max(faults);
             self.outcome.faults_steady += if self.outcome.batches > 0 { faults } else { 0 };

@@ -17,7 +17,7 @@ mod stack;
 mod steps;
 
 pub use curve::{Curve, Point, curve};
-pub use direct::{Ahead, Below, Outcome, replay};
+pub use direct::{Ahead, Below, Outcome, StepFaults, replay, step_faults};
 pub use predict::Predictor;
 pub use setup::{Counting, Eviction, PoolKind, Setup, Size, Start, Tier, UnknownEviction};
 pub use stack::{Sch, sch};

@@ -50,6 +50,11 @@ impl<'a> Steps<'a> {
         self.batches.iter().map(|batch| u64::from(batch.counted)).sum()
     }
 
+    /// The prompt of a batch's first token.
+    pub(crate) fn prompt(&self, batch: &Batch) -> u32 {
+        self.trace.tokens()[self.tokens[batch.tokens.start] as usize].prompt
+    }
+
     /// Writes the distinct experts of a step to `out`, by number.
     pub(crate) fn experts(&self, batch: &Batch, layer: usize, out: &mut Vec<u16>) {
         out.clear();
