@@ -194,33 +194,60 @@ fn arrived_by_block(engine: &Engine) -> Vec<(u32, u64)> {
 /// read at one time through the same reader, and copied nowhere. At most [`DRIVE_BYTES_MAX`]. None
 /// without bursts.
 fn drive_rate(engine: &Engine, bursts: &[(u32, u64)]) -> Result<Option<f64>> {
-    let Some(reader) = engine.model().reader().cloned() else { return Ok(None) };
-    let (files, experts) = (engine.model().files(), engine.experts());
     let mut random = Random::new(1);
-    let mut read = 0;
-    let mut requests = Vec::with_capacity(bursts.len());
+    let (mut bytes, mut time) = (0, Duration::ZERO);
     for &(block, records) in bursts {
-        let found = experts.layers().iter().position(|l| l.layer == block);
+        let found = engine.experts().layers().iter().position(|l| l.layer == block);
         let layer = found.expect("what is counted is a layer of the model");
-        let all = u64::from(experts.layers()[layer].experts);
-        let mut extents = Vec::new();
-        for expert in random.shuffled(all).into_iter().take(records as usize) {
-            let expert = u32::try_from(expert).expect("experts are u32");
-            for e in experts.record(layer, expert).into_iter().flatten() {
-                extents.push(Extent { file: files[e.file], offset: e.offset, len: e.len });
-                read += e.len;
-            }
-        }
-        requests.push(extents);
-        if read >= DRIVE_BYTES_MAX {
+        let burst = read_burst(engine, layer, records as usize, false, &mut random)?;
+        let Some((read, took)) = burst else { return Ok(None) };
+        (bytes, time) = (bytes + read, time + took);
+        if bytes >= DRIVE_BYTES_MAX {
             break;
         }
     }
-    let start = Instant::now();
-    for extents in requests {
-        reader.submit(Priority::Demand, extents, Arc::new(Discard)).wait()?;
+    Ok((bytes > 0).then(|| bytes as f64 / time.as_secs_f64()))
+}
+
+/// Reads so many random records of a layer (its index) at one time, through the model's reader, and
+/// copies them nowhere; `packed`: as many bytes for each, in one piece. Tells the bytes and how long it
+/// took; none of a model without a reader.
+pub(crate) fn read_burst(
+    engine: &Engine,
+    layer: usize,
+    records: usize,
+    packed: bool,
+    random: &mut Random,
+) -> Result<Option<(u64, Duration)>> {
+    let Some(reader) = engine.model().reader().cloned() else { return Ok(None) };
+    let (files, experts) = (engine.model().files(), engine.experts());
+    let all = u64::from(experts.layers()[layer].experts);
+    let mut extents = Vec::new();
+    for expert in random.shuffled(all).into_iter().take(records) {
+        let expert = u32::try_from(expert).expect("experts are u32");
+        let parts = experts.record(layer, expert).into_iter().flatten();
+        let parts = parts.map(|e| Extent { file: files[e.file], offset: e.offset, len: e.len });
+        if packed {
+            extents.extend(in_one_piece(engine, parts.collect())?);
+        } else {
+            extents.extend(parts);
+        }
     }
-    Ok((read > 0).then(|| read as f64 / start.elapsed().as_secs_f64()))
+    let bytes = extents.iter().map(|extent| extent.len).sum();
+    let start = Instant::now();
+    reader.submit(Priority::Demand, extents, Arc::new(Discard)).wait()?;
+    Ok(Some((bytes, start.elapsed())))
+}
+
+/// As many bytes of the first part's file, from there on or, near its end, before.
+fn in_one_piece(engine: &Engine, parts: Vec<Extent>) -> Result<Option<Extent>> {
+    let (Some(&first), Some(reader)) = (parts.first(), engine.model().reader()) else {
+        return Ok(None);
+    };
+    let len = parts.iter().map(|part| part.len).sum();
+    let size = reader.file(first.file)?.size();
+    let offset = first.offset.min(size.saturating_sub(len));
+    Ok(Some(Extent { file: first.file, offset, len: len.min(size) }))
 }
 
 /// Token ids to measure with: what the model itself writes after `prompt`, since routing follows

@@ -180,6 +180,11 @@ impl Forecast {
         needed.left_of(ram_bytes.unwrap_or_else(default_ram)).map(|_| ())
     }
 
+    /// A budget, or without one the memory that a run would take, bytes.
+    pub fn ram_bytes(&self, asked: Option<u64>) -> u64 {
+        asked.unwrap_or_else(default_ram)
+    }
+
     /// The model, of which there is only the header. It cannot be computed with.
     pub fn model(&self) -> &Model {
         self.rehearsal.model()

@@ -27,6 +27,7 @@
 pub mod bench;
 mod budget;
 pub mod cache;
+pub mod costs;
 #[cfg(feature = "demo")]
 pub mod demo;
 pub mod drive;

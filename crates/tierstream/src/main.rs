@@ -50,6 +50,7 @@ fn dispatch(cli: &Cli) -> anyhow::Result<ExitCode> {
         Command::Bench(Bench::Turn(args)) => cli::bench::turn(args),
         Command::Bench(Bench::PrefillTurn(args)) => cli::bench::prefill_turn(args),
         Command::Bench(Bench::LoadTurn(args)) => cli::bench::load_turn(args),
+        Command::Plan(args) => cli::plan::plan(cli, args),
         Command::Pack(args) => cli::pack::pack(cli, args),
         Command::Trace(Trace::Import(args)) => cli::trace::import(cli, args),
         Command::Trace(Trace::Export(args)) => cli::trace::export(cli, args),

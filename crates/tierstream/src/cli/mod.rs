@@ -16,6 +16,7 @@ mod named;
 pub(crate) mod open;
 pub(crate) mod output;
 pub(crate) mod pack;
+pub(crate) mod plan;
 mod preset;
 pub(crate) mod progress;
 pub(crate) mod pull;

@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::support::{json, output, stderr, stdout};
 
 /// A public trace of the simulator's own tests.
-fn trace(name: &str) -> String {
+pub(crate) fn trace(name: &str) -> String {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../eval/tests/data");
     folder.join(name).to_str().unwrap().to_owned()
 }
@@ -17,7 +17,7 @@ fn rate(object: &Value, curve: usize, point: usize) -> f64 {
 }
 
 /// `value` with types for values, and one element for an array.
-fn shape(value: &Value) -> Value {
+pub(crate) fn shape(value: &Value) -> Value {
     match value {
         Value::Object(fields) => fields.iter().map(|(k, v)| (k.clone(), shape(v))).collect(),
         Value::Array(items) => items.iter().take(1).map(shape).collect(),
@@ -28,7 +28,7 @@ fn shape(value: &Value) -> Value {
     }
 }
 
-fn undocumented(value: &Value, text: &str, missing: &mut Vec<String>) {
+pub(crate) fn undocumented(value: &Value, text: &str, missing: &mut Vec<String>) {
     match value {
         Value::Object(fields) => {
             for (name, value) in fields {

@@ -16,6 +16,7 @@ mod install;
 mod json;
 mod list;
 mod pack;
+mod plan;
 mod pull;
 mod run;
 mod serve;

@@ -103,10 +103,9 @@ pub(crate) struct Decode {
         value_parser = whole(0..=1_000_000u32)
     )]
     pub(crate) warmup: u32,
-    /// With --gpu: replay recorded routing instead of the router's (a trace, in any
-    /// format that `trace import` takes), so that a model of random weights moves the experts that a
-    /// real one would
-    #[arg(long, value_name = "TRACE", requires = "gpu")]
+    /// Replay recorded routing instead of the router's (a trace, in any format that `trace import`
+    /// takes), so that a model of random weights moves the experts that a real one would
+    #[arg(long, value_name = "TRACE")]
     pub(crate) routing: Option<PathBuf>,
 }
 

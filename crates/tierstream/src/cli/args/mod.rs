@@ -21,12 +21,14 @@ pub(crate) use self::eval::{
     CountingArg, Eval, EvalCompare, EvalMetrics, EvalReport, EvalSimulate, EvalSqueeze, EvalWhat,
     PhaseArg, StartArg,
 };
+pub(crate) use self::plan::Plan;
 pub(crate) use self::serve::{Serve, ram_with_prompts};
 pub(crate) use self::trace::{ExportFormat, Trace, TraceExport, TraceImport};
 
 mod bench;
 mod client;
 mod eval;
+mod plan;
 mod serve;
 mod trace;
 
@@ -114,6 +116,11 @@ pub(crate) enum Command {
     /// The packed file runs like the model it was made of, to the same bits. What was interrupted goes
     /// on when it is packed again.
     Pack(Pack),
+    /// Tell whether to stream a model on this machine, and how fast it would be
+    ///
+    /// Measures the machine for some seconds, and predicts tokens per second, with an error bar, for each
+    /// sensible place of the experts. docs/evaluation.md has the model of time behind it.
+    Plan(Plan),
     /// Which experts the tokens of a run were routed to: traces in and out of files
     #[command(subcommand)]
     Trace(Trace),
