@@ -4,7 +4,7 @@ use std::path::Path;
 
 use roxmltree::{Document, Node, ParsingOptions};
 use tierstream_eval::metrics::{Options, metrics};
-use tierstream_eval::page::{Made, Study, html, quoted};
+use tierstream_eval::page::{Made, Plan, Study, html, quoted};
 use tierstream_eval::sim::{Curve, PoolKind, Setup, Size, curve};
 use tierstream_eval::{Assume, Header, NO_EXPERT, Phase, Token, Trace, read};
 
@@ -22,7 +22,7 @@ fn made() -> Made {
 }
 
 fn page(trace: &Trace) -> String {
-    html(&[Study::of("t.parquet", trace, &options(), None).unwrap()], &made())
+    html(&[Study::of("t.parquet", trace, &options(), None).unwrap()], None, &made())
 }
 
 fn parsed(page: &str) -> Document<'_> {
@@ -75,7 +75,7 @@ fn rolling(header: Header, tokens: u32, domain: &str) -> Trace {
 fn hit_rates_are_those_of_the_simulator() {
     let trace = public("qwen.parquet");
     let study = Study::of("t.parquet", &trace, &options(), None).unwrap();
-    let page = html(std::slice::from_ref(&study), &made());
+    let page = html(std::slice::from_ref(&study), None, &made());
     let document = parsed(&page);
     let tables: Vec<_> = document
         .descendants()
@@ -116,7 +116,7 @@ fn other_numbers_are_those_of_the_metrics() {
     let trace = public("olmoe.parquet");
     let report = metrics(&trace, &options()).unwrap();
     let study = Study::of("t.parquet", &trace, &options(), None).unwrap();
-    let page = html(std::slice::from_ref(&study), &made());
+    let page = html(std::slice::from_ref(&study), None, &made());
     let document = parsed(&page);
     let controls = report.controls.as_ref().unwrap();
     let lru = |of: &Curve, rho: u32| {
@@ -201,7 +201,7 @@ fn strings_of_a_trace_are_no_markup() {
     let studies: Vec<Study> = (0..2)
         .map(|_| Study::of(&format!("{hostile}.parquet"), &trace, &options(), Some(8)).unwrap())
         .collect();
-    let page = html(&studies, &made());
+    let page = html(&studies, None, &made());
     let document = parsed(&page);
     let known = [
         "html",
@@ -326,7 +326,7 @@ fn traces_side_by_side() {
     let studies: Vec<Study> = ["olmoe.parquet", "gptoss.parquet"]
         .map(|name| Study::of(name, &public(name), &options(), None).unwrap())
         .into();
-    let page = html(&studies, &made());
+    let page = html(&studies, None, &made());
     let document = parsed(&page);
     let caption = "The metrics of eval compare: shares are from 0 to 1, distances in tokens";
     let rows = table(&document, caption);
@@ -335,7 +335,7 @@ fn traces_side_by_side() {
     assert_eq!(reuse[1..], ["0.435", "0.179"]);
     let lru = rows.iter().find(|row| row[0] == "hit_rate.lru.2").unwrap();
     assert_eq!(lru[1..], ["0.598", "0.331"]);
-    assert_eq!(page, html(&studies, &made()));
+    assert_eq!(page, html(&studies, None, &made()));
 }
 
 #[test]
@@ -366,4 +366,48 @@ fn paths_are_quoted_for_a_shell() {
         ["a/b-1.parquet", "a b", "it's", "-x", ""].map(quoted),
         ["a/b-1.parquet", "'a b'", "'it'\\''s'", "'-x'", "''"]
     );
+}
+
+#[test]
+fn what_a_plan_predicts() {
+    let prediction = |placement: &str, ram: u64, tok_s: f64, fits: bool| {
+        serde_json::json!({
+            "placement": placement, "ram_bytes": ram, "vram_bytes": 0, "pool_bytes": ram / 2, "fits": fits,
+            "hit_rate": 0.5, "tok_s": tok_s, "tok_s_low": tok_s - 1.0, "tok_s_high": tok_s + 2.0, "limited_by": "drive",
+            "first_token_s": null,
+        })
+    };
+    let predictions = [
+        prediction("resident_ram", 12 << 30, 41.0, false),
+        prediction("pool_ram", 4 << 30, 7.0, true),
+        prediction("pool_ram", 6 << 30, 11.0, true),
+    ];
+    let answer = serde_json::json!({
+        "model": "<b>m</b>.gguf", "sentence": "Stream <it>.", "verdict": "stream", "predictions": predictions,
+    });
+    let plan = Plan::from_json(&answer.to_string()).unwrap();
+    let study = Study::of("t.parquet", &public("olmoe.parquet"), &options(), None).unwrap();
+    let page = html(&[study], Some(&plan), &made());
+    let document = parsed(&page);
+    let rows = table(&document, "Predictions");
+    let told =
+        ["pool_ram", "4.00 GiB", "0 B", "2.00 GiB", "50.0 %", "7.0", "6.0 to 9.0", "drive", "yes"];
+    assert_eq!((rows.len(), rows[2].as_slice()), (4, told.map(str::to_owned).as_slice()));
+    let titles: Vec<String> = document
+        .descendants()
+        .filter(|node| node.has_tag_name("circle") && text(*node).contains("tokens/s"))
+        .map(text)
+        .collect();
+    assert_eq!(titles.len(), 3);
+    let no_room = "resident_ram, 12.0 GiB: 41.0 tokens/s, 40.0 to 43.0; there is no room for it";
+    assert!(titles.iter().any(|title| title == no_room), "{titles:?}");
+    assert!(page.contains("Stream &lt;it&gt;."));
+
+    for (text, told) in [
+        ("{}", "no answer of plan --json"),
+        ("[1", "no answer"),
+        (r#"{"model": "m", "sentence": "s", "predictions": []}"#, "no experts"),
+    ] {
+        assert!(Plan::from_json(text).unwrap_err().to_string().contains(told), "{text}");
+    }
 }

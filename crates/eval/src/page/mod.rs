@@ -12,12 +12,14 @@ mod findings;
 mod heat;
 mod locality;
 mod panels;
+mod plan;
 mod reproduce;
 mod section;
 mod study;
 mod table;
 mod text;
 
+pub use plan::Plan;
 pub use reproduce::quoted;
 pub use study::{DomainRates, Study};
 
@@ -37,11 +39,11 @@ const STYLE: &str = include_str!("style.css");
 /// Nothing is loaded or run, whatever a trace says.
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'";
 
-/// The page: a section for each study, and if there are several, one in which they are side by side.
+/// The page: a section for each study, one in which several are side by side, and what a plan predicts.
 ///
 /// It is well-formed XML, too.
 #[must_use]
-pub fn html(studies: &[Study], made: &Made) -> String {
+pub fn html(studies: &[Study], plan: Option<&Plan>, made: &Made) -> String {
     let names: Vec<String> = studies.iter().map(Study::label).collect();
     let title = match &names[..] {
         [one] => format!("How local is the routing of {one}?"),
@@ -70,6 +72,7 @@ pub fn html(studies: &[Study], made: &Made) -> String {
     for (number, study) in (1..).zip(studies) {
         page.push_str(&section::section(study, number, studies.len() > 1));
     }
+    page.push_str(&plan.map(plan::section).unwrap_or_default());
     page.push_str(&reproduce::section(studies, made));
     page.push_str("</main>\n</body>\n</html>\n");
     page

@@ -112,6 +112,10 @@ fn a_page_is_written_whole_or_not_at_all() {
     let refused = output(args);
     assert!(stderr(&refused).contains("hint: --phase decode"), "{refused:?}");
     assert_eq!(std::fs::read_to_string(page).unwrap(), written);
+    let args = ["eval", "report", &trace("olmoe.parquet"), "-o", page, "--plan", page];
+    let refused = output(args);
+    assert!(stderr(&refused).contains("no answer of plan --json"), "{refused:?}");
+    assert!(stderr(&refused).contains("hint: tierstream plan"), "{refused:?}");
     let missing = format!("{page}/page.html");
     let refused = output(["eval", "report", &trace("olmoe.parquet"), "-o", &missing]);
     assert!(stderr(&refused).contains("cannot write"), "{refused:?}");

@@ -191,6 +191,9 @@ pub(crate) struct EvalReport {
     /// The HTML file to write; - is stdout
     #[arg(short, long, value_name = "FILE")]
     pub(crate) output: PathBuf,
+    /// What `tierstream plan --json` has printed: its predictions of tokens per second become a chart
+    #[arg(long, value_name = "FILE")]
+    pub(crate) plan: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) what: EvalWhat,
 }

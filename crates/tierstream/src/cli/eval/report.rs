@@ -1,17 +1,23 @@
 //! `tierstream eval report`: traces as a page to look at.
 
-use std::io::Write;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
+use anyhow::Context;
 use serde::Serialize;
 use tierstream::size::Bytes;
 use tierstream_eval::metrics::Options;
-use tierstream_eval::page::{self, Made, Study, quoted};
+use tierstream_eval::page::{self, Made, Plan, Study, quoted};
 
 use super::super::args::{Cli, EvalReport};
 use super::super::output::{self, Failure, Progress};
 use super::super::trace::beside;
 use super::{open, phase};
+
+/// Bytes of a plan at most: real ones have a few thousand.
+const PLAN_BYTES_MAX: u64 = 1 << 20;
 
 /// The answer with `--json`; `docs/json.md` tells what the fields are.
 #[derive(Debug, Serialize)]
@@ -30,6 +36,7 @@ pub(crate) fn report(cli: &Cli, args: &EvalReport) -> anyhow::Result<ExitCode> {
     let what = &args.what;
     let options = Options { phase: phase(what), seed: what.seed, ..Options::default() };
     let names: Vec<String> = args.traces.iter().map(|path| path.display().to_string()).collect();
+    let plan = args.plan.as_deref().map(plan).transpose()?;
     let progress = Progress::start("measuring");
     let mut studies = Vec::new();
     for (path, name) in args.traces.iter().zip(&names) {
@@ -38,7 +45,7 @@ pub(crate) fn report(cli: &Cli, args: &EvalReport) -> anyhow::Result<ExitCode> {
         studies.push(Study::of(name, &trace, &options, what.experts)?);
     }
     drop(progress);
-    let html = page::html(&studies, &made(args, &names));
+    let html = page::html(&studies, plan.as_ref(), &made(args, &names));
     if stdout {
         output::print(&html)?;
         return Ok(ExitCode::SUCCESS);
@@ -53,6 +60,17 @@ pub(crate) fn report(cli: &Cli, args: &EvalReport) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+fn plan(path: &Path) -> anyhow::Result<Plan> {
+    let mut text = String::new();
+    File::open(path)
+        .and_then(|file| file.take(PLAN_BYTES_MAX).read_to_string(&mut text))
+        .with_context(|| format!("cannot read {}", path.display()))?;
+    Plan::from_json(&text).map_err(|error| {
+        let message = format!("{}: {error}", path.display());
+        Failure::error(message, "tierstream plan MODEL --json > plan.json writes one")
+    })
+}
+
 /// The command line, with what it leaves out.
 fn made(args: &EvalReport, names: &[String]) -> Made {
     let what = &args.what;
@@ -61,6 +79,9 @@ fn made(args: &EvalReport, names: &[String]) -> Made {
     command.push_str(&format!(" --phase {} --seed {}", phase(what).name(), what.seed));
     if let Some(experts) = what.experts {
         command.push_str(&format!(" --experts {experts}"));
+    }
+    if let Some(plan) = &args.plan {
+        command.push_str(&format!(" --plan {}", quoted(&plan.display().to_string())));
     }
     command.push_str(&format!(" -o {}", quoted(&args.output.display().to_string())));
     Made { version: env!("CARGO_PKG_VERSION").to_owned(), command }
