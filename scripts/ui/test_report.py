@@ -1,5 +1,6 @@
 """What `tierstream eval report` writes, in front of a reader without a network."""
 
+import json
 import subprocess
 
 import pytest
@@ -15,18 +16,34 @@ SIZES = {"phone": {"width": 320, "height": 700}, "desk": {"width": 1280, "height
 SCHEMES = ["light", "dark"]
 
 
+PREDICTIONS = [("pool_ram", 6.1, True), ("pool_ram", 9, True), ("pool_ram", 14, True), ("resident_ram", 19.5, False)]
+
+
+def prediction(placement, gib, fits):
+    """As docs/json.md has it."""
+    return {
+        "placement": placement, "ram_bytes": int(gib * 2**30), "vram_bytes": 0, "pool_bytes": int(gib * 2**29),
+        "fits": fits, "hit_rate": gib / 20, "tok_s": gib, "tok_s_low": 0.8 * gib, "tok_s_high": 1.3 * gib,
+        "limited_by": "drive",
+    }
+
+
 def program(*arguments):
     subprocess.run([PROGRAM, *arguments], check=True, stdout=subprocess.DEVNULL, timeout=100)
 
 
 @pytest.fixture(scope="session")
 def reports(tmp_path_factory):
-    """A page of one trace with a domain that is markup, and one of two."""
+    """A page of one trace with a domain that is markup, and one of two with a plan."""
     folder = tmp_path_factory.mktemp("reports")
     hostile = folder / "hostile.parquet"
     program("trace", "import", DATA / "olmoe.parquet", hostile, "--domain", HOSTILE)
     program("eval", "report", hostile, "-o", folder / "one.html")
-    program("eval", "report", DATA / "qwen.parquet", DATA / "gptoss.parquet", "-o", folder / "two.html")
+    plan = folder / "plan.json"
+    plan.write_text(json.dumps({"model": "m.gguf", "sentence": "Stream it.", "predictions": [
+        prediction(place, gib, fits) for place, gib, fits in PREDICTIONS]}))
+    two = [DATA / "qwen.parquet", DATA / "gptoss.parquet"]
+    program("eval", "report", *two, "--plan", plan, "-o", folder / "two.html")
     return folder
 
 
@@ -67,7 +84,7 @@ def test_it_can_be_read(read, page, size, scheme):
     view.check()
     wide = SIZES[size]["width"]
     charts = boxes(view, "svg.chart")
-    assert len(charts) == {"one": 6, "two": 1 + 2 * 5}[page]
+    assert len(charts) == {"one": 6, "two": 1 + 2 * 5 + 1}[page]
     for left, right, width, height, _ in charts:
         assert width > 200 and height > 100
         assert 0 <= left and right <= wide

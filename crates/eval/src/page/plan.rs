@@ -97,29 +97,44 @@ impl Plan {
     }
 }
 
-/// From 0 to a little above the most, with marks at round numbers.
-fn up_to(most: f64, title: &str, show: impl Fn(f64) -> String) -> Axis {
-    let power = 10f64.powf((most.max(1e-9) / 4.0).log10().floor());
-    let step = [1.0, 2.0, 5.0, 10.0].map(|n| n * power).into_iter().find(|step| 4.0 * step >= most);
+/// Values with marks at round numbers, a little beyond both ends.
+fn round(least: f64, most: f64, title: &str) -> Axis {
+    let wide = (most - least).max(most / 100.0).max(1e-9) / 4.0;
+    let power = 10f64.powf(wide.log10().floor());
+    let step = [1.0, 2.0, 5.0].map(|n| n * power).into_iter().find(|step| *step >= wide);
     let step = step.unwrap_or(10.0 * power);
-    let tick = |at: u32| (step * f64::from(at), vec![show(step * f64::from(at))]);
-    let ticks = (0..=4).map(tick).collect();
-    Axis { min: 0.0, max: 4.0 * step, log: false, ticks, title: title.to_owned() }
+    let (first, last) = ((least / step).floor(), (most / step).ceil());
+    let digits = (-step.log10().floor()).max(0.0) as usize;
+    let tick = |at: u32| (first + f64::from(at)) * step;
+    let ticks =
+        (0..=(last - first) as u32).map(|at| (tick(at), vec![format!("{:.digits$}", tick(at))]));
+    Axis {
+        min: first * step,
+        max: last * step,
+        log: false,
+        ticks: ticks.collect(),
+        title: title.to_owned(),
+    }
 }
 
 pub(super) fn section(plan: &Plan) -> String {
     let lines = plan.lines();
-    let ends = lines.iter().flat_map(|line| &line.intervals);
-    let most = ends.clone().map(|(_, [_, high])| *high).fold(0.0, f64::max);
-    let memory = ends.map(|(memory, _)| *memory).fold(0.0, f64::max);
-    let whose = if plan.on_gpu() { "of the GPU’s memory" } else { "of host memory" };
-    let gib = f64::from(1 << 30);
-    // Round numbers of gibibytes, or of mebibytes.
-    let unit = if memory >= gib { gib } else { f64::from(1 << 20) };
-    let mut x = up_to(memory / unit, whose, |value| bytes((value * unit) as u64));
+    let ends = || lines.iter().flat_map(|line| &line.intervals);
+    let most = ends().map(|(_, [_, high])| *high).fold(0.0, f64::max);
+    let memory = ends().map(|(memory, _)| *memory).fold(0.0, f64::max);
+    let least = ends().map(|(memory, _)| *memory).fold(memory, f64::min);
+    let whose = if plan.on_gpu() { "the GPU’s memory" } else { "host memory" };
+    let (unit, name) = match memory >= 4e9 {
+        true => (f64::from(1 << 30), "GiB"),
+        false => (f64::from(1 << 20), "MiB"),
+    };
+    let mut x = round(least / unit, memory / unit, &format!("{whose}, {name}"));
+    x.min *= unit;
     x.max *= unit;
     x.ticks.iter_mut().for_each(|(value, _)| *value *= unit);
-    let y = up_to(most, "tokens/s", |value| format!("{value}"));
+    let y = round(0.0, most, "tokens/s");
+    // Where it lies is nobody else's.
+    let model = plan.model.rsplit(['/', '\\']).next().unwrap_or_default();
     let rows: Vec<Vec<String>> = plan
         .predictions
         .iter()
@@ -161,8 +176,7 @@ pub(super) fn section(plan: &Plan) -> String {
             Width::Full,
             "Predicted tokens per second",
             &format!(
-                "By tierstream plan, on the machine where it ran, for {}. Bands are its error bars.",
-                plan.model
+                "By tierstream plan, on the machine where it ran, for {model}. Bands are its error bars."
             ),
             &chart,
             &table("Predictions", &titles, &rows),
