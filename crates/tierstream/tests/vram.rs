@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
+use tierstream::costs::{self, Below};
 use tierstream::{Engine, Error, Generate, Gpu, Options, Placement, Sampling, Token};
 use tierstream::{Keep, gguf, io, pack, size::PoolShare};
 use tierstream_cuda::standin::{Config, StandIn};
@@ -132,4 +133,30 @@ fn a_miss_of_a_packed_model_is_one_read() {
 fn there_is_no_budget_without_a_gpu() {
     let engine = Engine::load(&demo(), Options::default(), &mut |_| true).unwrap();
     assert!(engine.vram_budget().is_none());
+}
+
+#[test]
+fn costs_are_of_as_many_missing_records_as_wanted() {
+    let device = StandIn::new(Config::default()).unwrap();
+    let experts = gguf::Experts::group(&pack::open(&demo()).unwrap()).unwrap();
+    for below in [Below::Drive, Below::Ram] {
+        let gpu = Gpu::stand_in(&device).unwrap();
+        let options = Options {
+            placement: Placement::Gpu(gpu),
+            vram_bytes: Some(BUDGET_BYTES),
+            ..Options::default()
+        };
+        let options = costs::options(options, &experts, below);
+        let mut engine = Engine::load(&demo(), options, &mut |_| true).unwrap();
+        let costs = costs::measure(&mut engine, below).unwrap();
+        let had: Vec<f64> = costs.faults_s.iter().map(|(faults, _)| *faults).collect();
+        assert_eq!(had, [1.0, 4.0, 8.0], "{below:?}");
+        let used = engine.expert_counters();
+        let read = used.faults - used.ram_hits;
+        match below {
+            Below::Drive => assert!(used.ram_hits == 0 && !costs.bursts_s.is_empty()),
+            // What five tokens use of six layers, once.
+            Below::Ram => assert!(read <= 6 * 40 && used.ram_hits > read, "{used:?}"),
+        }
+    }
 }

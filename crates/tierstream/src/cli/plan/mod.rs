@@ -7,16 +7,19 @@ use serde::Serialize;
 use tierstream::costs::{self, Below, streamed_layers};
 use tierstream::gguf::{self, Experts};
 use tierstream::size::{Bytes, PoolShare};
-use tierstream::{Forecast, Options, Requirement, drive};
+use tierstream::{Forecast, Miss, Options, Requirement, drive};
 use tierstream_eval::plan::{
     Costs, Curve, Expected, Limit, Machine, Place, Placement, Prediction, Range, Verdict,
     VerdictKind, predict, verdict,
 };
 use tierstream_eval::{Assume, Layer, Phase, Trace, read};
 
-use super::args::{Cli, Plan};
+use self::gpu::OnGpu;
+use super::args::{Cli, EngineArgs, GpuArg, Plan};
 use super::open;
 use super::output::{self, Failure, rate, rough};
+
+mod gpu;
 
 /// Shares of the experts that are told of, beside what there is room for.
 const SHARES: [f64; 5] = [0.125, 0.25, 0.5, 0.75, 1.0];
@@ -42,6 +45,7 @@ struct Answer {
     shape: Option<Shape>,
     curve: Option<CurveOf>,
     measured: Option<Measured>,
+    measured_gpu: Option<OnGpu>,
     ram_bytes: u64,
     ram_bytes_min: u64,
     vram_bytes: Option<u64>,
@@ -93,32 +97,34 @@ struct Faults {
 }
 
 pub(crate) fn plan(cli: &Cli, args: &Plan) -> anyhow::Result<ExitCode> {
-    if args.model.engine.machine.gpu.0.is_some() {
-        let hint = "without --gpu, it tells what the processor would do";
-        return Err(Failure::error("there are no predictions for GPUs yet", hint));
-    }
     let path = open::path(&args.model)?;
     let file = tierstream::pack::open(&path).map_err(tierstream::Error::from)?;
     let experts = Experts::group(&file).map_err(tierstream::Error::from)?;
     let layers = layers(&experts);
     let trace = args.trace.as_ref().map(|path| traced(path, &layers)).transpose()?;
-    let options = || open::options(&args.model.engine, None);
+    let engine = without_gpu(&args.model.engine);
+    let options = || open::options(&engine, None);
     let forecast = Forecast::new(&file, options()?)?;
     let ram = forecast.ram_bytes(args.model.engine.ram.map(|ram| ram.0));
     let answer = if layers.is_empty() {
         dense(&file, &forecast, ram)?
     } else {
         let needs = *forecast.requirement();
-        needs.left_of(ram)?;
+        let has_gpu = args.model.engine.machine.gpu.0.is_some();
+        if !has_gpu {
+            needs.left_of(ram)?;
+        }
         drop(forecast);
         let measured = measure(&path, &experts, options)?;
+        let with_gpu = || open::options(&args.model.engine, None);
+        let on_gpu = has_gpu.then(|| gpu::measure(&path, &experts, with_gpu)).transpose()?;
         let curve = match &trace {
             Some(trace) => Curve::Trace(trace),
             None => Curve::Bundled { architecture: file.architecture() },
         };
         let model = Model { layers: &layers, experts: &experts, needs, curve, measured: &measured };
-        let answer = model.answer(args, &file, ram)?;
-        Answer { measured: Some(measured), ..answer }
+        let answer = model.answer(args, &file, ram, on_gpu.as_ref())?;
+        Answer { measured: Some(measured), measured_gpu: on_gpu, ..answer }
     };
     if cli.json {
         output::json(&answer)?;
@@ -126,6 +132,13 @@ pub(crate) fn plan(cli: &Cli, args: &Plan) -> anyhow::Result<ExitCode> {
         output::print(&text(&answer))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The same model on the processor.
+fn without_gpu(args: &EngineArgs) -> EngineArgs {
+    let mut args = args.clone();
+    (args.machine.gpu, args.machine.vram, args.miss) = (GpuArg(None), None, Miss::Copy);
+    args
 }
 
 /// Layers that stream, as traces have them.
@@ -174,22 +187,45 @@ fn measure(
         .collect();
     let record = experts.record_bytes(0).unwrap_or(0) as f64;
     let (records, burst) = costs.bursts_s.last().map_or((0, 1.0), |(n, s)| (*n, Range::of(s).mid));
-    let faults = costs.faults_s.iter().zip(&costs.bursts_s);
     Ok(Measured {
         hit_s: Range::of(&costs.hit_s),
         resident_s,
-        faults: faults
-            .map(|((faults, added), (_, read))| Faults {
-                faults: *faults,
-                added_s: Range::of(added),
-                read_s: Range::of(read),
-            })
-            .collect(),
+        faults: faults(&costs),
         drive_gbps: f64::from(records) * record / burst / 1e9,
         packed_gain: (!gains.is_empty()).then(|| Range::of(&gains).mid),
         load_s,
         load_gbps,
     })
+}
+
+/// Records that were missing, and read.
+fn faults(costs: &costs::Costs) -> Vec<Faults> {
+    let faults = costs.faults_s.iter().zip(&costs.bursts_s);
+    faults
+        .map(|((faults, added), (_, read))| Faults {
+            faults: *faults,
+            added_s: Range::of(added),
+            read_s: Range::of(read),
+        })
+        .collect()
+}
+
+/// Sizes of pools to tell of, ascending: those that are asked for, or what is left of memory, and others
+/// around it.
+fn pools(asked: &[PoolShare], least: u64, whole: u64, left: u64) -> Vec<u64> {
+    let of = |size: &PoolShare| match *size {
+        PoolShare::Bytes(bytes) => bytes.0.min(whole),
+        PoolShare::Share(share) => (whole as f64 * share) as u64,
+    };
+    let mut pools: Vec<u64> = asked.iter().map(of).collect();
+    if pools.is_empty() {
+        pools.extend(SHARES.iter().map(|share| (whole as f64 * share) as u64));
+        pools.extend([least, left.min(whole)]);
+    }
+    pools.retain(|&pool| pool >= least);
+    pools.sort_unstable();
+    pools.dedup();
+    pools
 }
 
 /// A model, what it needs, and what was found out.
@@ -202,10 +238,20 @@ struct Model<'a> {
 }
 
 impl Model<'_> {
-    fn answer(&self, args: &Plan, file: &gguf::Model, ram: u64) -> anyhow::Result<Answer> {
-        let predictions = self.on_the_cpu(args, ram)?;
-        let machine =
-            Machine { ram_bytes: ram, vram_bytes: None, packed_gain: self.measured.packed_gain };
+    fn answer(
+        &self,
+        args: &Plan,
+        file: &gguf::Model,
+        ram: u64,
+        on_gpu: Option<&OnGpu>,
+    ) -> anyhow::Result<Answer> {
+        let mut predictions = self.on_the_cpu(args, ram)?;
+        if let Some(on_gpu) = on_gpu {
+            predictions.extend(on_gpu.predictions(self, args)?);
+        }
+        let vram_bytes = on_gpu.map(|on_gpu| on_gpu.vram_bytes);
+        let packed_gain = self.measured.packed_gain;
+        let machine = Machine { ram_bytes: ram, vram_bytes, packed_gain };
         let hint = "--experts takes pools that there is room for, too";
         let verdict = verdict(&predictions, &machine)
             .ok_or_else(|| Failure::error("none of these pools has room here", hint))?;
@@ -231,9 +277,10 @@ impl Model<'_> {
                 Curve::Bundled { .. } => CurveOf { source: "bundled", trace: None, tokens: None },
             }),
             measured: None,
+            measured_gpu: None,
             ram_bytes: ram,
             ram_bytes_min: self.needs.least_bytes(),
-            vram_bytes: None,
+            vram_bytes,
             predictions,
             verdict,
         })
@@ -241,21 +288,10 @@ impl Model<'_> {
 
     /// Pools in host memory, the smallest first, and all of it.
     fn on_the_cpu(&self, args: &Plan, ram: u64) -> anyhow::Result<Vec<Prediction>> {
-        let whole = self.needs.whole_pool_bytes;
-        let of = |size: &PoolShare| match *size {
-            PoolShare::Bytes(bytes) => bytes.0.min(whole),
-            PoolShare::Share(share) => (whole as f64 * share) as u64,
-        };
-        let mut pools: Vec<u64> = args.experts.iter().map(of).collect();
-        if pools.is_empty() {
-            pools.extend(SHARES.iter().map(|share| (whole as f64 * share) as u64));
-            pools.extend([self.needs.least_pool_bytes, self.needs.left_of(ram)?.min(whole)]);
-        }
-        pools.retain(|&pool| pool >= self.needs.least_pool_bytes);
-        pools.sort_unstable();
-        pools.dedup();
+        let Requirement { least_pool_bytes: least, whole_pool_bytes: whole, .. } = self.needs;
+        let left = ram.saturating_sub(self.needs.fixed_bytes);
         let (costs, resident) = (self.costs(), self.resident_costs());
-        let requests: u64 = self.layers.iter().map(|layer| u64::from(layer.used)).sum();
+        let pools = pools(&args.experts, least, whole, left);
         let predictions = pools.into_iter().map(|pool_bytes| {
             let is_whole = pool_bytes >= whole;
             let place = Place {
@@ -264,20 +300,30 @@ impl Model<'_> {
                 vram_bytes: 0,
                 pool_bytes,
                 fits: self.needs.fixed_bytes + pool_bytes <= ram,
-                first_token_s: Some(self.first_token_s(pool_bytes)),
+                first_token_s: Some(
+                    self.measured.load_s + self.prompt_s(is_whole, self.measured.hit_s),
+                ),
             };
-            let expected = self.expected(pool_bytes, args)?;
+            let expected = self.expected(self.slots(pool_bytes, whole), 0, args)?;
             let costs = if is_whole { &resident } else { &costs };
-            Ok(predict(place, requests as f64, &expected, costs))
+            Ok(predict(place, self.requests(), &expected, costs))
         });
         predictions.collect()
     }
 
-    fn expected(&self, pool_bytes: u64, args: &Plan) -> anyhow::Result<Expected> {
+    fn expected(&self, slots: u64, below: u64, args: &Plan) -> anyhow::Result<Expected> {
+        Ok(self.curve.at(self.layers, slots, below, args.model.engine.policy)?)
+    }
+
+    /// Of a pool of which `whole` bytes hold all.
+    fn slots(&self, pool_bytes: u64, whole: u64) -> u64 {
         let all: u64 = self.layers.iter().map(|layer| u64::from(layer.experts)).sum();
-        let whole = self.needs.whole_pool_bytes.max(1);
-        let slots = (u128::from(all) * u128::from(pool_bytes) / u128::from(whole)) as u64;
-        Ok(self.curve.at(self.layers, slots, 0, args.model.engine.policy)?)
+        (u128::from(all) * u128::from(pool_bytes) / u128::from(whole.max(1))) as u64
+    }
+
+    /// Records that a token asks for.
+    fn requests(&self) -> f64 {
+        self.layers.iter().map(|layer| f64::from(layer.used)).sum()
     }
 
     fn costs(&self) -> Costs {
@@ -296,20 +342,18 @@ impl Model<'_> {
         Costs { hit_s: self.measured.resident_s.unwrap_or(at_most), ..self.costs() }
     }
 
-    /// At least: the load, and of the experts that a prompt uses, those that are read for it.
-    fn first_token_s(&self, pool_bytes: u64) -> f64 {
-        let read = if pool_bytes >= self.needs.whole_pool_bytes {
-            self.experts.expert_bytes() as f64
-        } else {
-            let uses = |layer: &Layer| {
-                let (experts, used) = (f64::from(layer.experts), f64::from(layer.used));
-                let distinct = experts * (1.0 - (1.0 - used / experts).powi(PROMPT_TOKENS));
-                distinct * layer.record_bytes as f64
-            };
-            self.layers.iter().map(uses).sum()
+    /// At least: all experts if they are loaded, else those that a prompt uses; and a token.
+    fn prompt_s(&self, is_whole: bool, hit_s: Range) -> f64 {
+        let uses = |layer: &Layer| {
+            let (experts, used) = (f64::from(layer.experts), f64::from(layer.used));
+            let distinct = experts * (1.0 - (1.0 - used / experts).powi(PROMPT_TOKENS));
+            distinct * layer.record_bytes as f64
         };
-        let Measured { load_s, drive_gbps, hit_s, .. } = self.measured;
-        load_s + read / (drive_gbps * 1e9) + hit_s.mid
+        let bytes = match is_whole {
+            true => self.experts.expert_bytes() as f64,
+            false => self.layers.iter().map(uses).sum(),
+        };
+        bytes / (self.measured.drive_gbps * 1e9) + hit_s.mid
     }
 }
 
@@ -352,6 +396,7 @@ fn dense(file: &gguf::Model, forecast: &Forecast, ram: u64) -> anyhow::Result<An
         shape: None,
         curve: None,
         measured: None,
+        measured_gpu: None,
         ram_bytes: ram,
         ram_bytes_min: needed,
         vram_bytes: None,
@@ -497,6 +542,7 @@ mod tests {
                 load_s: 1.0,
                 load_gbps: None,
             }),
+            measured_gpu: None,
             ram_bytes: 8 << 30,
             ram_bytes_min: 3 << 30,
             vram_bytes: None,
