@@ -12,6 +12,7 @@
 
 mod blob;
 mod error;
+mod identity;
 mod pass;
 mod record;
 
@@ -26,6 +27,7 @@ use twox_hash::XxHash3_64;
 
 pub use blob::blob_sha256;
 pub use error::{Error, Result};
+pub use identity::identity;
 
 use self::record::{Found, Records};
 

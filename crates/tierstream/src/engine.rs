@@ -61,7 +61,8 @@ pub struct Options {
     /// Seed of the `random` policy.
     pub seed: u64,
     /// How weights are loaded. What is to be streamed is loaded as [`Weights::Resident`] if all of it fits, to
-    /// the same bits, unless `experts` sizes the pool, or there is a GPU, or nothing is to be preloaded.
+    /// the same bits, unless `experts` sizes the pool, or there is a GPU, or nothing is to be preloaded, or
+    /// all is to be `pooled`.
     pub weights: Weights,
     /// Where the model computes.
     pub placement: Placement,
@@ -69,6 +70,9 @@ pub struct Options {
     pub vram_bytes: Option<u64>,
     /// Read all experts at load when they fit.
     pub preload: bool,
+    /// Experts go to a pool even if all of them fit, so that their routing can be recorded
+    /// ([`Context::record_routing`]).
+    pub pooled: bool,
     /// What all weights are compared with as they are read, if they are.
     pub weight_sums: Option<Arc<WeightSums>>,
     /// How files are read. Where the engine is left open, so is whether reads go past the page cache,
@@ -101,6 +105,7 @@ impl Default for Options {
             placement: Placement::Cpu,
             vram_bytes: None,
             preload: true,
+            pooled: false,
             weight_sums: None,
             io: io_config(Io::Auto),
             io_direct: false,
@@ -241,7 +246,8 @@ impl Engine {
         let weights = match options.weights {
             Weights::Streamed if vram.is_none() => {
                 let fits = budget.holds_all(&file, &experts, &reader, &context)?;
-                if fits && options.preload { Weights::Resident } else { Weights::Streamed }
+                let pools = options.pooled || !options.preload;
+                if fits && !pools { Weights::Resident } else { Weights::Streamed }
             }
             weights => weights,
         };

@@ -5,7 +5,7 @@
 
 use std::process::ExitCode;
 
-use crate::cli::args::{Bench, Cli, Command, Eval, Trace};
+use crate::cli::args::{Bench, Cli, Command, Eval};
 use crate::cli::{interrupt, output};
 
 mod cli;
@@ -52,8 +52,7 @@ fn dispatch(cli: &Cli) -> anyhow::Result<ExitCode> {
         Command::Bench(Bench::LoadTurn(args)) => cli::bench::load_turn(args),
         Command::Plan(args) => cli::plan::plan(cli, args),
         Command::Pack(args) => cli::pack::pack(cli, args),
-        Command::Trace(Trace::Import(args)) => cli::trace::import(cli, args),
-        Command::Trace(Trace::Export(args)) => cli::trace::export(cli, args),
+        Command::Trace(args) => cli::trace::trace(cli, args),
         Command::Eval(Eval::Metrics(args)) => cli::eval::metrics(cli, args),
         Command::Eval(Eval::Squeeze(args)) => cli::bench::squeeze(cli, args),
         Command::Eval(Eval::Simulate(args)) => cli::eval::simulate(cli, args),

@@ -20,6 +20,7 @@ pub(crate) mod plan;
 mod preset;
 pub(crate) mod progress;
 pub(crate) mod pull;
+mod recording;
 mod reply;
 mod report;
 mod routing;

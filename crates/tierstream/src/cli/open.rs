@@ -56,6 +56,7 @@ pub(crate) fn options(args: &EngineArgs, experts: Option<PoolShare>) -> anyhow::
         placement: placement(&args.machine)?,
         vram_bytes: args.machine.vram.map(|b| b.0),
         preload: true,
+        pooled: false,
         weight_sums: None,
         io: io_config(args.machine.io),
         io_direct: args.machine.io.is_direct(),

@@ -11,7 +11,6 @@ use tierstream_chat::{DateTime, Format, Message, Parser, Request, Template, Thin
 use tierstream_server::{Params, engine};
 use tierstream_store::Layers;
 
-use super::args::Run;
 use super::output::Failure;
 
 /// Bytes of a text that belongs to a model.
@@ -71,6 +70,15 @@ pub(crate) struct Preset {
     think: Option<Think>,
 }
 
+/// What a user says of how a model is talked to.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Talk<'a> {
+    /// Without its template.
+    pub(crate) raw: bool,
+    pub(crate) system: Option<&'a str>,
+    pub(crate) think: Option<Think>,
+}
+
 /// The text of a conversation, that a model goes on from.
 #[derive(Debug)]
 pub(crate) struct Rendered {
@@ -81,9 +89,9 @@ pub(crate) struct Rendered {
 
 impl Preset {
     /// Of a loaded model.
-    pub(crate) fn new(own: Own, engine: &Engine, args: &Run) -> anyhow::Result<Self> {
+    pub(crate) fn new(own: Own, engine: &Engine, talk: Talk) -> anyhow::Result<Self> {
         let vocab = engine.model().vocab();
-        let template = match args.raw || !vocab.has_text() {
+        let template = match talk.raw || !vocab.has_text() {
             true => None,
             false => {
                 let metadata = engine.file().metadata();
@@ -96,7 +104,7 @@ impl Preset {
                 Template::of_model(jinja, own.template.as_deref(), bos_eos).map_err(bad_template)?
             }
         };
-        if template.is_none() && args.system.is_some() {
+        if template.is_none() && talk.system.is_some() {
             return Err(no_template_for_system());
         }
         let format = template.as_ref().map(Template::format);
@@ -109,12 +117,12 @@ impl Preset {
             template,
             format,
             marks: marks.iter().filter_map(single).collect(),
-            system: args.system.clone().or(own.system),
+            system: talk.system.map(str::to_owned).or(own.system),
             think: None,
         };
         // What can think does, as with `ollama run`.
         preset.think = preset.can_think().then_some(Think::On);
-        if let Some(think) = args.think {
+        if let Some(think) = talk.think {
             preset.set_think(think).map_err(|why| Failure::error(why, "leave --think out"))?;
         }
         Ok(preset)

@@ -11,13 +11,13 @@ use tierstream::{Engine, Generate, Generation, Options, Stop, Token};
 use tierstream_chat::{Message, Parser};
 use tierstream_server::{ApiError, Params};
 
-use super::args::{Cli, Run};
+use super::args::{Cli, LoadArgs, Run, SamplingArgs};
 use super::chat::Chat;
 use super::interrupt::{self, Running};
 use super::named::Named;
 use super::open;
 use super::output::{self, Failure, Progress, Tokens};
-use super::preset::{self, Own, Preset};
+use super::preset::{self, Own, Preset, Talk};
 use super::reply::Manner;
 use super::report::Report;
 
@@ -45,7 +45,12 @@ pub(crate) fn run(cli: &Cli, args: &Run) -> anyhow::Result<ExitCode> {
         open::check_takes_text(path)?;
     }
     let own = Own::read(&named.layers(), args.raw)?;
-    let params = params(args).or(own.params.clone());
+    let params = Params {
+        num_predict: args.n.map(Into::into),
+        stop: (!args.stop.is_empty()).then(|| args.stop.clone()),
+        ..params(load, &args.sampling)
+    };
+    let params = params.or(own.params.clone());
     // As with Ollama, -1 is any.
     let seed = params.seed.filter(|&seed| seed != -1).map(|seed| seed as u32);
     let drawn = seed.unwrap_or_else(random_seed);
@@ -57,7 +62,8 @@ pub(crate) fn run(cli: &Cli, args: &Run) -> anyhow::Result<ExitCode> {
     let running = Running::start(None);
     let options = Options { weight_sums: open::weight_sums(&load.engine, path)?, ..options };
     let mut engine = open::engine(&load.engine, path, options)?;
-    let preset = Preset::new(own, &engine, args)?;
+    let talk = Talk { raw: args.raw, system: args.system.as_deref(), think: args.think };
+    let preset = Preset::new(own, &engine, talk)?;
     let goal = Goal::new(&params, &preset, &mut engine)?;
     let (prompt, parser) = match input {
         Input::Chat => {
@@ -146,7 +152,11 @@ pub(crate) struct Goal {
 }
 
 impl Goal {
-    fn new(params: &Params, preset: &Preset, engine: &mut Engine) -> anyhow::Result<Self> {
+    pub(crate) fn new(
+        params: &Params,
+        preset: &Preset,
+        engine: &mut Engine,
+    ) -> anyhow::Result<Self> {
         let n_ctx = engine.context().options().n_ctx as usize;
         let sampling = preset::sampling(&params.sampling(n_ctx).map_err(unmet)?);
         // With a chat template the model knows where its answer ends.
@@ -159,23 +169,20 @@ impl Goal {
 }
 
 /// What the flags say of how a model is to write.
-fn params(args: &Run) -> Params {
-    let engine = &args.model.load.engine;
+pub(crate) fn params(load: &LoadArgs, sampling: &SamplingArgs) -> Params {
     Params {
-        num_ctx: engine.ctx.map(Into::into),
-        num_predict: args.n.map(Into::into),
-        seed: engine.seed.map(Into::into),
-        top_k: args.top_k.map(Into::into),
-        top_p: args.top_p,
-        min_p: args.min_p,
-        temperature: args.temp,
-        repeat_penalty: args.repeat_penalty,
-        stop: (!args.stop.is_empty()).then(|| args.stop.clone()),
+        num_ctx: load.engine.ctx.map(Into::into),
+        seed: load.engine.seed.map(Into::into),
+        top_k: sampling.top_k.map(Into::into),
+        top_p: sampling.top_p,
+        min_p: sampling.min_p,
+        temperature: sampling.temp,
+        repeat_penalty: sampling.repeat_penalty,
         ..Params::default()
     }
 }
 
-fn unmet(error: ApiError) -> anyhow::Error {
+pub(crate) fn unmet(error: ApiError) -> anyhow::Error {
     let hint = "the model's name may bring parameters along, over which flags win: `tierstream run --help`";
     Failure::error(error, hint)
 }
@@ -245,7 +252,7 @@ fn from_stdin() -> anyhow::Result<String> {
 }
 
 /// The tokens of a single message, and what reads the reply to it.
-fn prompt(
+pub(crate) fn prompt(
     engine: &Engine,
     preset: &Preset,
     text: &str,

@@ -23,7 +23,9 @@ pub(crate) use self::eval::{
 };
 pub(crate) use self::plan::Plan;
 pub(crate) use self::serve::{Serve, ram_with_prompts};
-pub(crate) use self::trace::{ExportFormat, Trace, TraceExport, TraceImport};
+pub(crate) use self::trace::{
+    ExportFormat, Trace, TraceExport, TraceFiles, TraceImport, TraceRecord,
+};
 
 mod bench;
 mod client;
@@ -121,8 +123,10 @@ pub(crate) enum Command {
     /// Measures the machine for some seconds, and predicts tokens per second, with an error bar, for each
     /// sensible place of the experts. docs/evaluation.md has the model of time behind it.
     Plan(Plan),
-    /// Which experts the tokens of a run were routed to: traces in and out of files
-    #[command(subcommand)]
+    /// Record which experts the tokens of prompts or texts are routed to
+    ///
+    /// The trace is a Parquet file (docs/trace-format.md), which `eval` tells whether a model is worth
+    /// streaming by. A model that is called `import` or `export` is given as ./import.
     Trace(Trace),
     /// Whether a model is worth streaming: how local its routing is, and what pools would hold of it
     #[command(subcommand)]
@@ -266,24 +270,8 @@ pub(crate) struct Run {
     /// template]
     #[arg(long, short, allow_negative_numbers = true, value_parser = whole(1..=u32::MAX))]
     pub(crate) n: Option<u32>,
-    /// Sampling temperature; 0 is greedy [default: the model's own, or 0.8]
-    #[arg(long, allow_negative_numbers = true, value_parser = temperature)]
-    pub(crate) temp: Option<f32>,
-    /// Draw from this many most likely tokens; 0: from all [default: the model's own, or 40]
-    #[arg(long, allow_negative_numbers = true, value_parser = whole(0..=i32::MAX))]
-    pub(crate) top_k: Option<i32>,
-    /// Draw from the most likely tokens that together have this probability [default: the model's own,
-    /// or 0.95]
-    #[arg(long, allow_negative_numbers = true, value_parser = share)]
-    pub(crate) top_p: Option<f32>,
-    /// Leave out tokens less likely than this share of the most likely one [default: the model's own,
-    /// or 0.05]
-    #[arg(long, allow_negative_numbers = true, value_parser = share)]
-    pub(crate) min_p: Option<f32>,
-    /// Divide the logits of tokens that the last 64 hold, so that they repeat less; 1: off [default: the
-    /// model's own, or 1]
-    #[arg(long, allow_negative_numbers = true, value_parser = penalty)]
-    pub(crate) repeat_penalty: Option<f32>,
+    #[command(flatten)]
+    pub(crate) sampling: SamplingArgs,
     /// End before this text, which is not printed; may be given several times [default: the model's own]
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true, value_parser = stop_text)]
     pub(crate) stop: Vec<String>,
@@ -305,6 +293,29 @@ pub(crate) struct Run {
     /// Print the answer without what the model thinks before it
     #[arg(long, alias = "hidethinking")]
     pub(crate) hide_thinking: bool,
+}
+
+/// How tokens are drawn.
+#[derive(Debug, Args, Clone)]
+pub(crate) struct SamplingArgs {
+    /// Sampling temperature; 0 is greedy [default: the model's own, or 0.8]
+    #[arg(long, allow_negative_numbers = true, value_parser = temperature)]
+    pub(crate) temp: Option<f32>,
+    /// Draw from this many most likely tokens; 0: from all [default: the model's own, or 40]
+    #[arg(long, allow_negative_numbers = true, value_parser = whole(0..=i32::MAX))]
+    pub(crate) top_k: Option<i32>,
+    /// Draw from the most likely tokens that together have this probability [default: the model's own,
+    /// or 0.95]
+    #[arg(long, allow_negative_numbers = true, value_parser = share)]
+    pub(crate) top_p: Option<f32>,
+    /// Leave out tokens less likely than this share of the most likely one [default: the model's own,
+    /// or 0.05]
+    #[arg(long, allow_negative_numbers = true, value_parser = share)]
+    pub(crate) min_p: Option<f32>,
+    /// Divide the logits of tokens that the last 64 hold, so that they repeat less; 1: off [default: the
+    /// model's own, or 1]
+    #[arg(long, allow_negative_numbers = true, value_parser = penalty)]
+    pub(crate) repeat_penalty: Option<f32>,
 }
 
 /// Reads a whole number; clap's own readers do not tell what they take.

@@ -1,4 +1,5 @@
-//! `tierstream trace`: traces of routing in and out of the formats of others.
+//! `tierstream trace`: which experts tokens are routed to, recorded, and in and out of the formats of
+//! others.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
@@ -10,8 +11,20 @@ use serde::Serialize;
 use tierstream::size::Bytes;
 use tierstream_eval::{Assume, Format, Phase, Token, Trace, Writer, write_jsonl, write_route_csv};
 
-use super::args::{Cli, ExportFormat, TraceExport, TraceImport};
+use super::args::{self, Cli, ExportFormat, TraceExport, TraceFiles, TraceImport};
 use super::output::{self, Failure};
+
+mod prompts;
+mod record;
+
+pub(crate) fn trace(cli: &Cli, args: &args::Trace) -> anyhow::Result<ExitCode> {
+    match (&args.files, &args.record) {
+        (Some(TraceFiles::Import(args)), _) => import(cli, args),
+        (Some(TraceFiles::Export(args)), _) => export(cli, args),
+        (None, Some(args)) => record::record(cli, args),
+        (None, None) => unreachable!("clap asks for one of them"),
+    }
+}
 
 /// The answer of `trace import`; `docs/json.md` tells what the fields are.
 #[derive(Debug, Serialize)]
@@ -31,11 +44,11 @@ struct Imported {
 /// How many tokens there are of each phase.
 #[derive(Debug, Serialize)]
 struct Tokens {
-    prefill: usize,
-    decode: usize,
+    prefill: u64,
+    decode: u64,
 }
 
-pub(crate) fn import(cli: &Cli, args: &TraceImport) -> anyhow::Result<ExitCode> {
+fn import(cli: &Cli, args: &TraceImport) -> anyhow::Result<ExitCode> {
     let format = Format::detect(&args.input)?;
     let trace = tierstream_eval::read(&args.input, Assume { experts: args.experts })?;
     if args.experts.is_none()
@@ -81,7 +94,10 @@ fn imported(trace: &Trace, args: &TraceImport, format: Format, file_bytes: u64) 
         used: layers.iter().map(|layer| layer.used).max().unwrap_or(0),
         prompts: prompts.len(),
         domains: named.chain(args.domain.clone()).collect(),
-        tokens: Tokens { prefill: trace.count(Phase::Prefill), decode: trace.count(Phase::Decode) },
+        tokens: Tokens {
+            prefill: trace.count(Phase::Prefill) as u64,
+            decode: trace.count(Phase::Decode) as u64,
+        },
     }
 }
 
@@ -124,7 +140,7 @@ pub(super) fn beside(
     })
 }
 
-pub(crate) fn export(cli: &Cli, args: &TraceExport) -> anyhow::Result<ExitCode> {
+fn export(cli: &Cli, args: &TraceExport) -> anyhow::Result<ExitCode> {
     let stdout = args.output.as_os_str() == "-";
     if stdout && cli.json {
         return Err(Failure::error(
