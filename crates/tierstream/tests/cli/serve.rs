@@ -307,3 +307,35 @@ fn stores_that_cannot_be_searched_are_told() {
     let line = format!("note: a store could not be searched: {}: ", folder.display());
     assert!(told.contains(&line), "{told}");
 }
+
+#[test]
+fn routing_of_requests_is_recorded_without_their_tokens() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let folder = dir.path().join("traces");
+    let mut server = Server::start(&["--trace", folder.to_str().unwrap(), "--experts", "25%"]);
+    let first = generate(&server, 5);
+    // The same prompt is there already, but for its last token.
+    generate(&server, 5);
+    let files =
+        || fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect::<Vec<_>>();
+    let [part] = &files()[..] else { panic!("{:?}", files()) };
+    assert!(part.to_str().unwrap().ends_with("-1.parquet.part"), "{part:?}");
+    signal(&server.child, Signal::TERM);
+    assert_eq!(server.child.wait().unwrap().code(), Some(0));
+    let [file] = &files()[..] else { panic!("{:?}", files()) };
+    let exported = output(["trace", "export", file.to_str().unwrap(), "-"]);
+    let lines: Vec<Value> =
+        stdout(&exported).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines[0]["header"]["source"], "tierstream serve --trace");
+    let lines = &lines[1..];
+    let of = |prompt: u64, phase: &str| {
+        lines.iter().filter(|line| line["prompt"] == prompt && line["phase"] == phase).count()
+            as u64
+    };
+    let prompt = first["prompt_eval_count"].as_u64().unwrap();
+    // The last token of an answer is not computed any more.
+    assert_eq!([of(0, "prefill"), of(0, "decode")], [prompt, 4]);
+    assert_eq!([of(1, "prefill"), of(1, "decode")], [1, 4]);
+    assert_eq!(lines.len() as u64, prompt + 9);
+    assert!(lines.iter().all(|line| line["id"].is_null()), "no ids: {}", lines[0]);
+}

@@ -64,6 +64,10 @@ pub(crate) struct Serve {
     /// Ollama's name for --ctx, over which that wins; 0: as usual
     #[arg(long, value_name = "N", env = "OLLAMA_CONTEXT_LENGTH", hide = true, value_parser = or_usual(16_777_216, 0))]
     pub(crate) context_length: Option<u32>,
+    /// Record where the tokens of all requests are routed to, in files of this folder, without the tokens
+    /// themselves. A file gets its name when it is full, or the model is unloaded
+    #[arg(long, value_name = "DIR")]
+    pub(crate) trace: Option<PathBuf>,
     /// Pages that browsers may call from, beside those of this machine, and names of proxies before it:
     /// https://chat.example, or `*`
     #[arg(long, value_name = "ORIGIN,...", env = "OLLAMA_ORIGINS", value_delimiter = ',')]

@@ -3,6 +3,7 @@
 mod models;
 #[cfg(test)]
 mod tests;
+mod traces;
 
 use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
@@ -42,8 +43,9 @@ pub(crate) fn serve(cli: &Cli, args: &Serve) -> anyhow::Result<ExitCode> {
 }
 
 async fn listen(cli: &Cli, args: &Serve) -> anyhow::Result<ExitCode> {
-    if let Some(folder) = &args.prompt_folder {
-        try_folder(folder)?;
+    let folders = [("--prompt-folder", &args.prompt_folder), ("--trace", &args.trace)];
+    for (flag, folder) in folders {
+        folder.iter().try_for_each(|folder| try_folder(flag, folder))?;
     }
     let address = &args.host.host;
     let listener =
@@ -103,8 +105,8 @@ fn tell(cli: &Cli, listens: SocketAddr) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Files of prompts are written while requests run, who would not be told.
-fn try_folder(folder: &Path) -> anyhow::Result<()> {
+/// Files are written there while requests run, who would not be told.
+fn try_folder(flag: &str, folder: &Path) -> anyhow::Result<()> {
     let probe = folder.join(format!("{}.partial", std::process::id()));
     let tried = std::fs::DirBuilder::new()
         .recursive(true)
@@ -113,7 +115,7 @@ fn try_folder(folder: &Path) -> anyhow::Result<()> {
         .and_then(|()| std::fs::write(&probe, []))
         .and_then(|()| std::fs::remove_file(&probe));
     tried.map_err(|error| {
-        let text = format!("--prompt-folder {}: {error}", folder.display());
+        let text = format!("{flag} {}: {error}", folder.display());
         Failure::error(text, "it is to be a folder that this user can write to")
     })
 }

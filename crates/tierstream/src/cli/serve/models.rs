@@ -1,6 +1,6 @@
 //! What the server has models run with: the library.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -19,6 +19,7 @@ use super::super::args::{EngineArgs, Serve, ram_with_prompts};
 use super::super::open;
 use super::super::output;
 use super::super::preset;
+use super::traces::Traces;
 
 /// What a few hundred connections and their answers take.
 const SERVER_BYTES: u64 = 24 << 20;
@@ -34,6 +35,8 @@ pub(super) struct Models {
     server_bytes: u64,
     /// What prompts may take, if the flags say so.
     prompt_cache: Option<Bytes>,
+    /// Where routing is recorded, if it is.
+    traces: Option<PathBuf>,
     stops: AtomicBool,
 }
 
@@ -50,6 +53,7 @@ impl Models {
             own_bytes,
             server_bytes: prompts.ram_bytes + SERVER_BYTES,
             prompt_cache: args.prompt_cache,
+            traces: args.trace.clone(),
             stops,
         }
     }
@@ -63,6 +67,7 @@ impl Models {
     fn options(&self, asked: &LoadOptions) -> anyhow::Result<Options> {
         let mut options = open::options(&self.args, self.experts)?;
         options.sequences = self.sequences;
+        options.pooled = self.traces.is_some();
         options.ctx = asked.ctx.or(options.ctx);
         // A budget of host memory counts what the process has, of which the others' pools may lack some yet. With a
         // GPU it is pinned memory for experts alone.
@@ -154,6 +159,12 @@ impl Models {
         };
         let took = engine.load_time();
         tell(&asked.name, (ram_bytes, vram_bytes), took, &notes);
+        let traces = match &self.traces {
+            Some(folder) if engine.model().pool_share().is_some() => {
+                Some(Traces::begin(folder, &asked.name, &mut engine).map_err(of)?)
+            }
+            _ => None,
+        };
         let context = engine.context();
         let stalls = context.stalls();
         let limits = Limits {
@@ -183,7 +194,7 @@ impl Models {
                 gpu: model.gpu().and_then(|gpu| gpu.link_rate()),
             },
             counters: Arc::new(move || counters(&model, stalls.as_deref())),
-            compute: Box::new(Computing { engine, limits }),
+            compute: Box::new(Computing { engine, limits, traces }),
             ram_bytes,
             notes,
         })
@@ -340,11 +351,19 @@ impl Text for Tokenizer {
 struct Computing {
     engine: tierstream::Engine,
     limits: Limits,
+    traces: Option<Traces>,
 }
 
 impl Computing {
     fn context(&mut self) -> &mut Context {
         self.engine.context()
+    }
+
+    /// A sequence has other tokens now than what was computed of it.
+    fn other_tokens(&mut self, at: usize) {
+        if let Some(traces) = &mut self.traces {
+            traces.other_tokens(at);
+        }
     }
 }
 
@@ -364,11 +383,19 @@ impl Compute for Computing {
             keep: e.keep,
         };
         let entries: Vec<_> = entries.iter().map(entry).collect();
-        self.context().step(&entries).map_err(|error| of(error.into()))
+        self.context().step(&entries).map_err(|error| of(error.into()))?;
+        let batches = self.context().take_routing();
+        if let Some(traces) = &mut self.traces {
+            traces.add(&entries, &batches);
+        }
+        Ok(())
     }
 
     fn embed(&mut self, at: usize, tokens: &[Token]) -> Result<Vec<f32>, EngineError> {
-        self.context().embed(sequence(at), tokens).map_err(|error| of(error.into()))
+        let row = self.context().embed(sequence(at), tokens).map_err(|error| of(error.into()));
+        // Texts that are embedded are not what a model is traced for.
+        self.context().take_routing();
+        row
     }
 
     fn logits(&mut self, row: usize) -> &[f32] {
@@ -380,6 +407,7 @@ impl Compute for Computing {
     }
 
     fn cut(&mut self, at: usize, len: usize) -> bool {
+        self.other_tokens(at);
         self.context().cut(sequence(at), u32::try_from(len).unwrap_or(u32::MAX))
     }
 
@@ -392,6 +420,7 @@ impl Compute for Computing {
     }
 
     fn restore(&mut self, at: usize, state: &[u8], len: usize) -> bool {
+        self.other_tokens(at);
         let len = u32::try_from(len).unwrap_or(u32::MAX);
         self.context().restore(sequence(at), state, len).is_ok()
     }
