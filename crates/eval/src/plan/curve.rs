@@ -96,15 +96,17 @@ impl Curve<'_> {
     }
 }
 
-/// The runtime's own pool: few slots are shared out evenly, of many a layer is sure of those that a
-/// token uses.
-pub(super) fn layout(layers: &[Layer], slots: u64, policy: Policy) -> (Setup, Vec<u32>) {
+/// The runtime's own pool with so many slots for all layers, and how many each gets in a simulation: few
+/// are shared out evenly, of many a layer is sure of those that a token uses. All records are of one
+/// size.
+#[must_use]
+pub fn layout(layers: &[Layer], slots: u64, policy: Policy) -> (Setup, Vec<u32>) {
     let experts: Vec<u32> = layers.iter().map(|layer| layer.experts).collect();
     let cycle: u64 = layers.iter().map(|layer| u64::from(layer.used)).sum();
     let shares = Pool::even_shares(&experts, u32::try_from(slots).unwrap_or(u32::MAX));
     let enough = shares.iter().zip(layers).all(|(&share, layer)| share >= layer.used);
     let pool = match slots < u64::from(EVEN_CYCLES) * cycle && enough {
-        true => PoolKind::PerLayer,
+        true => PoolKind::Shares,
         false => PoolKind::Floor(layers.iter().map(|layer| layer.used).max().unwrap_or(0)),
     };
     (Setup { pool, eviction: Eviction::Online(policy), ..Setup::default() }, shares)
@@ -192,7 +194,7 @@ mod tests {
     #[test]
     fn few_slots_are_shared_out_evenly_as_the_runtime_does() {
         let layers = Header::uniform(4, 64, 8).layers;
-        assert_eq!(layout(&layers, 4 * 39, Policy::Lru).0.pool, PoolKind::PerLayer);
+        assert_eq!(layout(&layers, 4 * 39, Policy::Lru).0.pool, PoolKind::Shares);
         let (setup, shares) = layout(&layers, 4 * 40, Policy::Lru);
         assert_eq!((setup.pool, shares), (PoolKind::Floor(8), vec![40; 4]));
     }

@@ -12,7 +12,7 @@ mod verdict;
 
 use serde::{Deserialize, Serialize};
 
-pub use curve::{Curve, Expected, Mix};
+pub use curve::{Curve, Expected, Mix, layout};
 pub use families::{FAMILIES, Family, Point};
 pub use verdict::{Machine, TOK_S_MIN, Verdict, VerdictKind, verdict};
 

@@ -35,7 +35,7 @@ pub(super) fn replay(
     let (parts, budget) = match setup.pool {
         PoolKind::PerLayer => (sizes.len(), bytes / layers),
         PoolKind::Global => (1, bytes),
-        PoolKind::Floor(_) => {
+        PoolKind::Shares | PoolKind::Floor(_) => {
             return Err(Error::file("a pool with floors has slots, and no budget of bytes"));
         }
     };

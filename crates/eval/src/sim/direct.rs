@@ -8,6 +8,7 @@ use super::predict::{Following, followings};
 use super::steps::Batch;
 use super::{Eviction, PoolKind, Predictor, Setup, Steps, Tier};
 use crate::error::{Error, Result};
+use crate::header::Layer;
 use crate::random::Random;
 use crate::trace::Trace;
 
@@ -207,19 +208,19 @@ fn config(trace: &Trace, pool: PoolKind, slots: &[u32], policy: Policy, seed: u6
     let layers = &trace.header().layers;
     assert_eq!(slots.len(), layers.len(), "slots for every layer");
     let total = slots.iter().copied().fold(0, u32::saturating_add);
-    let (floor, classes) = match pool {
-        PoolKind::PerLayer => (0, slots.to_vec()),
-        PoolKind::Global => (0, vec![total]),
-        PoolKind::Floor(floor) => (floor, vec![total]),
+    let (classes, one) = (slots.to_vec(), vec![total]);
+    let spec = |(index, layer): (usize, &Layer)| {
+        let (class, floor) = match pool {
+            PoolKind::PerLayer => (index as u32, 0),
+            PoolKind::Shares => (0, slots[index]),
+            PoolKind::Global => (0, 0),
+            PoolKind::Floor(floor) => (0, floor),
+        };
+        LayerSpec { class, experts: layer.experts, floor, record_bytes: layer.record_bytes }
     };
-    let class = |index: u32| if pool == PoolKind::PerLayer { index } else { 0 };
-    let specs = (0..).zip(layers).map(|(index, layer)| LayerSpec {
-        class: class(index),
-        experts: layer.experts,
-        floor,
-        record_bytes: layer.record_bytes,
-    });
-    Config { layers: specs.collect(), slots: classes, policy, seed }
+    let specs = layers.iter().enumerate().map(spec);
+    let slots = if pool == PoolKind::PerLayer { classes } else { one };
+    Config { layers: specs.collect(), slots, policy, seed }
 }
 
 impl<'a> Run<'a> {

@@ -13,6 +13,10 @@ use crate::trace::Phase;
 pub enum PoolKind {
     /// A pool for each layer.
     PerLayer,
+    /// One pool, in which each layer is sure of as many slots as there are for it, which are all: what the
+    /// runtime has where few are shared out. A pool for each layer to all policies but `random`, which draws
+    /// from one row of numbers.
+    Shares,
     /// One pool for all layers.
     Global,
     /// One pool, in which each layer has so many slots that no other takes from it.
@@ -23,6 +27,7 @@ impl fmt::Display for PoolKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::PerLayer => f.pad("per_layer"),
+            Self::Shares => f.pad("shares"),
             Self::Global => f.pad("global"),
             Self::Floor(slots) => write!(f, "floor:{slots}"),
         }
@@ -35,12 +40,13 @@ impl FromStr for PoolKind {
     fn from_str(text: &str) -> Result<Self, String> {
         match text {
             "per_layer" => Ok(Self::PerLayer),
+            "shares" => Ok(Self::Shares),
             "global" => Ok(Self::Global),
             _ => text
                 .strip_prefix("floor:")
                 .and_then(|slots| slots.parse().ok())
                 .map(Self::Floor)
-                .ok_or_else(|| "there are per_layer, global, floor:<slots>".to_owned()),
+                .ok_or_else(|| "there are per_layer, shares, global, floor:<slots>".to_owned()),
         }
     }
 }
@@ -187,7 +193,7 @@ mod tests {
 
     #[test]
     fn names_round_trip() {
-        for pool in [PoolKind::PerLayer, PoolKind::Global, PoolKind::Floor(8)] {
+        for pool in [PoolKind::PerLayer, PoolKind::Shares, PoolKind::Global, PoolKind::Floor(8)] {
             assert_eq!(pool.to_string().parse(), Ok(pool));
         }
         assert!("floor:x".parse::<PoolKind>().is_err());

@@ -158,3 +158,46 @@ fn what_cannot_be_is_told_with_a_hint() {
         assert_eq!(output(&args).status.code(), Some(2), "{flags:?}");
     }
 }
+
+/// The same trace, pool and policy: what `bench decode` counts is what `eval simulate` says.
+#[test]
+fn runs_count_what_is_simulated() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    std::fs::write(
+        path("sea.txt"),
+        "The sea was calm that night, and the captain slept. ".repeat(12),
+    )
+    .unwrap();
+    let t = path("t.parquet");
+    json(&["trace", "demo", "--text", &path("sea.txt"), "-o", &t, "--tokens", "96", "-t", "1"]);
+    // 32 and 48 slots a layer: shared out evenly, and one pool of which each layer is sure of 8.
+    for (share, pool, slots) in [("50%", "shares", "32"), ("75%", "floor:8", "48")] {
+        for policy in ["lru", "lfu"] {
+            let ran = json(&[
+                "bench",
+                "decode",
+                "demo",
+                "--routing",
+                &t,
+                "--experts",
+                share,
+                "--policy",
+                policy,
+                "-n",
+                "96",
+                "--warmup",
+                "0",
+                "--repeats",
+                "1",
+                "-t",
+                "1",
+            ]);
+            let simulated = json(&[
+                "eval", "simulate", &t, "--policy", policy, "--pool", pool, "--slots", slots,
+            ]);
+            let point = &simulated["curves"][0]["points"][0];
+            assert_eq!(ran["rows"][0]["hit_rate"], point["hit_rate"], "{policy} {share}: {point}");
+        }
+    }
+}
