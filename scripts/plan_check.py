@@ -31,7 +31,9 @@ def main():
     parser.add_argument("--threads", type=int)
     parser.add_argument("--out")
     args = parser.parse_args()
-    sizes = args.experts.split(",")
+    # The largest first, as the predictions are sorted.
+    sizes = sorted(args.experts.split(","), key=lambda size: -float(size.rstrip("%")))
+    args.experts = ",".join(sizes)
     threads = ["--threads", str(args.threads)] if args.threads else []
     plan = [args.program, "plan", args.model, "--trace", args.trace, "--experts", args.experts, "--json"]
     bench = [args.program, "bench", "decode", args.model, "--experts", args.experts, "--json"]
@@ -41,6 +43,7 @@ def main():
     for number in range(args.rounds):
         predicted = ask(*plan, *threads)
         predicted["predictions"].sort(key=lambda p: -p["pool_bytes"])
+        assert len(predicted["predictions"]) == len(sizes), "a size that plan leaves out: name others"
         rounds.append({"plan": predicted, "bench": ask(*bench, *threads)})
         print(f"round {number + 1} of {args.rounds}", file=sys.stderr)
     if args.out:

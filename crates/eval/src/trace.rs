@@ -124,6 +124,13 @@ impl Trace {
         })
     }
 
+    /// The same tokens, each of them a batch of its own: as if none had been computed together.
+    #[must_use]
+    pub fn one_by_one(mut self) -> Self {
+        (0..).zip(&mut self.tokens).for_each(|(batch, token)| token.batch = batch);
+        self
+    }
+
     /// Adds a token. `weights` has a routing weight for each place of the row, or is empty.
     ///
     /// # Errors

@@ -272,3 +272,20 @@ fn shapes_at_the_edge() {
     let bytes = curve(&one, &setup(Eviction::Online(Policy::Lru)), &[Size::Bytes(100)]);
     assert!(bytes.unwrap_err().to_string().contains("size of records"));
 }
+
+/// Records of one size: bytes are slots, however often uses are rescaled.
+#[test]
+fn bytes_of_equal_records_are_slots() {
+    let seeds: Vec<u64> = (0..500u64).map(|n| n.wrapping_mul(0x9E37_79B9_7F4A_7C15)).collect();
+    let plain = trace(3, 16, 2, 0, &seeds);
+    let mut header = plain.header().clone();
+    header.layers.iter_mut().for_each(|layer| layer.record_bytes = 1000);
+    let mut trace = Trace::new(header).unwrap();
+    for (index, token) in plain.tokens().iter().enumerate() {
+        trace.push(*token, plain.row(index), &[]).unwrap();
+    }
+    for policy in [Policy::Lru, Policy::Lfu { half_life: 1 }, Policy::LFU] {
+        let of = |size| hits(&curve(&trace, &setup(Eviction::Online(policy)), &[size]).unwrap());
+        assert_eq!(of(Size::Bytes(3 * 6 * 1000)), of(Size::Slots(6)), "{policy}");
+    }
+}

@@ -24,16 +24,23 @@ pub fn identity(model: &Model) -> io::Result<u64> {
     let mut sum = Sum::new();
     let mut bytes = vec![0; BEGINNING_BYTES as usize];
     for tensor in tensors {
-        let Some(first) = tensor.extents().next() else { continue };
         // Nothing in one field can pass for another: all have a length, or have one.
         sum.update(&(tensor.name.len() as u64).to_le_bytes());
         sum.update(tensor.name.as_bytes());
         sum.update(&tensor.ty.id().to_le_bytes());
         sum.update(&(tensor.dims.len() as u64).to_le_bytes());
         tensor.dims.iter().for_each(|n| sum.update(&n.to_le_bytes()));
-        let beginning = &mut bytes[..first.len.min(BEGINNING_BYTES) as usize];
-        files[first.file].read_exact_at(beginning, first.offset)?;
-        sum.update(beginning);
+        // Of a packed model, experts are apart.
+        let mut left = BEGINNING_BYTES;
+        for extent in tensor.extents() {
+            let part = &mut bytes[..extent.len.min(left) as usize];
+            files[extent.file].read_exact_at(part, extent.offset)?;
+            sum.update(part);
+            left -= part.len() as u64;
+            if left == 0 {
+                break;
+            }
+        }
     }
     Ok(sum.finish())
 }

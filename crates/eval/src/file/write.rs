@@ -15,6 +15,7 @@ use parquet::schema::types::ColumnPath;
 use super::schema::{HEADER_KEY, Head, SCHEMA, VERSION};
 use crate::error::{Error, Place, Result};
 use crate::header::Header;
+use crate::limits;
 use crate::trace::{Domains, NO_EXPERT, Phase, Token, check_row};
 
 /// Rows after which a row group is written.
@@ -33,6 +34,7 @@ pub struct Writer<W: Write + Send> {
     domains: Domains,
     rows: Rows,
     tokens: u64,
+    ids: u64,
     batch: u32,
 }
 
@@ -81,6 +83,7 @@ impl<W: Write + Send> Writer<W> {
             domains: Domains::default(),
             rows: Rows::default(),
             tokens: 0,
+            ids: 0,
             batch: 0,
         })
     }
@@ -108,6 +111,10 @@ impl<W: Write + Send> Writer<W> {
         if usize::from(token.domain) >= self.domains.names().len() {
             return Err(Error::damaged(place, "its domain has no name"));
         }
+        // What nobody could read again.
+        self.ids += experts.len() as u64;
+        Error::limit("tokens", self.tokens + 1, limits::TOKENS_MAX as u64)?;
+        Error::limit("experts of all tokens", self.ids, limits::IDS_MAX as u64)?;
         self.batch = token.batch;
         self.tokens += 1;
         let mut begin = 0;

@@ -171,11 +171,12 @@ fn push(trace: &mut Trace, line: &Line, row: &Row) -> Result<()> {
         Some(other) => return Err(Error::file(format!("no phase: {other}"))),
     };
     let count = trace.len() as u32;
-    let next = trace.tokens().last().map_or(0, |last| last.batch + 1);
+    let next = trace.tokens().last().map_or(Some(0), |last| last.batch.checked_add(1));
+    let batch = line.batch.or(next).ok_or_else(|| Error::file("too many batches"))?;
     let token = Token {
         prompt: line.prompt,
         position: line.position.or(line.tok).unwrap_or(count),
-        batch: line.batch.unwrap_or(next),
+        batch,
         id: line.id,
         phase,
         domain: trace.domains_mut().number(&line.domain)?,

@@ -322,3 +322,11 @@ proptest! {
         same(&back, &trace);
     }
 }
+
+#[test]
+fn batches_that_cannot_be_counted_on_are_damage() {
+    let line = |batch: &str| format!("{{\"tok\":0,\"layers\":[[0]]{batch}}}\n");
+    let last = line(",\"batch\":4294967295");
+    assert!(told(&(last.clone() + &line(""))).contains("too many batches"));
+    assert_eq!(of(&(last.clone() + &last)).unwrap().len(), 2);
+}

@@ -111,7 +111,13 @@ fn sentence(kind: VerdictKind, best: &Prediction, on_gpu: Option<&Prediction>) -
                 || ", and the GPU has no room for it".to_owned(),
                 |gpu| format!(", {:.3} on the GPU", Sig(gpu.tok_s)),
             );
-            format!("Keep it on the CPU: {expected} are expected there{beside}.")
+            let pool = match best.placement {
+                Placement::PoolRam => {
+                    format!(" with a pool of {}, limited by {limit}", size(best.pool_bytes))
+                }
+                _ => String::new(),
+            };
+            format!("Keep it on the CPU: {expected} are expected there{pool}{beside}.")
         }
         VerdictKind::No => {
             format!("Do not run it here: {expected} are the most to expect, limited by {limit}.")

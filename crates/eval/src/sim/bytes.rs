@@ -48,9 +48,9 @@ pub(super) fn replay(
         let counted = u64::from(batch.counted > 0);
         for (layer, &size) in sizes.iter().enumerate() {
             steps.experts(batch, layer, &mut experts);
-            let part = if parts.len() == 1 { &mut parts[0] } else { &mut parts[layer] };
             let now = index as u64 * layers + layer as u64 + 1;
-            order.begin(now, &mut parts_keys(part));
+            order.begin(now, &mut |factor| parts.iter_mut().for_each(|part| part.rescale(factor)));
+            let part = if parts.len() == 1 { &mut parts[0] } else { &mut parts[layer] };
             total.requests += counted * experts.len() as u64;
             for &expert in &experts {
                 let record = bases[layer] + u32::from(expert);
@@ -99,6 +99,14 @@ impl Part {
             self.keys.resize(record as usize + 1, None);
         }
         self.keys[record as usize] = key;
+    }
+
+    fn rescale(&mut self, factor: f64) {
+        for ((key, last), Reverse(record)) in std::mem::take(&mut self.order) {
+            let key = ((f64::from_bits(key) * factor).to_bits(), last);
+            self.keys[record as usize] = Some(key);
+            self.order.insert((key, Reverse(record)));
+        }
     }
 
     fn fit(&mut self, now: u64, protects: bool) {
@@ -190,17 +198,6 @@ impl Order {
                 *position += 1;
                 (u64::from(u32::MAX - after[*position - 1]), now)
             }
-        }
-    }
-}
-
-fn parts_keys(part: &mut Part) -> impl FnMut(f64) + '_ {
-    |factor| {
-        let order = std::mem::take(&mut part.order);
-        for ((key, last), Reverse(record)) in order {
-            let key = ((f64::from_bits(key) * factor).to_bits(), last);
-            part.keys[record as usize] = Some(key);
-            part.order.insert((key, Reverse(record)));
         }
     }
 }

@@ -1,12 +1,13 @@
 //! Traces of what this program computes: from the routing of batches to a file.
 
 use std::fs::{self, File};
-use std::io::BufWriter;
+use std::io::{self, BufWriter};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use tierstream::Engine;
 use tierstream::ggml::{BatchRouting, TokenAt};
+use tierstream::{Engine, gguf};
 use tierstream_eval::{Header, Layer, Model, NO_EXPERT, Phase, Sampling, Token, Writer};
 
 use super::output;
@@ -40,14 +41,12 @@ pub(crate) struct Recording {
 
 impl Recording {
     pub(crate) fn create(path: &Path, header: Header) -> anyhow::Result<Self> {
-        let mut part = path.as_os_str().to_owned();
-        part.push(".part");
-        let part = PathBuf::from(part);
+        let part = part_of(path);
         let failed = || format!("cannot write {}", path.display());
         let used = header.layers.iter().map(|layer| layer.used as usize);
         let starts = used.scan(0, |end, used| Some(std::mem::replace(end, *end + used))).collect();
         let row = header.row_len();
-        let file = File::create(&part).with_context(failed)?;
+        let file = new_file(&part).with_context(failed)?;
         // From here on it is removed if anything fails.
         let mut recording = Self {
             path: path.to_owned(),
@@ -145,6 +144,24 @@ impl Drop for Recording {
     }
 }
 
+fn part_of(path: &Path) -> PathBuf {
+    let mut part = path.as_os_str().to_owned();
+    part.push(".part");
+    PathBuf::from(part)
+}
+
+/// For the user alone: routing follows what was written.
+fn new_file(path: &Path) -> io::Result<File> {
+    File::options().write(true).create(true).truncate(true).mode(0o600).open(path)
+}
+
+/// An error if no trace could be written there, before a model is loaded for it.
+pub(crate) fn try_path(path: &Path) -> anyhow::Result<()> {
+    let part = part_of(path);
+    let tried = new_file(&part).and_then(|_| fs::remove_file(&part));
+    tried.with_context(|| format!("cannot write {}", path.display()))
+}
+
 /// The header of a trace of a loaded model, which is called `name`.
 pub(crate) fn header(
     engine: &Engine,
@@ -153,15 +170,7 @@ pub(crate) fn header(
     source: &str,
 ) -> Header {
     let file = engine.file();
-    let hash = match tierstream::sums::identity(file) {
-        Ok(sum) => Some(format!("xxh3:{sum:016x}")),
-        Err(error) => {
-            output::note(format!(
-                "the trace does not say by a digest of which model it is: {error}"
-            ));
-            None
-        }
-    };
+    let hash = digest(file);
     let architecture = file.metadata().str("general.architecture").ok().flatten();
     Header {
         model: Model { name: name.to_owned(), hash, architecture: architecture.map(str::to_owned) },
@@ -169,6 +178,17 @@ pub(crate) fn header(
         ranked: true,
         sampling,
         source: source.to_owned(),
+    }
+}
+
+/// What tells a model from others; none, after a note, if its files cannot be read.
+pub(crate) fn digest(file: &gguf::Model) -> Option<String> {
+    match tierstream::sums::identity(file) {
+        Ok(sum) => Some(format!("xxh3:{sum:016x}")),
+        Err(error) => {
+            output::note(format!("the model has no digest, to be told from others: {error}"));
+            None
+        }
     }
 }
 

@@ -197,7 +197,11 @@ fn runs_count_what_is_simulated() {
                 "eval", "simulate", &t, "--policy", policy, "--pool", pool, "--slots", slots,
             ]);
             let point = &simulated["curves"][0]["points"][0];
-            assert_eq!(ran["rows"][0]["hit_rate"], point["hit_rate"], "{policy} {share}: {point}");
+            let row = &ran["rows"][0];
+            assert_eq!(row["hit_rate"], point["hit_rate"], "{policy} {share}: {point}");
+            let of = |name: &str| point[name].as_u64().unwrap();
+            let faults = row["faults_per_token"].as_f64().unwrap() * 96.0;
+            assert_eq!(faults.round() as u64, of("requests") - of("hits"), "{policy} {share}");
         }
     }
 }

@@ -52,7 +52,7 @@ pub(crate) struct TraceRecord {
     /// Most tokens of an answer [default: 256], or of a text [default: all]
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = whole(1..=u32::MAX))]
     pub(crate) tokens: Option<u32>,
-    /// What the prompts or texts are about, if nothing else tells
+    /// What the prompts or texts are about, in place of the names of files and folders
     #[arg(long, value_name = "TAG")]
     pub(crate) domain: Option<String>,
     /// Give prompts to the model as they are, without its chat template

@@ -1,5 +1,6 @@
 //! `tierstream plan`: whether to stream a model on this machine.
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ use self::gpu::OnGpu;
 use super::args::{Cli, EngineArgs, GpuArg, Plan};
 use super::open;
 use super::output::{self, Failure, rate, rough};
+use super::recording;
 
 mod gpu;
 
@@ -101,11 +103,11 @@ pub(crate) fn plan(cli: &Cli, args: &Plan) -> anyhow::Result<ExitCode> {
     let file = tierstream::pack::open(&path).map_err(tierstream::Error::from)?;
     let experts = Experts::group(&file).map_err(tierstream::Error::from)?;
     let layers = layers(&experts);
-    let trace = args.trace.as_ref().map(|path| traced(path, &layers)).transpose()?;
+    let trace = args.trace.as_ref().map(|path| traced(path, &file, &layers)).transpose()?;
     let engine = without_gpu(&args.model.engine);
     let options = || open::options(&engine, None);
     let forecast = Forecast::new(&file, options()?)?;
-    let ram = forecast.ram_bytes(args.model.engine.ram.map(|ram| ram.0));
+    let ram = forecast.ram_bytes(engine.ram.map(|ram| ram.0));
     let answer = if layers.is_empty() {
         dense(&file, &forecast, ram)?
     } else {
@@ -134,9 +136,12 @@ pub(crate) fn plan(cli: &Cli, args: &Plan) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The same model on the processor.
+/// The same model on the processor, for which all memory is there: with a GPU, --ram is of a pool below it.
 fn without_gpu(args: &EngineArgs) -> EngineArgs {
     let mut args = args.clone();
+    if args.machine.gpu.0.is_some() {
+        args.ram = None;
+    }
     (args.machine.gpu, args.machine.vram, args.miss) = (GpuArg(None), None, Miss::Copy);
     args
 }
@@ -153,7 +158,7 @@ fn layers(experts: &Experts) -> Vec<Layer> {
 }
 
 /// A trace of a model with these layers.
-fn traced(path: &std::path::Path, layers: &[Layer]) -> anyhow::Result<Trace> {
+fn traced(path: &Path, file: &gguf::Model, layers: &[Layer]) -> anyhow::Result<Trace> {
     let experts = layers.iter().map(|layer| layer.experts).max();
     let trace = read(path, Assume { experts })?;
     trace.header().check_model(layers)?;
@@ -161,7 +166,18 @@ fn traced(path: &std::path::Path, layers: &[Layer]) -> anyhow::Result<Trace> {
         let message = format!("{}: there are no decoded tokens in it", path.display());
         return Err(Failure::error(message, "a plan is for tokens that are decoded one by one"));
     }
-    Ok(trace)
+    let (traced, own) = (&trace.header().model.hash, recording::digest(file));
+    if let (Some(traced), Some(own)) = (traced, own)
+        && *traced != own
+    {
+        output::note(format!(
+            "{}: it is of another model of this shape ({traced}, this one is {own}), whose routing may \
+             be more or less local",
+            path.display()
+        ));
+    }
+    // Requests that were computed together, by a server, would be more than one token a step.
+    Ok(trace.one_by_one())
 }
 
 /// Loads the model with a small pool, and where it is small as a whole.

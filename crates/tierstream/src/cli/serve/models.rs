@@ -385,8 +385,11 @@ impl Compute for Computing {
         let entries: Vec<_> = entries.iter().map(entry).collect();
         self.context().step(&entries).map_err(|error| of(error.into()))?;
         let batches = self.context().take_routing();
-        if let Some(traces) = &mut self.traces {
-            traces.add(&entries, &batches);
+        if let Some(traces) = &mut self.traces
+            && !traces.add(&entries, &batches)
+        {
+            self.traces = None;
+            let _ = self.context().record_routing(false);
         }
         Ok(())
     }

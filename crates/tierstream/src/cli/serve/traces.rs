@@ -22,8 +22,6 @@ pub(super) struct Traces {
     header: Header,
     files: u32,
     recording: Option<Recording>,
-    /// It could not be written: nothing is recorded any more.
-    has_failed: bool,
     prompts: u32,
     sequences: Vec<Sequence>,
 }
@@ -53,7 +51,6 @@ impl Traces {
             header: recording::header(engine, name, None, "tierstream serve --trace"),
             files: 0,
             recording: None,
-            has_failed: false,
             prompts: 0,
             sequences: vec![Sequence::default(); sequences],
         })
@@ -64,22 +61,16 @@ impl Traces {
         self.sequences[sequence] = Sequence::default();
     }
 
-    /// Entries were computed, in these batches.
-    pub(super) fn add(&mut self, entries: &[Entry], batches: &[BatchRouting]) {
-        if self.has_failed {
-            return;
-        }
+    /// Entries were computed, in these batches. False, after a note, if that cannot be written.
+    pub(super) fn add(&mut self, entries: &[Entry], batches: &[BatchRouting]) -> bool {
         let of = self.of_sequences(entries);
         let added = self.recording().and_then(|recording| {
             recording.push(batches, false, |at| of[at.entry.sequence as usize])?;
             let (prefill, decode) = recording.tokens();
             Ok(prefill + decode >= FILE_TOKENS)
         });
-        match added {
-            Ok(true) => self.finish(),
-            Ok(false) => {}
-            Err(error) => self.fail(&error),
-        }
+        let finished = added.and_then(|is_full| if is_full { self.finish() } else { Ok(()) });
+        finished.inspect_err(Self::tell).is_ok()
     }
 
     /// What the tokens of each sequence are.
@@ -114,21 +105,17 @@ impl Traces {
         Ok(self.recording.as_mut().expect("just made"))
     }
 
-    fn finish(&mut self) {
-        if let Some(Err(error)) = self.recording.take().map(Recording::finish) {
-            self.fail(&error);
-        }
+    fn finish(&mut self) -> anyhow::Result<()> {
+        self.recording.take().map_or(Ok(()), |recording| recording.finish().map(drop))
     }
 
-    fn fail(&mut self, error: &anyhow::Error) {
-        self.has_failed = true;
-        self.recording = None;
+    fn tell(error: &anyhow::Error) {
         output::note(format!("--trace: nothing is recorded of this model any more: {error:#}"));
     }
 }
 
 impl Drop for Traces {
     fn drop(&mut self) {
-        self.finish();
+        let _ = self.finish().inspect_err(Self::tell);
     }
 }

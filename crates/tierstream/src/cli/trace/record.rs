@@ -44,6 +44,7 @@ pub(super) fn record(cli: &Cli, args: &TraceRecord) -> anyhow::Result<ExitCode> 
     interrupt::install()?;
     let path = args.prompts.as_deref().or(args.text.as_deref()).expect("clap asks for one");
     let items = prompts::read(path, args.prompts.is_some(), args.domain.as_deref())?;
+    recording::try_path(&args.out)?;
     let load = &args.model.load;
     let named = Named::find(&load.model)?;
     open::check_takes_text(&named.path)?;
@@ -70,18 +71,26 @@ pub(super) fn record(cli: &Cli, args: &TraceRecord) -> anyhow::Result<ExitCode> 
     let start = Instant::now();
     let recording = Recording::create(&args.out, header)?;
     let mut recorder = Recorder { engine, recording, prompts: 0 };
-    match args.prompts {
+    let done = match args.prompts {
         Some(_) => {
             let max_tokens = args.tokens.unwrap_or(ANSWER_TOKENS);
-            recorder.answers(&items, &preset, &Generate { max_tokens, ..goal.options })?;
+            recorder.answers(&items, &preset, &Generate { max_tokens, ..goal.options })
         }
-        None => recorder.texts(&items, args.tokens)?,
-    }
+        None => recorder.texts(&items, args.tokens),
+    };
     let interrupted = interrupt::exit_code();
     drop(running);
     let Recorder { recording, prompts, .. } = recorder;
     let (prefill, decode) = recording.tokens();
-    anyhow::ensure!(prefill + decode > 0, "stopped before a token was recorded: there is no trace");
+    if prefill + decode == 0 {
+        done?;
+        anyhow::bail!("stopped before a token was recorded: there is no trace");
+    }
+    if let Err(error) = done {
+        recording.finish()?;
+        let kept = format!("what was recorded before is in {}", args.out.display());
+        return Err(Failure::error(format!("{error:#}"), kept));
+    }
     let recorded = Recorded {
         file: args.out.display().to_string(),
         file_bytes: recording.finish()?,
@@ -152,16 +161,21 @@ impl Recorder {
         preset: &Preset,
         options: &Generate,
     ) -> anyhow::Result<()> {
-        let progress = Progress::start("recording answers");
-        for (index, item) in items.iter().enumerate() {
-            progress.set(index as f32 / items.len() as f32);
+        let n_ctx = self.engine.context().options().n_ctx as usize;
+        // All of them before the first is answered.
+        let prompts = items.iter().map(|item| {
             let (prompt, _) = run::prompt(&self.engine, preset, &item.text)?;
-            let n_ctx = self.engine.context().options().n_ctx as usize;
             if prompt.is_empty() || prompt.len() >= n_ctx {
                 let message = format!("{}: {} tokens", item.from, prompt.len());
                 let hint = format!("the context has room for {n_ctx}, with the answer: --ctx");
                 return Err(Failure::error(message, hint));
             }
+            Ok(prompt)
+        });
+        let prompts = prompts.collect::<anyhow::Result<Vec<_>>>()?;
+        let progress = Progress::start("recording answers");
+        for (index, (item, prompt)) in items.iter().zip(prompts).enumerate() {
+            progress.set(index as f32 / items.len() as f32);
             self.engine.clear();
             // Other draws for each.
             let mut options = options.clone();
