@@ -8,7 +8,7 @@ use tierstream::gguf::Experts;
 use tierstream::{Options, memory};
 use tierstream_eval::plan::{Costs, Mix, Place, Placement, Prediction, Range, predict};
 
-use super::{Faults, Model, faults, pools};
+use super::{Faults, Model, at_most, faults, pools};
 use crate::cli::args::Plan;
 use crate::cli::{open, output};
 
@@ -149,7 +149,10 @@ impl OnGpu {
         };
         let both = || self.copies.iter().zip(&self.faults);
         Costs {
-            hit_s: self.hit_s,
+            hit_s: match placement {
+                Placement::ResidentVram => at_most(self.hit_s),
+                _ => self.hit_s,
+            },
             faults_s: both().map(|(a, b)| (b.faults, range(a.added_s, b.added_s))).collect(),
             // A faster drive is no faster bus.
             bursts_s: both()

@@ -226,6 +226,11 @@ fn faults(costs: &costs::Costs) -> Vec<Faults> {
         .collect()
 }
 
+/// Where it was not tried, computing without a pool takes at most what it does with one.
+fn at_most(hit_s: Range) -> Range {
+    Range { low: RESIDENT_SHARE * hit_s.low, ..hit_s }
+}
+
 /// Sizes of pools to tell of, ascending: those that are asked for, or what is left of memory, and others
 /// around it.
 fn pools(asked: &[PoolShare], least: u64, whole: u64, left: u64) -> Vec<u64> {
@@ -351,11 +356,9 @@ impl Model<'_> {
         }
     }
 
-    /// Where it was not tried, computing without a pool takes at most what it does with one.
     fn resident_costs(&self) -> Costs {
-        let hit_s = self.measured.hit_s;
-        let at_most = Range { low: RESIDENT_SHARE * hit_s.low, ..hit_s };
-        Costs { hit_s: self.measured.resident_s.unwrap_or(at_most), ..self.costs() }
+        let not_tried = at_most(self.measured.hit_s);
+        Costs { hit_s: self.measured.resident_s.unwrap_or(not_tried), ..self.costs() }
     }
 
     /// At least: all experts if they are loaded, else those that a prompt uses; and a token.

@@ -81,7 +81,8 @@ impl Traces {
             let mut own = entries.iter().filter(|entry| entry.sequence as usize == number);
             let count = own.clone().count();
             if let Some(last) = own.next_back() {
-                if sequence.prompt.is_none() {
+                // Another turn of a conversation does not follow on the last one's answer token by token.
+                if sequence.prompt.is_none() || sequence.has_drawn && count > 1 {
                     sequence.prompt = Some(*prompts);
                     *prompts += 1;
                 }
