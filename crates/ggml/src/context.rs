@@ -117,7 +117,7 @@ pub struct Context {
     /// Of llama.cpp's compute buffer.
     compute_bytes: u64,
     /// Of what was computed since it was taken, if it is recorded.
-    routing: Vec<BatchRouting>,
+    routing: Result<Vec<BatchRouting>>,
     model: Model,
 }
 
@@ -209,7 +209,7 @@ impl Context {
             embeds,
             needs: Needs::default(),
             compute_bytes: log::take_compute_bytes(),
-            routing: Vec::new(),
+            routing: Ok(Vec::new()),
             model,
         };
         if let Some(mut newborn) = newborn {
@@ -422,12 +422,12 @@ impl Context {
         self.recorder().inspect(|recorder| recorder.forget());
         // SAFETY: a live context; the batch's arrays have `n` entries and outlive the call.
         let status = unsafe { llama_decode(self.llama, batch) };
-        let mut error = self.cancel.control.as_ref().and_then(|c| c.take_error());
+        let error = self.cancel.control.as_ref().and_then(|c| c.take_error());
         let mut broken = false;
         if status == 0 && error.is_none() {
             broken = !(0..self.rows).all(|index| is_numbers(self.logits(index)));
-            error = self.keep_routing(entries, &positions).err();
-            if !broken && error.is_none() {
+            if !broken {
+                self.keep_routing(entries, &positions);
                 self.positions = next;
                 return Ok(());
             }
@@ -449,17 +449,20 @@ impl Context {
         })
     }
 
-    /// Adds the routing of a batch that was computed, if it is recorded.
-    fn keep_routing(&mut self, entries: &[Entry], positions: &[llama_pos]) -> Result<()> {
-        let Some(recorder) = self.recorder() else { return Ok(()) };
+    /// Adds the routing of a batch that was computed, if it is recorded. What goes wrong with it is told to
+    /// who takes it.
+    fn keep_routing(&mut self, entries: &[Entry], positions: &[llama_pos]) {
+        let Some(recorder) = self.recorder() else { return };
         let at = |(&entry, &position): (&Entry, &llama_pos)| TokenAt {
             entry,
             position: position.cast_unsigned(),
         };
         let tokens: Vec<TokenAt> = entries.iter().zip(positions).map(at).collect();
-        let batches = recorder.take(&tokens, self.batch_size())?;
-        self.routing.extend(batches);
-        Ok(())
+        match (recorder.take(&tokens, self.batch_size()), &mut self.routing) {
+            (Ok(batches), Ok(routing)) => routing.extend(batches),
+            (Ok(_), Err(_)) => {}
+            (Err(error), routing) => *routing = Err(error),
+        }
     }
 
     /// What records routing, if it does.
@@ -474,7 +477,7 @@ impl Context {
     /// [`Error::NoPool`] of a model whose experts are not in a pool, so that nobody looks where tokens are
     /// routed to.
     pub fn record_routing(&mut self, on: bool) -> Result<()> {
-        self.routing.clear();
+        self.routing = Ok(Vec::new());
         if on && self.model.pool_share().is_none() {
             return Err(Error::NoPool);
         }
@@ -485,8 +488,12 @@ impl Context {
     }
 
     /// The routing of all batches since it was taken, or recorded, first. It takes memory until then.
-    pub fn take_routing(&mut self) -> Vec<BatchRouting> {
-        std::mem::take(&mut self.routing)
+    ///
+    /// # Errors
+    /// [`Error::SelfCheck`] if it could not be told of which tokens something was: llama.cpp cuts batches
+    /// otherwise than expected. What was computed is right all the same.
+    pub fn take_routing(&mut self) -> Result<Vec<BatchRouting>> {
+        std::mem::replace(&mut self.routing, Ok(Vec::new()))
     }
 
     /// Row `index` of the kept logits of the last batch, one value per token id.

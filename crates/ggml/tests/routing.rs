@@ -39,7 +39,7 @@ fn of_run(model: &Model, execution: Execution) -> Vec<BatchRouting> {
     context.record_routing(true).unwrap();
     run.logits_in(&mut context).unwrap();
     assert_eq!(execution == Execution::Auto && model.gpu().is_some(), context.whole_tokens() > 0);
-    context.take_routing()
+    context.take_routing().unwrap()
 }
 
 #[test]
@@ -117,7 +117,7 @@ fn sequences_computed_together_are_told_apart() {
         for token in text {
             context.step(&[Entry { token: *token, sequence: 0, keep: true }]).unwrap();
         }
-        let found = by_token(&context.take_routing());
+        let found = by_token(&context.take_routing().unwrap());
         alone.extend(
             found.into_iter().map(|((_, position), layers)| ((sequence, position), layers)),
         );
@@ -140,7 +140,7 @@ fn sequences_computed_together_are_told_apart() {
     step(&[(2, 6..7, true), (0, 9..10, true)]);
     step(&[(1, 10..11, true), (0, 10..19, false), (2, 7..8, true)]);
     step(&[(0, 19..24, true), (1, 11..12, true)]);
-    let found = by_token(&together.take_routing());
+    let found = by_token(&together.take_routing().unwrap());
     let expected = 24 + 12 + 8;
     assert_eq!(found.len(), expected);
     let (mut same, mut all, mut last) = (0, 0, 0);
@@ -171,16 +171,16 @@ fn prompts_that_are_cut_to_batches() {
     let mut context = context(&model, 1);
     context.record_routing(true).unwrap();
     context.decode(&tokens(8192, 40, 5), Keep::Last, |_, _| {}).unwrap();
-    let batches = context.take_routing();
+    let batches = context.take_routing().unwrap();
     let sizes: Vec<usize> = batches.iter().map(|batch| batch.tokens.len()).collect();
     assert_eq!(sizes, [16, 16, 8]);
-    assert!(context.take_routing().is_empty(), "taken");
+    assert!(context.take_routing().unwrap().is_empty(), "taken");
     let all = by_token(&batches);
     let told: Vec<u32> = all.iter().filter(|(_, l)| l[5].is_some()).map(|(at, _)| at.1).collect();
     assert_eq!(told, [39], "of the last layer");
     context.record_routing(false).unwrap();
     context.decode(&[1], Keep::Last, |_, _| {}).unwrap();
-    assert!(context.take_routing().is_empty());
+    assert!(context.take_routing().unwrap().is_empty());
 }
 
 #[test]
@@ -207,7 +207,7 @@ fn replayed_routing_is_computed_with_on_the_host_too() {
     for token in [1, 2, 3, 4] {
         context.decode(&[token], Keep::Last, |_, _| {}).unwrap();
     }
-    let firsts: Vec<u32> = by_token(&context.take_routing())
+    let firsts: Vec<u32> = by_token(&context.take_routing().unwrap())
         .into_values()
         .map(|layers| layers[3].as_ref().unwrap().0[0])
         .collect();

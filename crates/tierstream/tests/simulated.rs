@@ -103,7 +103,7 @@ fn a_run_and_its_own_trace() {
                 engine.context().decode(&[token], Keep::Last, |_, _| {}).unwrap();
             }
             let mut trace = Trace::new(Header::uniform(LAYERS, EXPERTS, USED)).unwrap();
-            for batch in engine.context().take_routing() {
+            for batch in engine.context().take_routing().unwrap() {
                 push(&mut trace, &batch);
             }
             check(&engine, &trace, share, policy);

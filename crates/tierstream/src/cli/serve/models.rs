@@ -384,9 +384,9 @@ impl Compute for Computing {
         };
         let entries: Vec<_> = entries.iter().map(entry).collect();
         self.context().step(&entries).map_err(|error| of(error.into()))?;
-        let batches = self.context().take_routing();
+        let routing = self.context().take_routing();
         if let Some(traces) = &mut self.traces
-            && !traces.add(&entries, &batches)
+            && !traces.add(&entries, routing)
         {
             self.traces = None;
             let _ = self.context().record_routing(false);
@@ -397,7 +397,7 @@ impl Compute for Computing {
     fn embed(&mut self, at: usize, tokens: &[Token]) -> Result<Vec<f32>, EngineError> {
         let row = self.context().embed(sequence(at), tokens).map_err(|error| of(error.into()));
         // Texts that are embedded are not what a model is traced for.
-        self.context().take_routing();
+        let _ = self.context().take_routing();
         row
     }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use tierstream::Engine;
-use tierstream::ggml::{BatchRouting, Entry};
+use tierstream::ggml::{self, BatchRouting, Entry};
 use tierstream_eval::{Header, Phase};
 
 use crate::cli::output;
@@ -61,11 +61,16 @@ impl Traces {
         self.sequences[sequence] = Sequence::default();
     }
 
-    /// Entries were computed, in these batches. False, after a note, if that cannot be written.
-    pub(super) fn add(&mut self, entries: &[Entry], batches: &[BatchRouting]) -> bool {
+    /// Entries were computed, in batches that are routed so. False, after a note, if that is not known, or
+    /// cannot be written.
+    pub(super) fn add(
+        &mut self,
+        entries: &[Entry],
+        routing: ggml::Result<Vec<BatchRouting>>,
+    ) -> bool {
         let of = self.of_sequences(entries);
         let added = self.recording().and_then(|recording| {
-            recording.push(batches, false, |at| of[at.entry.sequence as usize])?;
+            recording.push(&routing?, false, |at| of[at.entry.sequence as usize])?;
             let (prefill, decode) = recording.tokens();
             Ok(prefill + decode >= FILE_TOKENS)
         });

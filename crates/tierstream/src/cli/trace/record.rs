@@ -224,7 +224,8 @@ impl Recorder {
 
     /// Adds what was recorded of a prompt.
     fn take(&mut self, item: &Item, phase: impl Fn(&TokenAt) -> Phase) -> anyhow::Result<()> {
-        let batches = self.engine.context().take_routing();
+        let routing = self.engine.context().take_routing();
+        let batches = routing.map_err(tierstream::Error::from)?;
         let (prompt, domain) = (self.prompts, self.recording.domain(&item.domain)?);
         let of = |at: &TokenAt| Of { prompt, phase: phase(at), domain, has_id: true };
         // A text stands for what is decoded token by token.
