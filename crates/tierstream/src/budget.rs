@@ -109,8 +109,12 @@ impl Requirement {
 
     /// The least budget that surely works, in whole MiB: bytes.
     pub fn least_bytes(&self) -> u64 {
-        let least = self.fixed_bytes + self.least_pool_bytes + SPREAD_BYTES;
-        least.next_multiple_of(1 << 20)
+        self.bytes_for(self.least_pool_bytes)
+    }
+
+    /// The same for a pool of so many bytes.
+    pub fn bytes_for(&self, pool_bytes: u64) -> u64 {
+        (self.fixed_bytes + pool_bytes + SPREAD_BYTES).next_multiple_of(1 << 20)
     }
 }
 

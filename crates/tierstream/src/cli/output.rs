@@ -2,6 +2,7 @@
 
 use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
+use std::path::Path;
 
 use anyhow::Context;
 use serde::Serialize;
@@ -85,13 +86,40 @@ pub(crate) fn report(error: &anyhow::Error, json: bool) {
         })
         .or_else(|| error.downcast_ref::<Failure>().map(|f| f.hint.clone()));
     // Where stdout takes nothing, stderr may.
-    if json && self::json(&JsonError { error: format!("{error:#}"), hint: hint.clone() }).is_ok() {
+    if json && self::json(&JsonError { error: told(error), hint: hint.clone() }).is_ok() {
         return;
     }
-    stderr(&format!("{} {}", styled("1;31", "error:"), printable(&format!("{error:#}"))));
+    stderr(&format!("{} {}", styled("1;31", "error:"), printable(&told(error))));
     if let Some(hint) = hint {
         stderr(&format!("{} {}", styled("1;36", "hint:"), printable(&hint)));
     }
+}
+
+/// The error and its causes, but for those that the one before has told already.
+fn told(error: &anyhow::Error) -> String {
+    let mut told = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if told.is_empty() {
+            told = cause;
+        } else if !told.ends_with(&cause) {
+            told.push_str(": ");
+            told.push_str(&cause);
+        }
+    }
+    told
+}
+
+/// Refuses to write over what is read.
+pub(crate) fn check_other(input: &Path, output: &Path) -> anyhow::Result<()> {
+    let is_same = match (input.canonicalize(), output.canonicalize()) {
+        (Ok(input), Ok(output)) => input == output,
+        _ => false,
+    };
+    if is_same {
+        let message = format!("{} is what is read", output.display());
+        return Err(Failure::error(message, "name another file to write to"));
+    }
+    Ok(())
 }
 
 /// Whether the error is that of a reader who has seen enough, as `head` has.

@@ -104,7 +104,8 @@ pub(crate) struct Decode {
     )]
     pub(crate) warmup: u32,
     /// Replay recorded routing instead of the router's (a trace, in any format that `trace import`
-    /// takes), so that a model of random weights moves the experts that a real one would
+    /// takes), so that a model of random weights moves the experts that a real one would. The first
+    /// --warmup and -n of its decoded tokens are replayed, and after the last one the first again
     #[arg(long, value_name = "TRACE")]
     pub(crate) routing: Option<PathBuf>,
 }

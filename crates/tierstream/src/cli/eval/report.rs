@@ -33,6 +33,7 @@ pub(crate) fn report(cli: &Cli, args: &EvalReport) -> anyhow::Result<ExitCode> {
         let message = "the page is what goes to stdout";
         return Err(Failure::error(message, "name a file, or leave --json away"));
     }
+    args.traces.iter().try_for_each(|trace| output::check_other(trace, &args.output))?;
     let what = &args.what;
     let options = Options { phase: phase(what), seed: what.seed, ..Options::default() };
     let names: Vec<String> = args.traces.iter().map(|path| path.display().to_string()).collect();

@@ -8,7 +8,7 @@ use tierstream::gguf::Experts;
 use tierstream::{Options, memory};
 use tierstream_eval::plan::{Costs, Mix, Place, Placement, Prediction, Range, predict};
 
-use super::{Faults, Model, at_most, faults, pools};
+use super::{Faults, Model, at_most, faults, no_gain, pools};
 use crate::cli::args::Plan;
 use crate::cli::{open, output};
 
@@ -73,7 +73,7 @@ pub(super) fn measure(
     let record = experts.record_bytes(0).unwrap_or(0) as f64;
     let copied = |(records, added): &(f64, Vec<f64>)| Faults {
         faults: *records,
-        added_s: Range::of(added),
+        added_s: no_gain(added),
         read_s: Range::exactly(records * record / bus),
     };
     Ok(OnGpu {

@@ -103,10 +103,11 @@ pub(crate) fn plan(cli: &Cli, args: &Plan) -> anyhow::Result<ExitCode> {
     let file = tierstream::pack::open(&path).map_err(tierstream::Error::from)?;
     let experts = Experts::group(&file).map_err(tierstream::Error::from)?;
     let layers = layers(&experts);
-    let trace = args.trace.as_ref().map(|path| traced(path, &file, &layers)).transpose()?;
     let engine = without_gpu(&args.model.engine);
     let options = || open::options(&engine, None);
+    // Before the trace is in memory, which a run has not.
     let forecast = Forecast::new(&file, options()?)?;
+    let trace = args.trace.as_ref().map(|path| traced(path, &file, &layers)).transpose()?;
     let ram = forecast.ram_bytes(engine.ram.map(|ram| ram.0));
     let answer = if layers.is_empty() {
         dense(&file, &forecast, ram)?
@@ -220,10 +221,15 @@ fn faults(costs: &costs::Costs) -> Vec<Faults> {
     faults
         .map(|((faults, added), (_, read))| Faults {
             faults: *faults,
-            added_s: Range::of(added),
+            added_s: no_gain(added),
             read_s: Range::of(read),
         })
         .collect()
+}
+
+/// What missing records add: nothing where noise says that they save something.
+fn no_gain(added_s: &[f64]) -> Range {
+    Range::of(&added_s.iter().map(|s| s.max(0.0)).collect::<Vec<_>>())
 }
 
 /// Where it was not tried, computing without a pool takes at most what it does with one.
@@ -315,12 +321,14 @@ impl Model<'_> {
         let pools = pools(&args.experts, least, whole, left);
         let predictions = pools.into_iter().map(|pool_bytes| {
             let is_whole = pool_bytes >= whole;
+            let fits = self.needs.fixed_bytes + pool_bytes <= ram;
+            let surely = self.needs.bytes_for(pool_bytes);
             let place = Place {
                 placement: if is_whole { Placement::ResidentRam } else { Placement::PoolRam },
-                ram_bytes: self.needs.fixed_bytes + pool_bytes,
+                ram_bytes: if fits { surely.min(ram) } else { surely },
                 vram_bytes: 0,
                 pool_bytes,
-                fits: self.needs.fixed_bytes + pool_bytes <= ram,
+                fits,
                 first_token_s: Some(
                     self.measured.load_s + self.prompt_s(is_whole, self.measured.hit_s),
                 ),

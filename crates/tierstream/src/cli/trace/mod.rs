@@ -49,6 +49,7 @@ struct Tokens {
 }
 
 fn import(cli: &Cli, args: &TraceImport) -> anyhow::Result<ExitCode> {
+    output::check_other(&args.input, &args.output)?;
     let format = Format::detect(&args.input)?;
     let trace = tierstream_eval::read(&args.input, Assume { experts: args.experts })?;
     if args.experts.is_none()
@@ -142,6 +143,7 @@ pub(super) fn beside(
 
 fn export(cli: &Cli, args: &TraceExport) -> anyhow::Result<ExitCode> {
     let stdout = args.output.as_os_str() == "-";
+    output::check_other(&args.input, &args.output)?;
     if stdout && cli.json {
         return Err(Failure::error(
             "the trace is what goes to stdout",

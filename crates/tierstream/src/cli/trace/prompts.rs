@@ -23,8 +23,8 @@ pub(super) struct Item {
 /// A line of a `.jsonl`.
 #[derive(Deserialize)]
 struct Line {
-    #[serde(alias = "prompt")]
-    text: String,
+    #[serde(alias = "text")]
+    prompt: String,
     #[serde(default)]
     domain: Option<String>,
 }
@@ -71,11 +71,11 @@ fn from_json(file: &Path, text: &str, domain: &str, items: &mut Vec<Item>) -> an
         let from = format!("{}: line {}", file.display(), number + 1);
         let line: Line = serde_json::from_str(line).map_err(|error| {
             let hint =
-                "a line is {\"prompt\": \"...\", \"domain\": \"...\"}, the latter if there is one";
+                "a line is {\"prompt\": \"...\", \"domain\": \"...\"}, the latter if there is one; `text` is the same";
             Failure::error(format!("{from}: {error}"), hint)
         })?;
         let domain = line.domain.unwrap_or_else(|| domain.to_owned());
-        items.push(Item { text: line.text, domain, from });
+        items.push(Item { text: line.prompt, domain, from });
     }
     Ok(())
 }
@@ -163,7 +163,7 @@ mod tests {
         let path = dir.path().join("a.jsonl");
         fs::write(&path, "{\"prompt\":\"x\"}\n{\"query\":\"y\"}\n").unwrap();
         let error = format!("{:#}", read(&path, true, None).unwrap_err());
-        assert!(error.contains("a.jsonl: line 2: missing field `text`"), "{error}");
+        assert!(error.contains("a.jsonl: line 2: missing field `prompt`"), "{error}");
         fs::write(&path, "\n").unwrap();
         assert!(format!("{:#}", read(&path, true, None).unwrap_err()).contains("no text in it"));
         assert!(read(&dir.path().join("none"), true, None).is_err());

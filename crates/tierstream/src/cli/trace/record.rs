@@ -2,13 +2,14 @@
 //! routed to.
 
 use std::ops::ControlFlow;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
 use serde::Serialize;
 use tierstream::ggml::TokenAt;
 use tierstream::size::Bytes;
-use tierstream::{Engine, Generate, Keep, Options};
+use tierstream::{Engine, Generate, Keep, Options, gguf, pack};
 use tierstream_eval::{Phase, Sampling};
 use tierstream_server::Params;
 
@@ -44,10 +45,11 @@ pub(super) fn record(cli: &Cli, args: &TraceRecord) -> anyhow::Result<ExitCode> 
     interrupt::install()?;
     let path = args.prompts.as_deref().or(args.text.as_deref()).expect("clap asks for one");
     let items = prompts::read(path, args.prompts.is_some(), args.domain.as_deref())?;
+    output::check_other(path, &args.out)?;
     recording::try_path(&args.out)?;
     let load = &args.model.load;
     let named = Named::find(&load.model)?;
-    open::check_takes_text(&named.path)?;
+    check(&named.path)?;
     let own = Own::read(&named.layers(), args.raw)?;
     // The same trace each time, unless another seed is asked for.
     let params = run::params(load, &args.sampling).or(own.params.clone());
@@ -106,6 +108,12 @@ pub(super) fn record(cli: &Cli, args: &TraceRecord) -> anyhow::Result<ExitCode> 
     if cli.json {
         output::json(&recorded)?;
     } else {
+        if recorded.interrupted {
+            output::note(format!(
+                "interrupted after {prompts} of {} prompts or texts",
+                items.len()
+            ));
+        }
         output::print(&format!(
             "{}: {prefill} tokens of prompts and {decode} decoded, {} MoE layers, {} of {} experts, {}\n",
             recorded.file,
@@ -116,6 +124,26 @@ pub(super) fn record(cli: &Cli, args: &TraceRecord) -> anyhow::Result<ExitCode> 
         ))?;
     }
     Ok(interrupted.unwrap_or(ExitCode::SUCCESS))
+}
+
+/// Refuses a model that nothing can be recorded of, before its weights are read.
+fn check(path: &Path) -> anyhow::Result<()> {
+    let file = pack::open(path).map_err(tierstream::Error::from)?;
+    let experts = gguf::Experts::group(&file).map_err(tierstream::Error::from)?;
+    if experts.is_empty() {
+        return Err(no_experts());
+    }
+    if file.metadata().get("tokenizer.ggml.model").is_some() && open::tokenizer(&file).is_none() {
+        let message = "this model has no tokenizer, for prompts and texts";
+        let hint = "programs can record its routing with ids of tokens: Context::record_routing";
+        return Err(Failure::error(message, hint));
+    }
+    Ok(())
+}
+
+fn no_experts() -> anyhow::Error {
+    let message = "this model routes to no experts: there is nothing to record";
+    Failure::error(message, "`tierstream list` tells which models have experts")
 }
 
 /// The model, with its experts in a pool: nobody else looks where tokens are routed to.
@@ -129,8 +157,7 @@ fn load_engine(args: &TraceRecord, named: &Named, params: &Params) -> anyhow::Re
     let weight_sums = open::weight_sums(engine, &named.path)?;
     let engine = open::engine(engine, &named.path, Options { weight_sums, ..options })?;
     if engine.model().pool_share().is_none() {
-        let message = "this model routes to no experts: there is nothing to record";
-        return Err(Failure::error(message, "`tierstream list` tells which models have experts"));
+        return Err(no_experts());
     }
     Ok(engine)
 }
@@ -165,7 +192,11 @@ impl Recorder {
         // All of them before the first is answered.
         let prompts = items.iter().map(|item| {
             let (prompt, _) = run::prompt(&self.engine, preset, &item.text)?;
-            if prompt.is_empty() || prompt.len() >= n_ctx {
+            if prompt.is_empty() {
+                let message = format!("{}: an empty prompt", item.from);
+                return Err(Failure::error(message, "a model that has no first token needs one"));
+            }
+            if prompt.len() >= n_ctx {
                 let message = format!("{}: {} tokens", item.from, prompt.len());
                 let hint = format!("the context has room for {n_ctx}, with the answer: --ctx");
                 return Err(Failure::error(message, hint));
