@@ -16,6 +16,9 @@ const RUN_TOKENS: usize = 32;
 /// Other texts that are drawn.
 const RESAMPLES: u64 = 200;
 
+/// Prompts of a trace from which on their own differences are the bar.
+const PROMPTS_LEAST: usize = 8;
+
 /// The steps of a token by their faults.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Mix {
@@ -125,8 +128,8 @@ fn of_trace(
         .then_some(crate::sim::Tier { slots_per_layer: per_layer, policy: Policy::Lru });
     let tokens = trace.count(Phase::Decode);
     // First uses count in the one, and in the other none does: what a long run has is between.
-    let faults = |these| step_faults(trace, &setup, &shares, these, RUN_TOKENS);
-    let runs = [faults(tokens / 2..tokens)?, faults(tokens..2 * tokens)?];
+    let faults = |these, run| step_faults(trace, &setup, &shares, these, run);
+    let runs = [faults(tokens / 2..tokens, RUN_TOKENS)?, faults(tokens..2 * tokens, RUN_TOKENS)?];
     let sums = |of: &dyn Fn(&[StepFaults]) -> StepFaults| -> [Mix; 2] {
         std::array::from_fn(|end| Mix::of(&of(&runs[end])))
     };
@@ -135,6 +138,12 @@ fn of_trace(
         runs.iter().for_each(|run| sum.add(run));
         sum
     });
+    // What is measured is one text: prompts by themselves tell how far these differ, if there are enough.
+    let prompts = faults(tokens..2 * tokens, usize::MAX)?;
+    if prompts.len() >= PROMPTS_LEAST {
+        let others = prompts.iter().map(Mix::of).collect();
+        return Ok(Expected { mix: Mix::mean(&ends[0], &ends[1]), ends, others });
+    }
     let others = (0..RESAMPLES).flat_map(|seed| {
         sums(&|runs| {
             let (mut random, mut sum) = (Random::new(seed), StepFaults::default());
@@ -153,10 +162,15 @@ mod tests {
     use crate::trace::{NO_EXPERT, Token};
 
     fn trace(tokens: u32, of: impl Fn(u32) -> [u16; 2]) -> Trace {
+        in_prompts(tokens, tokens, of)
+    }
+
+    /// Each prompt has so many tokens.
+    fn in_prompts(tokens: u32, each: u32, of: impl Fn(u32) -> [u16; 2]) -> Trace {
         let mut trace = Trace::new(Header::uniform(1, 8, 2)).unwrap();
         for at in 0..tokens {
             let token = Token {
-                prompt: 0,
+                prompt: at / each,
                 position: at,
                 batch: at,
                 id: None,
@@ -181,6 +195,21 @@ mod tests {
         assert_eq!(at(&cycle, 6).mix.faults(), 2.0);
         assert_eq!(at(&cycle, 8).mix.faults(), 0.0);
         assert!(at(&cycle, 6).others.iter().all(|other| other.faults() == 2.0));
+    }
+
+    #[test]
+    fn prompts_that_differ_have_wide_bars() {
+        // Every second prompt stays with two experts, the others go through all of them.
+        let of = |at: u32| match at / 16 % 2 {
+            0 => [0, 1],
+            _ => [2 * (at % 4) as u16, 2 * (at % 4) as u16 + 1],
+        };
+        let trace = in_prompts(16 * 8, 16, of);
+        let expected = Curve::Trace(&trace).at(&trace.header().layers, 4, 0, Policy::Lru).unwrap();
+        assert_eq!(expected.others.len(), 8);
+        let others = expected.others.iter().map(Mix::faults);
+        let (least, most) = (others.clone().fold(2.0, f64::min), others.fold(0.0, f64::max));
+        assert!(least < 0.2 && most > 1.7, "{least} {most}");
     }
 
     #[test]
