@@ -98,7 +98,8 @@ pub(crate) struct EvalSimulate {
     #[arg(long, value_delimiter = ',', value_name = "POLICY,...", default_value = "lru")]
     pub(crate) policy: Vec<Eviction>,
     /// A pool for each layer (per_layer), one for all (global), or one in which each layer has so many
-    /// slots that no other takes (floor:SLOTS)
+    /// slots that no other takes (floor:SLOTS), or all of its own (shares). The runtime's is shares with
+    /// room for fewer than five tokens' experts, else floor with those of one
     #[arg(long, value_name = "KIND", default_value = "per_layer")]
     pub(crate) pool: PoolKind,
     /// Slots as multiples of the experts that a token uses
